@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh machine: `make study` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+.PHONY: study test test-slow check bench ui clean
+
+study: $(INSTALLED)  ## the quick-start study; goes on where it stopped if it was interrupted
+	@if [ -e runs/quickstart/journal.jsonl ]; then $(BIN)/css-ray study resume quickstart; else $(BIN)/css-ray study run studies/quickstart.yaml; fi
+
+test: $(INSTALLED)  ## the tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(INSTALLED)  ## whole studies under Ray, kills and resumes
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy css_ray cli
+
+bench: $(INSTALLED)  ## what is measured, as ratios in one run; ONLY=method for one group
+	$(BIN)/python -m benchmarks $(ONLY)
+
+ui: $(INSTALLED)  ## the MLflow pages of your studies
+	$(BIN)/css-ray ui
+
+clean:
+	rm -rf $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "css-ray needs Python 3.11 or newer; run make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $(INSTALLED)

@@ -1,0 +1,116 @@
+"""`css-ray doctor`: is this machine ready, and if not, what mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+MIN_FREE_GB = 5
+
+
+@click.command()
+@click.option("--storage", default="runs", show_default=True, envvar="CSS_RAY_STORAGE", help="The storage whose disk and MLflow are checked.")
+@click.option("--tracking-uri", help="An MLflow server to reach, instead of the storage's own SQLite file.")
+def doctor(storage: str, tracking_uri: str | None) -> None:
+    """Check versions, devices, disk, Ray and MLflow; exit 1 if something is wrong."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", _python),
+        ("packages", _packages),
+        ("devices", _devices),
+        ("disk", lambda: _disk(storage)),
+        ("ray", _ray),
+        ("mlflow", lambda: _mlflow(storage, tracking_uri)),
+    ]
+    wrong = 0
+    for name, check in checks:
+        try:
+            click.echo(f"ok     {name:9} {check()}")
+        except Exception as error:
+            wrong += 1
+            click.echo(f"WRONG  {name:9} {error}")
+    sys.exit(1 if wrong else 0)
+
+
+class Wrong(Exception):
+    """What is wrong and how to mend it."""
+
+
+def _python() -> str:
+    if sys.version_info < (3, 11):
+        raise Wrong(f"Python {platform.python_version()}; css-ray needs 3.11 or newer")
+    return platform.python_version()
+
+
+def _packages() -> str:
+    from packaging.requirements import Requirement
+
+    found, problems = [], []
+    for line in importlib.metadata.requires("css-ray") or ():
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            problems.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{requirement.name} {version} is not {requirement.specifier}")
+        if requirement.name in ("torch", "ray", "optuna", "mlflow"):
+            found.append(f"{requirement.name} {version}")
+    if problems:
+        raise Wrong("; ".join(problems) + "; mend with: pip install -c constraints.txt -e .")
+    return ", ".join(found)
+
+
+def _devices() -> str:
+    import torch
+
+    cores = f"{os.cpu_count()} CPU cores"
+    if not torch.cuda.is_available():
+        return f"{cores}, no CUDA device (studies with gpus_per_worker: 0 run)"
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    torch.ones(1, device="cuda").add_(1)
+    return f"{cores}, {len(names)} GPUs: {', '.join(names)}"
+
+
+def _disk(storage: str) -> str:
+    if "://" in storage:
+        return f"{storage} is no local disk"
+    folder = Path(storage).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    if not os.access(folder, os.W_OK):
+        raise Wrong(f"{folder} cannot be written; choose another with --storage")
+    if free < MIN_FREE_GB:
+        raise Wrong(f"{free:.1f} GB free where {storage} lies, a study wants {MIN_FREE_GB} GB; free some, or choose another disk with --storage")
+    shared = Path("/dev/shm")
+    if shared.exists() and shutil.disk_usage(shared).total < 1e9:
+        raise Wrong(f"/dev/shm has {shutil.disk_usage(shared).total / 1e9:.1f} GB; Ray wants 1 GB or more (docker: --shm-size=2g)")
+    return f"{free:.0f} GB free"
+
+
+def _ray() -> str:
+    import ray
+    import ray.dashboard.optional_deps  # noqa: F401  missing where ray was installed without [default]
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=1, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    try:
+        return f"a local cluster starts and answers: {ray.get(ray.remote(lambda: 'yes').remote(), timeout=60)}"
+    finally:
+        ray.shutdown()
+
+
+def _mlflow(storage: str, tracking_uri: str | None) -> str:
+    from css_ray.tracking import check
+
+    return check(tracking_uri, storage)

@@ -1,0 +1,53 @@
+"""`css-ray`: the commands, each loaded when it is asked for, so that `--help` needs neither torch nor Ray."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+COMMANDS = {
+    "study": ("study", "Plan, run, resume and read studies."),
+    "train": ("train", "Train one run of a study, without Ray."),
+    "data": ("data", "Prepare data sets and look at them."),
+    "methods": ("methods", "List the methods and every setting."),
+    "ui": ("ui", "Open the MLflow pages of your studies."),
+    "doctor": ("doctor", "Check this machine: what is wrong and how to mend it."),
+}
+
+
+class Commands(click.Group):
+    """A group whose commands are modules of this folder, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__)
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        import difflib
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            ctx.fail(f"no command {args[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="css-ray")
+def main(**options: Any) -> None:
+    """Semi-supervised segmentation studies over data splits, on this machine or a Ray cluster.
+
+    \b
+    Exit codes: 0 done, 1 some runs failed, 2 bad input, 130 interrupted.
+    """

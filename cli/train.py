@@ -1,0 +1,59 @@
+"""`css-ray train`: one run of a study in this process, without Ray: for a debugger, a profiler, a bare GPU machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .errors import BadInput
+from .study import read_study, set_option
+
+
+@click.command()
+@click.argument("file", type=click.Path())
+@click.option("--trial", default=0, show_default=True, help="Index of a trial of the study's grid.")
+@click.option("--split", type=int, help="Index of the split; the study's first if not given.")
+@click.option("--out", type=click.Path(file_okay=False), help="Folder for checkpoints and the best weights; an interrupted run goes on from it.")
+@click.option("--device", help="cpu or cuda; cuda where there is one if not given.")
+@set_option
+def train(file: str, trial: int, split: int | None, out: str | None, device: str | None, overrides: tuple[str, ...]) -> None:
+    """Train one run of the study in FILE: one trial on one split."""
+    study = read_study(file, overrides)
+    import torch
+
+    from css_ray.study.run import execute, prepare, run_spec
+    from css_ray.training.checkpoint import write_tensors
+    from css_ray.training.loop import NonFiniteLossError
+    from css_ray.training.reporter import FolderReporter, PrintingReporter
+
+    trials = study.grid_trials()
+    if study.search is not None:
+        trials += [study.search_trial(len(trials) + index, point) for index, point in enumerate(study.search.first)]
+    if not 0 <= trial < len(trials):
+        raise BadInput(f"--trial {trial}: the study has trials 0 to {len(trials) - 1} that are known before it runs")
+    split = study.splits[0] if split is None else split
+    if split not in study.splits:
+        raise BadInput(f"--split {split}: the study has the splits {', '.join(map(str, study.splits))}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput(f"--device {device}: torch sees no CUDA device; use --device cpu")
+    torch.set_num_threads(study.resources.cpus_per_worker)
+    try:
+        prepared = prepare(run_spec(study, trials[trial], split))
+    except (OSError, ValueError) as error:
+        raise BadInput(str(error)) from None
+    reporter = PrintingReporter(click.echo) if out is None else FolderReporter(Path(out), click.echo)
+    checkpoint = reporter.checkpoint if isinstance(reporter, FolderReporter) else None
+    click.echo(f"{study.name} trial {trial} ({trials[trial].row}) split {split} on {device}" + (", going on from its checkpoint" if checkpoint else ""))
+    try:
+        fit = execute(
+            prepared,
+            reporter,
+            device=device,
+            checkpoint=checkpoint,
+            keep_best=(lambda state: write_tensors(Path(out) / "best.pt", state)) if out else lambda state: None,
+        )
+    except NonFiniteLossError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"last {fit.last['val/miou']:.2f} %, best {fit.best['val/miou']:.2f} % at step {fit.best_step}, {fit.seconds:.0f} s")

@@ -1,0 +1,1 @@
+"""The mathematics: plain functions on tensors, without state and without settings."""

@@ -1,0 +1,102 @@
+"""Random changes of a batch on its own device: geometry for images and maps together, colour and blur for images.
+
+Images are [B, 3, H, W] float in [0, 1] and stay floats: nothing is rounded to 8 bits on the way. Each draws its own change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_GREY = (0.299, 0.587, 0.114)  # the luma of Rec. 601, which PIL uses too
+_TO_YIQ = torch.tensor([_GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
+_FROM_YIQ = torch.linalg.inv(_TO_YIQ)
+
+
+def scale_and_crop(
+    images: Tensor, maps: Sequence[Tensor], fills: Sequence[float], scale: tuple[float, float]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Resize by a random factor, pad at the right and the bottom, crop back to H x W; maps [B, ..., H, W] follow the pixels.
+
+    Images are interpolated bilinearly and mirrored into the padding; maps take the nearest value, and in the padding their own
+    entry of `fills`. Departs from the published code by resizing down without a low-pass filter.
+    """
+    if scale == (1, 1):
+        return images, tuple(maps)
+    (num_images, height, width), device = (images.shape[0], *images.shape[-2:]), images.device
+    factor = scale[0] + (scale[1] - scale[0]) * torch.rand(num_images, 1, device=device)
+
+    def source(size: int) -> Tensor:  # [B, size]: the input coordinate, in pixels from the edge, of each output pixel's centre
+        offset = torch.rand(num_images, 1, device=device) * (size * factor - size).clamp(min=0)
+        return (torch.arange(size, device=device) + 0.5 + offset) / factor
+
+    y, x = source(height), source(width)
+    across, down = x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)
+    grid = torch.stack([across * (2 / width) - 1, down * (2 / height) - 1], dim=-1)
+    scaled = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="reflection", align_corners=False)
+    inside = (y < height)[:, :, None] & (x < width)[:, None, :]
+    row, column = y.long().clamp(max=height - 1), x.long().clamp(max=width - 1)
+    index = (row[:, :, None] * width + column[:, None, :]).flatten(1)
+    moved = []
+    for item, fill in zip(maps, fills, strict=True):
+        flat = item.flatten(-2).movedim(0, -2)  # [..., B, HW]
+        taken = flat.gather(-1, index.expand_as(flat)).movedim(-2, 0).view_as(item)
+        keep = inside.view(num_images, *[1] * (item.dim() - 3), height, width)
+        moved.append(torch.where(keep, taken, torch.full_like(taken, fill)))
+    return scaled, tuple(moved)
+
+
+def horizontal_flip(images: Tensor, maps: Sequence[Tensor], probability: float = 0.5) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Mirror a random share of the images left to right, and their maps [B, ..., H, W] with them."""
+    flipped = torch.rand(images.shape[0], device=images.device) < probability
+
+    def mirror(item: Tensor) -> Tensor:
+        return torch.where(flipped.view(-1, *[1] * (item.dim() - 1)), item.flip(-1), item)
+
+    return mirror(images), tuple(mirror(item) for item in maps)
+
+
+def colour_jitter(images: Tensor, strength: float, probability: float) -> Tensor:
+    """Change brightness, contrast and saturation by factors in 1 +- strength, and the hue by +- strength turns.
+
+    All four together are one affine map of the colours an image, applied and clamped to [0, 1] once. Departs from the published
+    code, which clamps after each: the order is fixed, and the hue turns in the YIQ plane instead of HSV.
+    """
+    with torch.autocast(images.device.type, enabled=False):  # its bfloat16 has no more steps than 8 bits
+        num_images, device = images.shape[0], images.device
+        applied = torch.rand(num_images, device=device) < probability
+        changes = (2 * torch.rand(4, num_images, device=device) - 1) * strength * applied
+        brightness, contrast, saturation = (1 + changes[:3])[..., None, None]
+        angle = 2 * math.pi * changes[3]
+        to_yiq, from_yiq = (matrix.to(device, non_blocking=True) for matrix in (_TO_YIQ, _FROM_YIQ))
+        identity, grey = torch.eye(3, device=device), to_yiq[0].expand(3, 3)
+        cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
+        turn = torch.stack([one, zero, zero, zero, cos, sin, zero, -sin, cos], dim=1).view(-1, 3, 3)
+        hue = from_yiq @ turn @ to_yiq
+        recolour = hue @ (saturation * identity + (1 - saturation) * grey)
+        mean_grey = grey @ images.mean(dim=(2, 3)).unsqueeze(2)  # [B, 3, 1]
+        matrix = recolour @ (contrast * brightness * identity)
+        offset = recolour @ ((1 - contrast) * brightness * mean_grey)
+        changed = torch.baddbmm(offset, matrix, images.flatten(2)).view_as(images).clamp(0, 1)
+        return torch.where(applied[:, None, None, None], changed, images)
+
+
+def gaussian_blur(images: Tensor, sigma: tuple[float, float], probability: float) -> Tensor:
+    """Blur a random share of the images, each with its own sigma (in pixels) from the range; borders are mirrored."""
+    with torch.autocast(images.device.type, enabled=False):
+        num_images, channels, height, width = images.shape
+        device = images.device
+        radius = min(math.ceil(3 * sigma[1]), height - 1, width - 1)
+        sigmas = sigma[0] + (sigma[1] - sigma[0]) * torch.rand(num_images, 1, device=device)
+        distance = torch.arange(-radius, radius + 1, device=device)
+        kernel = torch.exp(-(distance**2) / (2 * sigmas**2))
+        kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0).unsqueeze(1)  # [3B, 1, taps]
+        padded = F.pad(images, (radius, radius, radius, radius), mode="reflect").flatten(0, 1).unsqueeze(0)
+        across = F.conv2d(padded, kernel.unsqueeze(2), groups=num_images * channels)
+        blurred = F.conv2d(across, kernel.unsqueeze(3), groups=num_images * channels).reshape(images.shape)
+        applied = torch.rand(num_images, device=device) < probability
+        return torch.where(applied[:, None, None, None], blurred, images)

@@ -1,0 +1,71 @@
+"""Losses in logit space: supervised (Eq. 7), with hard example mining, and unsupervised (Eq. 8 and two other reductions).
+
+All take logits [B, C, H, W] at the size of the labels [B, H, W], work in float32, never see IGNORE_INDEX, never ask the host,
+and are 0 with a zero gradient where no pixel is left.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from css_ray.types import IGNORE_INDEX
+
+UnsupReduction = Literal["image_fraction", "pixel", "pixel_fixmatch"]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Scalar: mean cross entropy over the labelled pixels of the batch (Eq. 7).
+
+    Eq. 7 averages over images; here each labelled pixel weighs the same, as in the published code.
+    """
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+
+
+def ohem_cross_entropy(logits: Tensor, labels: Tensor, *, threshold: float, min_kept: int) -> Tensor:
+    """Scalar: mean cross entropy over the hard pixels, those whose own class has a probability of at most `threshold`.
+
+    At least the `min_kept` hardest pixels of the batch count (all pixels, if there are fewer). Shrivastava et al., CVPR 2016.
+    """
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
+    labelled = labels != IGNORE_INDEX
+    probability = torch.exp(-losses.detach()).masked_fill(~labelled, torch.inf)
+    # The min_kept-th smallest probability is infinite where fewer pixels are labelled: then all of them count.
+    least = probability.flatten().kthvalue(min(min_kept, probability.numel())).values
+    kept = labelled & (probability <= least.clamp(min=threshold))
+    return torch.where(kept, losses, 0).sum() / kept.sum().clamp(min=1)
+
+
+def unsupervised_cross_entropy(
+    logits: Tensor, pseudo_labels: Tensor, passed: Tensor, reduction: UnsupReduction = "image_fraction"
+) -> Tensor:
+    """Scalar: cross entropy against pseudo-labels [B, H, W]; `passed` [B, H, W] bool marks an indicator above delta_u.
+
+    With V the pixels that have a pseudo-label:
+    pixel: mean over V that passed (Eq. 8).
+    pixel_fixmatch: sum over V that passed / |V| (Sohn et al., NeurIPS 2020).
+    image_fraction: all of V, each image weighted by the share of its V that passed, / |V|. The published code's form (French et
+    al., BMVC 2020), which departs from Eq. 8; unlike that code, ignored pixels do not count in the numerator of the share.
+    """
+    losses = F.cross_entropy(logits.float(), pseudo_labels, ignore_index=IGNORE_INDEX, reduction="none")
+    labelled = pseudo_labels != IGNORE_INDEX
+    passed = passed & labelled
+    if reduction == "pixel":
+        return torch.where(passed, losses, 0).sum() / passed.sum().clamp(min=1)
+    if reduction == "pixel_fixmatch":
+        return torch.where(passed, losses, 0).sum() / labelled.sum().clamp(min=1)
+    share = passed.sum(dim=(1, 2)) / labelled.sum(dim=(1, 2)).clamp(min=1)
+    return (share * losses.sum(dim=(1, 2))).sum() / labelled.sum().clamp(min=1)
+
+
+def probability_consistency(logits: Tensor, probabilities: Tensor, valid: Tensor) -> Tensor:
+    """Scalar: mean squared difference of softmax(logits) and `probabilities` [B, C, H, W] over the pixels `valid` [B, H, W].
+
+    Tarvainen & Valpola, NeurIPS 2017: the mean is over pixels and classes.
+    """
+    squares = (logits.float().softmax(dim=1) - probabilities).square().mean(dim=1)
+    return torch.where(valid, squares, 0).sum() / valid.sum().clamp(min=1)

@@ -1,0 +1,49 @@
+"""Pseudo-labels from the logit space (Eq. 1), from the representation space (Eq. 4), and from both together (Sec. 3.3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from css_ray.types import IGNORE_INDEX
+
+PseudoLabelling = Literal["logits", "representations", "mix", "cross"]
+
+
+def most_likely(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, C, H, W] -> the largest entry and its class, both [B, H, W].
+
+    Of the softmax of the logits: confidence and Eq. 1. Of the softmax similarity (Eq. 5): the indicator and Eq. 4, since the
+    softmax keeps the order of the cosines.
+    """
+    value, labels = probabilities.max(dim=1)
+    return value, labels
+
+
+def at_class(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """[B, C, H, W], [B, H, W] -> [B, H, W]: the entry of each pixel's own class; 0 where it has none."""
+    labelled = labels != IGNORE_INDEX
+    own = probabilities.gather(1, torch.where(labelled, labels, 0).unsqueeze(1)).squeeze(1)
+    return torch.where(labelled, own, 0)
+
+
+def agreement(a: Tensor, b: Tensor) -> Tensor:
+    """The labels on which `a` and `b` agree, IGNORE_INDEX elsewhere: the mix strategy, where both spaces must say the same."""
+    return torch.where(a == b, a, IGNORE_INDEX)
+
+
+def collaborate(strategy: PseudoLabelling, from_logits: Tensor, from_representations: Tensor) -> tuple[Tensor, Tensor]:
+    """The targets of the unsupervised and of the contrastive loss (Sec. 3.3; the rows of Tables 5 and 7).
+
+    logits, representations: one space teaches both. mix: their agreement teaches both. cross: each teaches the other.
+    """
+    if strategy == "logits":
+        return from_logits, from_logits
+    if strategy == "representations":
+        return from_representations, from_representations
+    if strategy == "cross":
+        return from_representations, from_logits
+    agreed = agreement(from_logits, from_representations)
+    return agreed, agreed

@@ -1,0 +1,76 @@
+"""What every method is: a module that holds its networks and turns a batch into losses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from css_ray import config
+from css_ray.config import knob
+from css_ray.functional.augmentation import colour_jitter, gaussian_blur
+from css_ray.functional.losses import cross_entropy, ohem_cross_entropy
+from css_ray.functional.resizing import upsample
+from css_ray.models import Segmenter
+from css_ray.types import Batch, Losses, Prediction
+from css_ray.views import Views
+
+
+class Method(nn.Module, ABC):
+    """A way to train a segmenter. A subclass costs one file, one line in METHODS and one test class.
+
+    All state lives in parameters and buffers, and all randomness comes from torch's default generators, so that `state_dict`
+    and the generators' states resume a training exactly. The module is trained as a whole, under DDP where there are ranks.
+
+    name: its key in METHODS and in a study. needs_unlabelled: whether `forward` reads the unlabelled images.
+    needs_representations: whether `make_segmenter` must give a representation head.
+    """
+
+    name: ClassVar[str]
+    needs_unlabelled: ClassVar[bool] = True
+    needs_representations: ClassVar[bool] = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        """The supervised loss, which all methods share."""
+
+        ohem: bool = knob(False, help="supervised loss on hard pixels only, as the paper does on Cityscapes")
+        ohem_threshold: float = knob(0.7, help="a pixel is hard if the probability of its class is at most this", gt=0, le=1)
+        ohem_min_kept: int = knob(50_000, help="hardest pixels that count in any case, per labelled image", ge=1)
+
+    config: Config
+
+    def __init__(self, make_segmenter: Callable[[], Segmenter], config: Config, views: Views) -> None:
+        super().__init__()
+        self.config, self.views = config, views
+        self.student = make_segmenter()
+
+    @abstractmethod
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        """The losses of one step; progress = step / iterations, in [0, 1)."""
+
+    def after_step(self) -> None:
+        """Called once after each optimizer step: where a teacher follows its student."""
+
+    def predictor(self) -> Segmenter:
+        """The segmenter that is evaluated and kept."""
+        return self.student
+
+    def strong_colours(self, images: Tensor) -> Tensor:
+        """Colour jitter and blur on the batch's device; labelled images and the student's unlabelled view both get them."""
+        views = self.views
+        return gaussian_blur(
+            colour_jitter(images, views.jitter, views.jitter_probability), views.blur_sigma, views.blur_probability
+        )
+
+    def supervised(self, batch: Batch) -> tuple[Tensor, Prediction]:
+        """The supervised loss (Eq. 7) and the student's prediction on the labelled images [B_l, ...]."""
+        prediction: Prediction = self.student(self.strong_colours(batch.labelled_images))
+        logits = upsample(prediction.logits, (batch.labels.shape[1], batch.labels.shape[2]))
+        if not self.config.ohem:
+            return cross_entropy(logits, batch.labels), prediction
+        min_kept = self.config.ohem_min_kept * len(batch.labels)
+        return ohem_cross_entropy(logits, batch.labels, threshold=self.config.ohem_threshold, min_kept=min_kept), prediction

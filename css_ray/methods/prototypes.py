@@ -1,0 +1,34 @@
+"""The prototypes: one moving mean of the representations a class, the same on all ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from css_ray.distributed import all_reduce_sum
+from css_ray.functional.similarity import class_sums, moving_average
+
+
+class Prototypes(nn.Module):
+    """value: [C, D] float32; seen: [C] bool, False until a class has had its first pixel."""
+
+    value: Tensor
+    seen: Tensor
+
+    def __init__(self, num_classes: int, representation_dim: int, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("value", torch.zeros(num_classes, representation_dim))
+        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, representations: Tensor, labels: Tensor) -> None:
+        """One step of Eq. 2 and 3 with representations [B, D, h, w] and labels [B, h, w] of all ranks together.
+
+        Sums and counts are reduced, C * (D + 1) numbers; means of means would weigh ranks instead of pixels.
+        """
+        sums, counts = class_sums(representations, labels, len(self.seen))
+        reduced = all_reduce_sum(torch.cat([sums, counts.unsqueeze(1)], dim=1))
+        value, seen = moving_average(self.value, self.seen, reduced[:, :-1], reduced[:, -1], self.decay)
+        self.value.copy_(value)
+        self.seen.copy_(seen)

@@ -1,0 +1,17 @@
+"""Labelled images only: the lower bound of every table."""
+
+from __future__ import annotations
+
+from css_ray.methods.base import Method
+from css_ray.types import Batch, Losses
+
+
+class Supervised(Method):
+    """The supervised loss alone; the student is evaluated."""
+
+    name = "supervised"
+    needs_unlabelled = False
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        loss, _ = self.supervised(batch)
+        return Losses(terms={"sup": loss})

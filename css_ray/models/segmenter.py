@@ -1,0 +1,93 @@
+"""The segmenter: encoder, decoder, a head for logits, and one for representations where a method needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from css_ray.config import Config, knob
+from css_ray.models.deeplabv3plus import ASPP_RATES, DeepLabV3PlusDecoder, make_head
+from css_ray.models.encoders import Encoder, make_encoder
+from css_ray.types import Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """The network of a study. The defaults are the paper's."""
+
+    encoder: str = knob("resnet101", help="tiny, or a timm network by name (resnet101d has the deep stem of Tables 2 and 3)")
+    output_stride: Literal[4, 8, 16] = knob(8, help="stride of the deep feature; 4 serves the tiny encoder on small images")
+    pretrained: bool | str = knob(True, help="true downloads timm's weights; a path loads a .safetensors or .pth file")
+    decoder_channels: int = knob(256, help="channels of the pyramid pooling and of the heads", ge=1)
+    low_level_channels: int = knob(48, help="channels that the stride-4 feature is reduced to", ge=1)
+    representation_dim: int = knob(256, help="channels of a representation (D)", ge=1)
+    aspp_rates: tuple[int, ...] | None = knob(
+        None, help="dilations of the pyramid; null: 12, 24, 36 at output stride 8, 6, 12, 18 at 16, 1, 2, 4 at 4", ge=1
+    )
+
+
+class Segmenter(nn.Module):
+    """Images [B, 3, H, W] in [0, 1] of any size -> Prediction at stride 4. Normalises its input itself.
+
+    num_classes: C. representation_dim: D, or None without a representation head.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, encoder: Encoder, decoder: DeepLabV3PlusDecoder, channels: int, num_classes: int, representation_dim: int | None
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.representation_dim = num_classes, representation_dim
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(encoder.std).view(-1, 1, 1))
+        self.encoder, self.decoder = encoder, decoder
+        self.logits_head = make_head(decoder.out_channels, channels, num_classes)
+        self.representation_head = (
+            None if representation_dim is None else make_head(decoder.out_channels, channels, representation_dim)
+        )
+
+    def _decode(self, images: Tensor) -> Tensor:
+        features: Tensor = self.decoder(*self.encoder((images - self.mean) / self.std))
+        return features
+
+    def forward(self, images: Tensor) -> Prediction:
+        features = self._decode(images)
+        head = self.representation_head
+        return Prediction(self.logits_head(features), None if head is None else head(features))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [0, 1] -> logits [B, C, H, W] at the images' size, in float32."""
+        logits = self.logits_head(self._decode(images))
+        return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def make_segmenter(
+    config: ModelConfig, num_classes: int, *, representation: bool = True, synchronise_batch_norm: bool = False
+) -> Segmenter:
+    """A new segmenter with random heads.
+
+    representation: with a representation head. synchronise_batch_norm: batch statistics over all ranks, each on its GPU.
+    Raises ValueError as `make_encoder` does.
+    """
+    encoder = make_encoder(config.encoder, config.output_stride, config.pretrained)
+    decoder = DeepLabV3PlusDecoder(
+        encoder.low_level_channels,
+        encoder.deep_channels,
+        low_level_channels=config.low_level_channels,
+        channels=config.decoder_channels,
+        rates=config.aspp_rates or ASPP_RATES[config.output_stride],
+    )
+    segmenter = Segmenter(
+        encoder, decoder, config.decoder_channels, num_classes, config.representation_dim if representation else None
+    )
+    # timm's own conversion: torch's would drop the activation inside an EfficientNet's normalisation layers.
+    if synchronise_batch_norm:
+        segmenter = convert_sync_batchnorm(segmenter)  # type: ignore[no-untyped-call]
+    return segmenter

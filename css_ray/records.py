@@ -1,0 +1,116 @@
+"""What a study leaves behind: the events of its journal, and the records that tables are made of.
+
+An event is a plain dict that survives JSON. Every event has `event` (its kind) and `time` (unix seconds, set where it
+happened, never changed by a replay). The kinds, and what each carries besides:
+
+| event             | carries                                                                                             |
+|-------------------|-----------------------------------------------------------------------------------------------------|
+| study_started     | study, study_id, spec (the whole resolved study), versions                                          |
+| trial_started     | trial, row, source ("grid" or "search"), params (all that the study varies, flat), config (all, flat) |
+| run_started       | trial, split, seed, dataset, split_hash, num_labelled, num_unlabelled, class_names                    |
+| run_logged        | trial, split, step, metrics ("train/loss", "train/sup", "train/lr", ...)                              |
+| run_evaluated     | trial, split, step, metrics ("val/miou", "val/pixel_accuracy", "val/iou/<class>"), in percent         |
+| run_finished      | trial, split, step, last (metrics), best (metrics), best_step, seconds                                |
+| run_failed        | trial, split, step, reason                                                                          |
+| trial_finished    | trial, status, reason, values ({split: value}), mean, std, n, num_splits                              |
+| study_interrupted | reason                                                                                              |
+| study_resumed     | (nothing)                                                                                           |
+| study_finished    | status, best_trial                                                                                  |
+
+Trials, splits and steps are counted from 0; `step` is the number of optimizer steps done. A later `run_started` of a run
+that had failed opens it again. Metrics that are not finite are left out where they are made.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Event = dict[str, Any]
+Status = Literal["running", "finished", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One run: one trial trained on one split.
+
+    params: all that the study varies, flat (`method.temperature: 0.5`); row: the label of the table's row.
+    last, best: metrics in percent at the last step and at the best evaluation; empty until the run finished.
+    reason: why the run failed; run_id: the MLflow run, where the record was read from MLflow.
+    """
+
+    study: str
+    trial: int
+    split: int
+    row: str
+    source: str
+    params: Mapping[str, Any]
+    status: Status = "running"
+    seed: int = 0
+    split_hash: str = ""
+    step: int = 0
+    last: Mapping[str, float] = field(default_factory=dict)
+    best: Mapping[str, float] = field(default_factory=dict)
+    best_step: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    run_id: str | None = None
+
+
+def records_from_events(events: Iterable[Event]) -> list[Record]:
+    """Fold a journal into one record a run, ordered by trial and split."""
+    study = ""
+    trials: dict[int, Event] = {}
+    records: dict[tuple[int, int], Record] = {}
+    for event in events:
+        kind = event["event"]
+        if kind == "study_started":
+            study = event["study"]
+        elif kind == "trial_started":
+            trials[event["trial"]] = event
+        elif kind == "run_started":
+            trial = trials[event["trial"]]
+            records[event["trial"], event["split"]] = Record(
+                study=study,
+                trial=event["trial"],
+                split=event["split"],
+                row=trial["row"],
+                source=trial["source"],
+                params=trial["params"],
+                seed=event["seed"],
+                split_hash=event["split_hash"],
+            )
+        elif kind in ("run_logged", "run_evaluated", "run_finished", "run_failed"):
+            key = event["trial"], event["split"]
+            changes: dict[str, Any] = {"step": event["step"]}
+            if kind == "run_finished":
+                changes |= {name: event[name] for name in ("last", "best", "best_step", "seconds")}
+                changes["status"] = "finished"
+            elif kind == "run_failed":
+                changes |= {"status": "failed", "reason": event["reason"]}
+            records[key] = replace(records[key], **changes)
+    return [records[key] for key in sorted(records)]
+
+
+def mean_std(values: Sequence[float], ddof: int = 1) -> tuple[float | None, float | None]:
+    """Mean and standard deviation of the values of a trial's splits, in their own unit.
+
+    ddof 1 (default) is the sample standard deviation; ddof 0 the population's, 0.816 times as large at three splits. The paper
+    does not say which it prints. Both are None without values; the std is None where there are not more than ddof values.
+    """
+    if not values:
+        return None, None
+    mean = statistics.fmean(values)
+    if len(values) <= ddof:
+        return mean, None
+    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - ddof)) ** 0.5
+
+
+def score_text(mean: float | None, std: float | None, n: int, num_splits: int) -> str:
+    """A score as tables and MLflow show it: `68.09 ± 4.89`, and `66.00 (n=1 of 3)` where splits are missing."""
+    if mean is None:
+        return f"– (n={n} of {num_splits})"
+    text = f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+    return text if n == num_splits else f"{text} (n={n} of {num_splits})"

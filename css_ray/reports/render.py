@@ -1,0 +1,134 @@
+"""Tables as text, Markdown, CSV, LaTeX and HTML. Each says in its caption what the numbers are and ends with its notes."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from typing import Any, Protocol
+
+from css_ray.reports.table import Entry, Grid
+
+
+class Drawable(Protocol):
+    """What can be rendered: `Table`, `TrialTable`, `Comparison`."""
+
+    def grid(self) -> Grid:
+        """The rounded texts, for reading."""
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The unrounded values, for other programs."""
+
+
+def to_text(table: Drawable) -> str:
+    """Plain text in columns, for terminals; `*` marks what is bold elsewhere."""
+    grid = table.grid()
+    body = [
+        [entry.text + ("*" if entry.bold else "") + "".join(f" [{note}]" for note in entry.notes) for entry in row]
+        for row in grid.rows
+    ]
+    widths = [max(map(len, column)) for column in zip(grid.header, *body, strict=True)]
+
+    def line(texts: list[str]) -> str:
+        return "  ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    notes = [f"[{number}] {note}" for number, note in enumerate(grid.notes, start=1)]
+    if any(entry.bold for row in grid.rows for entry in row):
+        notes.insert(0, "* best of its column")
+    return (
+        "\n".join([grid.caption, "", line(list(grid.header)), rule, *map(line, body), *([""] if notes else []), *notes]) + "\n"
+    )
+
+
+def to_markdown(table: Drawable) -> str:
+    """A GitHub table, its caption above and its notes below."""
+    grid = table.grid()
+
+    def plain(text: str) -> str:
+        return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
+
+    def cell(entry: Entry) -> str:
+        text = f"**{plain(entry.text)}**" if entry.bold else plain(entry.text)
+        return text + "".join(f" [{note}]" for note in entry.notes)
+
+    lines = [plain(grid.caption), "", f"| {' | '.join(map(plain, grid.header))} |"]
+    lines.append("|" + "---|" * len(grid.header))
+    lines += [f"| {' | '.join(map(cell, row))} |" for row in grid.rows]
+    if grid.notes:
+        lines += ["", *(f"- [{number}] {plain(note)}" for number, note in enumerate(grid.notes, start=1))]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(table: Drawable) -> str:
+    """The long form with a header line, unrounded; a field that a line lacks is empty."""
+    lines = table.lines()
+    fields = dict.fromkeys(name for line in lines for name in line)
+    # The splits' values belong side by side, also where the first line lacks one.
+    splits = sorted((name for name in fields if name.startswith(("split_", "run_"))), key=_split_order)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [name for name in fields if name not in splits] + splits, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+def _split_order(name: str) -> tuple[bool, int]:
+    kind, _, number = name.partition("_")
+    return kind == "run", int(number)
+
+
+_LATEX = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"±": r"$\pm$", "–": "--", "…": r"\ldots{}", "≥": r"$\geq$", "<": r"$<$", ">": r"$>$", "Δ": r"$\Delta$"},
+}
+
+
+def to_latex(table: Drawable) -> str:
+    """A `table` environment that needs no package; notes stand below it."""
+    grid = table.grid()
+
+    def plain(text: str) -> str:
+        return "".join(_LATEX.get(letter, letter) for letter in text)
+
+    def cell(entry: Entry) -> str:
+        text = f"\\textbf{{{plain(entry.text)}}}" if entry.bold else plain(entry.text)
+        return text + "".join(f"$^{{{note}}}$" for note in entry.notes)
+
+    lines = ["\\begin{table}", "\\centering", f"\\caption{{{plain(grid.caption)}}}"]
+    lines += [f"\\begin{{tabular}}{{l{'c' * (len(grid.header) - 1)}}}", "\\hline"]
+    lines += [" & ".join(map(plain, grid.header)) + r" \\", "\\hline"]
+    lines += [" & ".join(map(cell, row)) + r" \\" for row in grid.rows]
+    lines += ["\\hline", "\\end{tabular}"]
+    lines += [f"\\par\\footnotesize $^{{{number}}}$ {plain(note)}" for number, note in enumerate(grid.notes, start=1)]
+    return "\n".join([*lines, "\\end{table}"]) + "\n"
+
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2em;color:#222}table{border-collapse:collapse}"
+    "caption{caption-side:top;text-align:left;padding-bottom:1em;max-width:60em}"
+    "th,td{padding:.3em .9em;text-align:left;border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums}"
+    "ol{font-size:90%;color:#555}"
+)
+
+
+def to_html(table: Drawable) -> str:
+    """A whole page that loads nothing from elsewhere; a score shows the values of its splits under the pointer."""
+    grid = table.grid()
+
+    def cell(entry: Entry) -> str:
+        text = f"<b>{html.escape(entry.text)}</b>" if entry.bold else html.escape(entry.text)
+        marks = "".join(f"<sup>{note}</sup>" for note in entry.notes)
+        title = f' title="{html.escape(entry.detail)}"' if entry.detail else ""
+        return f"<td{title}>{text}{marks}</td>"
+
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in grid.header)
+    body = "\n".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in grid.rows)
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in grid.notes)
+    notes = f"<ol>{notes}</ol>\n" if notes else ""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(grid.caption.split(":")[0])}</title>'
+        f"<style>{_STYLE}</style></head><body>\n<table><caption>{html.escape(grid.caption)}</caption>\n"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n{notes}</body></html>\n"
+    )

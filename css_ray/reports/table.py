@@ -1,0 +1,416 @@
+"""From records to tables of mean ± standard deviation in which nothing that is missing stays silent.
+
+`make_table` makes the rows and columns of a paper's table, `trial_table` a list of all trials, best first. Both turn into text,
+Markdown, CSV, LaTeX and HTML in `css_ray.reports.render`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from css_ray.records import Record, mean_std, score_text
+from css_ray.reports.paper import PaperTable, Published
+
+At = Literal["last", "best"]
+Mode = Literal["max", "min"]
+
+MISSING = "–"
+_MAX_REASON = 160  # characters of a footnote's reason; the run keeps the whole of it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialScore:
+    """One trial judged over the study's splits.
+
+    values: the metric of each split that has one, in percent; mean, std: over those values; num_splits: how many there should
+    be. reasons: why a split has no value; run_ids: each split's MLflow run, where the records came from MLflow.
+    """
+
+    trial: int
+    row: str
+    params: Mapping[str, Any]
+    values: Mapping[int, float]
+    mean: float | None
+    std: float | None
+    num_splits: int
+    reasons: Mapping[int, str]
+    run_ids: Mapping[int, str]
+
+    @property
+    def n(self) -> int:
+        """How many splits the mean stands on."""
+        return len(self.values)
+
+    @property
+    def complete(self) -> bool:
+        """True if every split has a value."""
+        return self.n == self.num_splits
+
+    @property
+    def text(self) -> str:
+        """`68.09 ± 4.89`, or with `(n=1 of 3)` where splits are missing."""
+        return score_text(self.mean, self.std, self.n, self.num_splits)
+
+    @property
+    def missing(self) -> str:
+        """Why splits are missing, in one line; empty where none is."""
+        return "; ".join(f"split {split} {reason}" for split, reason in sorted(self.reasons.items()))
+
+
+def score_trials(
+    records: Iterable[Record],
+    *,
+    metric: str = "val/miou",
+    at: At = "last",
+    ddof: int = 1,
+    splits: int | None = None,
+    mode: Mode = "max",
+) -> list[TrialScore]:
+    """One score a trial, best mean first; trials without a value of every split come last, whatever their mean.
+
+    at: the metric at the last step or at the best evaluation. splits: how many splits each trial should have; by default as
+    many as occur in the records. Raises ValueError where a trial has more.
+    """
+    records = list(records)
+    known = sorted({record.split for record in records})
+    num_splits = splits or len(known)
+    trials: dict[int, dict[int, Record]] = {}
+    for record in records:
+        trials.setdefault(record.trial, {})[record.split] = record
+    scores = []
+    for trial, runs in trials.items():
+        scored = {split: run.last if at == "last" else run.best for split, run in sorted(runs.items())}
+        values = {
+            split: scored[split][metric]
+            for split, run in sorted(runs.items())
+            if run.status == "finished" and metric in scored[split]
+        }
+        if len(values) > num_splits:
+            raise ValueError(f"trial {trial} has values of {len(values)} splits, expected at most {num_splits}; raise `splits`")
+        # With fewer expected than known, the splits that were not run are not missed.
+        wanted = known if num_splits >= len(known) else sorted(runs)
+        mean, std = mean_std(list(values.values()), ddof)
+        first = next(iter(runs.values()))
+        scores.append(
+            TrialScore(
+                trial=trial,
+                row=first.row,
+                params=first.params,
+                values=values,
+                mean=mean,
+                std=std,
+                num_splits=num_splits,
+                reasons={split: _reason(runs.get(split), metric) for split in wanted if split not in values},
+                run_ids={split: run.run_id for split, run in sorted(runs.items()) if run.run_id is not None},
+            )
+        )
+    sign = -1 if mode == "max" else 1
+    return sorted(scores, key=lambda score: (not score.complete, -score.n, sign * (score.mean or 0.0), score.trial))
+
+
+def _reason(run: Record | None, metric: str) -> str:
+    if run is None:
+        return "was not started"
+    if run.status == "failed":
+        reason = " ".join(run.reason.split())
+        return f"failed: {reason[:_MAX_REASON]}{'…' if len(reason) > _MAX_REASON else ''}"
+    return f"has not finished (step {run.step})" if run.status == "running" else f"has no {metric}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One place of a grid as a renderer sees it: its text, whether it is the best, its notes' numbers, and its details."""
+
+    text: str
+    bold: bool = False
+    notes: tuple[int, ...] = ()
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table ready to be drawn: texts only. notes are numbered from 1."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """A cell of a table: the best complete trial of its row and column, or the fullest one where none is complete."""
+
+    score: TrialScore
+    num_trials: int
+    num_complete: int
+
+    @property
+    def text(self) -> str:
+        """The score, and of how many complete trials it is the best where there were several."""
+        return self.score.text if self.num_trials == 1 else f"{self.score.text}, best of {self.num_complete} trials"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Rows x columns of scores. A place without any trial has no cell."""
+
+    study: str
+    metric: str
+    at: At
+    ddof: int
+    mode: Mode
+    num_splits: int
+    row_name: str
+    column_name: str | None
+    rows: tuple[Any, ...]
+    columns: tuple[Any, ...]
+    cells: Mapping[tuple[Any, Any], Cell]
+    paper: PaperTable | None = None
+
+    def published(self, row: Any, column: Any) -> Published | None:
+        """The paper's score for a cell, or None."""
+        return self.paper.find(str(row), column) if self.paper else None
+
+    def best(self, column: Any) -> set[Any]:
+        """The rows whose complete score is the best of a column, to two decimals."""
+        shown = {row: cell.score.mean for (row, place), cell in self.cells.items() if place == column and cell.score.complete}
+        means = {row: round(mean, 2) for row, mean in shown.items() if mean is not None}
+        top = (max if self.mode == "max" else min)(means.values(), default=None)
+        return {row for row, mean in means.items() if mean == top}
+
+    @property
+    def caption(self) -> str:
+        """What the numbers are: metric, at which step, over how many splits, with which ddof."""
+        text = _caption(self.study, self.metric, self.at, self.num_splits, self.ddof)
+        if any(cell.num_trials > 1 for cell in self.cells.values()):
+            text += " The best of several trials is an optimistic estimate: chance helps to choose it."
+        if self.paper is not None:
+            text += f" paper: {self.paper.name} of the CSS paper, {self.paper.title}. {self.paper.note}".rstrip()
+        return text
+
+    def grid(self) -> Grid:
+        """The table as texts: one line a row, and beside each column the paper's where there is one."""
+        notes: list[str] = []
+        header = [self.row_name]
+        for column in self.columns:
+            header.append(str(column))
+            if self.paper is not None:
+                header.append(f"{column} (paper)")
+        best = {column: self.best(column) for column in self.columns}
+        lines = []
+        for row in self.rows:
+            line = [Entry(str(row))]
+            for column in self.columns:
+                line.append(self._entry(row, column, row in best[column], notes))
+                if self.paper is not None:
+                    score = self.published(row, column)
+                    line.append(Entry(MISSING if score is None else score_text(score.mean, score.std, 1, 1)))
+            lines.append(tuple(line))
+        return Grid(self.caption, tuple(header), tuple(lines), tuple(notes))
+
+    def _entry(self, row: Any, column: Any, bold: bool, notes: list[str]) -> Entry:
+        cell = self.cells.get((row, column))
+        if cell is None:
+            return Entry(MISSING)
+        place = f"{row}, {column}"
+        first = len(notes)
+        if cell.score.missing:
+            notes.append(f"{place}: {cell.score.missing}")
+        if cell.num_trials > cell.num_complete and cell.num_trials > 1:
+            left_out = f"{cell.num_trials - cell.num_complete} of {cell.num_trials} trials"
+            what = "are left out for lack of splits" if cell.num_complete else "lack splits; the fullest is shown"
+            notes.append(f"{place}: {left_out} {what}")
+        return Entry(cell.text, bold, tuple(range(first + 1, len(notes) + 1)), _detail(cell.score))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The long form: one line a cell, unrounded, with the value and the run of each split."""
+        lines = []
+        for (row, column), cell in self.cells.items():
+            published = self.published(row, column)
+            lines.append(
+                {
+                    "study": self.study,
+                    self.row_name: row,
+                    **({} if self.column_name is None else {self.column_name: column}),
+                    **_measures(self.metric, self.at, self.ddof, cell.score),
+                    "trials": cell.num_trials,
+                    "complete_trials": cell.num_complete,
+                    **({} if self.paper is None else {"paper_mean": published and published.mean}),
+                    **({} if self.paper is None else {"paper_std": published and published.std}),
+                    **_by_split(cell.score),
+                }
+            )
+        return lines
+
+
+def make_table(
+    records: Iterable[Record],
+    *,
+    rows: str = "row",
+    columns: str | None = None,
+    metric: str = "val/miou",
+    at: At = "last",
+    ddof: int = 1,
+    splits: int | None = None,
+    mode: Mode = "max",
+    compare_with: PaperTable | None = None,
+) -> Table:
+    """The table of a study: one cell a pair of row and column.
+
+    rows: "row" for the rows' labels, or a parameter (`method.temperature`); columns: a parameter (`data.labelled`), or None for
+    one column. Where a cell has several trials, as after a search, it shows the best mean of the complete ones.
+    Raises ValueError if there is no record, or if no record has the parameter.
+    """
+    records = list(records)
+    if not records:
+        raise ValueError("there is no run to make a table of; run the study first")
+    for name in (rows, columns):
+        known = sorted({key for record in records for key in record.params})
+        if name not in ("row", None, *known):
+            raise ValueError(f"no run has the parameter {name!r}; choose one of {', '.join(['row', *known])}")
+    scores = score_trials(records, metric=metric, at=at, ddof=ddof, splits=splits, mode=mode)
+    places: dict[tuple[Any, Any], list[TrialScore]] = {}
+    for score in sorted(scores, key=lambda score: score.trial):
+        place = (_place(score, rows), metric if columns is None else _place(score, columns))
+        places.setdefault(place, [])
+    for score in scores:
+        places[_place(score, rows), metric if columns is None else _place(score, columns)].append(score)
+    return Table(
+        study=records[0].study,
+        metric=metric,
+        at=at,
+        ddof=ddof,
+        mode=mode,
+        num_splits=scores[0].num_splits,
+        row_name=rows,
+        column_name=columns,
+        rows=tuple(dict.fromkeys(row for row, _ in places)),
+        columns=_in_order(column for _, column in places),
+        cells={
+            place: Cell(score=found[0], num_trials=len(found), num_complete=sum(score.complete for score in found))
+            for place, found in places.items()
+        },
+        paper=compare_with,
+    )
+
+
+def _place(score: TrialScore, name: str) -> Any:
+    if name == "row":
+        return score.row
+    value = score.params.get(name, MISSING)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _in_order(columns: Iterable[Any]) -> tuple[Any, ...]:
+    """Numbers by size, all else as it comes."""
+    found = list(dict.fromkeys(columns))
+    return tuple(sorted(found) if all(isinstance(column, int | float) for column in found) else found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialTable:
+    """All trials of a study, best first; those that lack splits at the end."""
+
+    study: str
+    metric: str
+    at: At
+    ddof: int
+    num_splits: int
+    scores: tuple[TrialScore, ...]
+    params: tuple[str, ...] = field(default=())
+
+    @property
+    def caption(self) -> str:
+        """What the numbers are: metric, at which step, over how many splits, with which ddof."""
+        return (
+            _caption(self.study, self.metric, self.at, self.num_splits, self.ddof) + " Best trial first, incomplete ones last."
+        )
+
+    def grid(self) -> Grid:
+        """The table as texts: a trial's parameters, the value of each split, mean ± std, n."""
+        splits = sorted({split for score in self.scores for split in (*score.values, *score.reasons)})
+        header = ("trial", "row", *self.params, *(f"split {split}" for split in splits), "mean ± std", "n")
+        notes: list[str] = []
+        lines = []
+        for rank, score in enumerate(self.scores):
+            marks: tuple[int, ...] = ()
+            if score.missing:
+                notes.append(f"trial {score.trial}: {score.missing}")
+                marks = (len(notes),)
+            values = (Entry(f"{score.values[split]:.2f}" if split in score.values else MISSING) for split in splits)
+            mean = Entry(score.text, rank == 0 and score.complete, marks, _detail(score))
+            params = (Entry(str(score.params.get(name, MISSING))) for name in self.params)
+            lines.append((Entry(str(score.trial)), Entry(score.row), *params, *values, mean, Entry(str(score.n))))
+        return Grid(self.caption, header, tuple(lines), tuple(notes))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """One line a trial, unrounded, with the value and the run of each split."""
+        return [
+            {
+                "study": self.study,
+                "row": score.row,
+                **{name: score.params.get(name) for name in self.params},
+                **_measures(self.metric, self.at, self.ddof, score),
+                **_by_split(score),
+            }
+            for score in self.scores
+        ]
+
+
+def trial_table(
+    records: Iterable[Record],
+    *,
+    metric: str = "val/miou",
+    at: At = "last",
+    ddof: int = 1,
+    splits: int | None = None,
+    mode: Mode = "max",
+) -> TrialTable:
+    """All trials with the parameters that differ between them. Raises ValueError if there is no record."""
+    records = list(records)
+    if not records:
+        raise ValueError("there is no run to make a table of; run the study first")
+    scores = score_trials(records, metric=metric, at=at, ddof=ddof, splits=splits, mode=mode)
+    names = dict.fromkeys(name for score in scores for name in score.params)
+    varied = tuple(name for name in names if len({repr(score.params.get(name)) for score in scores}) > 1)
+    return TrialTable(
+        study=records[0].study,
+        metric=metric,
+        at=at,
+        ddof=ddof,
+        num_splits=scores[0].num_splits,
+        scores=tuple(scores),
+        params=varied,
+    )
+
+
+def _caption(study: str, metric: str, at: At, num_splits: int, ddof: int) -> str:
+    step = "at the last step" if at == "last" else "at the best evaluation, chosen by the images it is measured on"
+    return f"{study}: {metric} in percent {step}; mean ± standard deviation (ddof={ddof}) over n={num_splits} splits."
+
+
+def _detail(score: TrialScore) -> str:
+    values = ", ".join(f"split {split}: {value:.2f}" for split, value in score.values.items())
+    return f"trial {score.trial}; {values or 'no value'}"
+
+
+def _measures(metric: str, at: At, ddof: int, score: TrialScore) -> dict[str, Any]:
+    return {
+        "trial": score.trial,
+        "metric": metric,
+        "at": at,
+        "ddof": ddof,
+        "mean": score.mean,
+        "std": score.std,
+        "n": score.n,
+        "splits": score.num_splits,
+        "missing": score.missing,
+    }
+
+
+def _by_split(score: TrialScore) -> dict[str, Any]:
+    values: Sequence[tuple[str, Any]] = [(f"split_{split}", value) for split, value in score.values.items()]
+    return dict(values) | {f"run_{split}": run_id for split, run_id in score.run_ids.items()}

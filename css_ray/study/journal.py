@@ -1,0 +1,202 @@
+"""The journal: an append-only list of events, the one truth of a study. MLflow, Optuna and the tables are made from it.
+
+A study lives in a folder of the storage, `<storage>/<study name>`, which is a local path or any URI that pyarrow's file systems open
+(`s3://...`). On a local disk an event is one line of `journal.jsonl`, written by one call and fsynced. Object stores cannot append: there
+each event is an object of its own under `journal/`, which such stores write whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow.fs
+
+from css_ray.records import Event
+
+HEARTBEAT_SECONDS = 20.0
+STALE_SECONDS = 120.0
+
+
+class StudyLockedError(RuntimeError):
+    """Another driver is at work on the study."""
+
+
+class JournalError(RuntimeError):
+    """The journal is damaged in a place where no interrupted write can have left it so."""
+
+
+def is_uri(storage: str) -> bool:
+    """True for `scheme://...`, False for a path."""
+    return "://" in storage
+
+
+def study_folder(storage: str, name: str) -> str:
+    """The folder of a study, absolute where it is a local path, so that every process of the cluster means the same place."""
+    return f"{storage.rstrip('/')}/{name}" if is_uri(storage) else str(Path(storage).resolve() / name)
+
+
+def studies_in(storage: str) -> list[str]:
+    """Names of the studies that a storage holds."""
+    if not is_uri(storage):
+        return sorted(path.parent.name for path in Path(storage).glob("*/journal.jsonl"))
+    filesystem, root = pyarrow.fs.FileSystem.from_uri(storage)
+    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
+    return sorted(entry.base_name for entry in entries if entry.type == pyarrow.fs.FileType.Directory and _Objects(f"{storage.rstrip('/')}/{entry.base_name}").read())
+
+
+class Journal:
+    """The events of one study, in the order in which they became known.
+
+    Reading needs no lock; `append` needs the one of `driving`. Events of a run are identified by kind, trial, split and step: the
+    same one told again, as a resumed run does, is not written again.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._store: _Store = _Objects(folder) if is_uri(folder) else _File(Path(folder))
+        self.events: list[Event] = []
+        for number, line in enumerate(self._store.read(), 1):
+            try:
+                self.events.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise JournalError(
+                    f"event {number} of the journal in {folder} is no JSON ({error}); restore it from a copy, or remove that event"
+                ) from None
+        self._known = {_key(event) for event in self.events} - {None}
+
+    def append(self, event: Event) -> bool:
+        """Write one event durably; False, and nothing written, if it stands in the journal already."""
+        key = _key(event)
+        if key is not None and key in self._known:
+            return False
+        self._store.append(json.dumps(event, allow_nan=False, separators=(",", ":")), len(self.events))
+        self.events.append(event)
+        self._known.add(key)
+        return True
+
+    @contextlib.contextmanager
+    def driving(self) -> Iterator[None]:
+        """Hold the study's lock, so that one driver writes. Raises StudyLockedError with who holds it."""
+        with self._store.lock():
+            yield
+
+
+def _key(event: Event) -> tuple[Any, ...] | None:
+    kind = event["event"]
+    if kind.startswith("run_"):
+        return kind, event["trial"], event["split"], event.get("step")
+    if kind in ("trial_started", "study_started"):
+        return kind, event.get("trial")
+    return None
+
+
+class _Store(Protocol):
+    def read(self) -> list[str]: ...
+    def append(self, line: str, number: int) -> None: ...
+    def lock(self) -> contextlib.AbstractContextManager[None]: ...
+
+
+class _File:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "journal.jsonl"
+        self.descriptor: int | None = None
+
+    def read(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        text = self.path.read_bytes()
+        whole, newline, torn = text.rpartition(b"\n")
+        # A last line without its end is a write that was cut off: what it told is told again by the run that it is about.
+        self.end = len(whole) + len(newline)
+        return whole.decode().splitlines() if newline else []
+
+    def append(self, line: str, number: int) -> None:
+        if self.descriptor is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.ftruncate(self.descriptor, getattr(self, "end", 0))
+        os.write(self.descriptor, line.encode() + b"\n")
+        os.fsync(self.descriptor)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        import fcntl
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "driver.lock").open("a+") as file:
+            try:
+                # Held by the process, so it is free again the moment a driver dies, however it dies.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise StudyLockedError(f"another driver is at work on {self.folder} ({file.read().strip()})") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+
+class _Objects:
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.filesystem, self.root = pyarrow.fs.FileSystem.from_uri(uri)
+
+    def read(self) -> list[str]:
+        selector = pyarrow.fs.FileSelector(f"{self.root}/journal", allow_not_found=True)
+        paths = sorted(info.path for info in self.filesystem.get_file_info(selector) if info.base_name.endswith(".json"))
+        return [self._get(path).decode() for path in paths]
+
+    def append(self, line: str, number: int) -> None:
+        self.filesystem.create_dir(f"{self.root}/journal", recursive=True)
+        self._put(f"{self.root}/journal/{number:09d}.json", line.encode())
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        path = f"{self.root}/driver.json"
+        self.filesystem.create_dir(self.root, recursive=True)
+        if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
+            holder = json.loads(self._get(path))
+            age = time.time() - holder["time"]
+            if age < STALE_SECONDS:
+                raise StudyLockedError(
+                    f"another driver was at work on {self.uri} {age:.0f} s ago ({holder['who']}); if it is dead, "
+                    f"try again in {STALE_SECONDS - age:.0f} s"
+                )
+        stop = threading.Event()
+
+        def beat() -> None:
+            self._put(path, json.dumps({"who": f"process {os.getpid()} on {socket.gethostname()}", "time": time.time()}).encode())
+
+        def keep_beating() -> None:
+            while not stop.wait(HEARTBEAT_SECONDS):
+                with contextlib.suppress(OSError):
+                    beat()
+
+        beat()
+        thread = threading.Thread(target=keep_beating, daemon=True, name="study-heartbeat")
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            with contextlib.suppress(OSError):
+                self.filesystem.delete_file(path)
+
+    def _get(self, path: str) -> bytes:
+        with self.filesystem.open_input_stream(path) as stream:
+            data: bytes = stream.read()
+        return data
+
+    def _put(self, path: str, data: bytes) -> None:
+        with self.filesystem.open_output_stream(path) as stream:
+            stream.write(data)

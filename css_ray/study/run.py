@@ -1,0 +1,126 @@
+"""One run: a trial's settings on one split, trained in this process (one rank of it). Knows no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from css_ray import distributed
+from css_ray.data.catalogue import ensure_dataset
+from css_ray.data.loaders import make_train_loader, make_val_loader
+from css_ray.data.splits import Split, make_split
+from css_ray.methods import METHODS, Method
+from css_ray.models.segmenter import ModelConfig, make_segmenter
+from css_ray.training.loop import Fit, fit
+from css_ray.training.reporter import Reporter
+from css_ray.training.settings import TrainConfig
+from css_ray.views import Views
+
+if TYPE_CHECKING:
+    from css_ray.study.schema import Study, TrialSpec
+
+RunSpec = dict[str, Any]
+"""Plain values, so that it crosses processes: trial, split, seed, and settings (see TrialSpec)."""
+
+
+def run_spec(study: Study, trial: TrialSpec, split: int) -> RunSpec:
+    """The run of `trial` on `split`. Its seed depends on the split alone, so that all trials meet the same luck on it."""
+    return {"trial": trial.index, "split": split, "seed": study.seed + split, "settings": trial.settings}
+
+
+def build_method(settings: Mapping[str, Any], num_classes: int, *, synchronise_batch_norm: bool = False) -> Method:
+    """The method of a trial's settings, freshly initialised from torch's generator."""
+    method = METHODS[settings["method"]["name"]]
+    values = {key: _tuple(value) for key, value in settings["method"].items() if key != "name"}
+    model = ModelConfig(**{key: _tuple(value) for key, value in settings["model"].items()})
+    views = Views(**{key: _tuple(value) for key, value in settings["views"].items()})
+
+    def segmenter() -> Any:
+        return make_segmenter(
+            model, num_classes, representation=method.needs_representations, synchronise_batch_norm=synchronise_batch_norm
+        )
+
+    return method(segmenter, method.Config(**values), views)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run sees, opened and checked: the data of its split."""
+
+    spec: RunSpec
+    dataset: Any
+    split: Split
+
+    def started(self) -> dict[str, Any]:
+        """What the journal says of the run's data."""
+        return {
+            "seed": self.spec["seed"],
+            "dataset": self.dataset.info.name,
+            "split_hash": self.split.hash,
+            "num_labelled": len(self.split.labelled),
+            "num_unlabelled": len(self.split.unlabelled),
+            "class_names": list(self.dataset.info.class_names),
+        }
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Open the data set and make the split. Raises as `ensure_dataset` and `make_split` do."""
+    data = spec["settings"]["data"]
+    dataset = ensure_dataset(data["dataset"], data["root"])
+    return Prepared(spec, dataset, make_split(dataset, data["labelled"], spec["split"]))
+
+
+def execute(
+    prepared: Prepared,
+    reporter: Reporter,
+    *,
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    keep_best: Callable[[dict[str, Tensor]], None] = lambda state: None,
+) -> Fit:
+    """Train the run, from `checkpoint` if given, as this rank of the process group (or alone). Raises as `loop.fit` does."""
+    spec, dataset = prepared.spec, prepared.dataset
+    data, rank, world_size = spec["settings"]["data"], distributed.rank(), distributed.world_size()
+    train = TrainConfig(**spec["settings"]["train"])
+    torch.manual_seed(spec["seed"])
+    synchronise = world_size > 1 and torch.device(device).type == "cuda"
+    method = build_method(spec["settings"], dataset.info.num_classes, synchronise_batch_norm=synchronise)
+    views = Views(**{key: _tuple(value) for key, value in spec["settings"]["views"].items()})
+
+    def batches(start_step: int) -> Any:
+        return make_train_loader(
+            dataset,
+            prepared.split,
+            crop=data["crop"],
+            labelled_batch=data["labelled_batch"] // world_size,
+            unlabelled_batch=data["unlabelled_batch"] // world_size if method.needs_unlabelled else 0,
+            views=views,
+            seed=spec["seed"],
+            rank=rank,
+            world_size=world_size,
+            start_step=start_step,
+            num_steps=train.iterations,
+            num_workers=data["loader_workers"],
+        )
+
+    return fit(
+        method,
+        train,
+        make_batches=batches,
+        val_batches=make_val_loader(dataset.val, rank=rank, world_size=world_size, batch_size=data["val_batch"]),
+        class_names=tuple(dataset.info.class_names),
+        seed=spec["seed"],
+        reporter=reporter,
+        device=device,
+        checkpoint=checkpoint,
+        keep_best=keep_best,
+    )
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

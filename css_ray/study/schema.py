@@ -1,0 +1,589 @@
+"""A study file, checked as a whole: YAML in, a frozen `Study` out, or every problem at once.
+
+The sections `views`, `model`, `train` and the settings of a method are the dataclasses of the layers below; their bounds are read
+from the knobs, so that a bound stands in one place. The rest (splits, grid, search, resources, table) is defined here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+
+from css_ray.config import Config, bounds_text
+from css_ray.methods import METHODS
+from css_ray.models.segmenter import ModelConfig
+from css_ray.training.settings import TrainConfig
+from css_ray.views import Views
+
+
+class StudyError(ValueError):
+    """A study file, or what it asks for, is wrong. `problems` holds one sentence each, with the path in the file."""
+
+    def __init__(self, problems: Sequence[str], source: str = "the study") -> None:
+        self.problems = tuple(problems)
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        super().__init__(f"{count} in {source}:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Count = typing.Annotated[int, Field(ge=1)]
+
+
+class Objective(Section):
+    """What a trial is judged by: the mean over splits of `metric`, at the last step or at the best evaluation."""
+
+    metric: Literal["val/miou", "val/pixel_accuracy"] = "val/miou"
+    mode: Literal["max"] = "max"
+    at: Literal["last", "best"] = "last"
+
+
+class Data(Section):
+    """What is seen. Batches are counted over all workers, so that the resources do not change what is learned."""
+
+    dataset: str
+    root: str
+    labelled: Count
+    num_classes: Count | None = None
+    crop: typing.Annotated[int, Field(ge=8)]
+    labelled_batch: Count
+    unlabelled_batch: Count
+    val_batch: Count = 1
+    loader_workers: typing.Annotated[int, Field(ge=0)] = 0
+
+
+class Resources(Section):
+    """What a trial takes, and how many trials run side by side."""
+
+    workers: Count = 1
+    cpus_per_worker: Count = 1
+    gpus_per_worker: typing.Annotated[float, Field(ge=0, strict=False)] = 0
+    concurrent_trials: Count = 1
+    retries: typing.Annotated[int, Field(ge=0)] = 2
+
+
+class Search(Section):
+    """A search by Optuna: `space` maps a setting to how it is drawn; `method` is the method whose settings are searched."""
+
+    method: dict[str, Any]
+    trials: Count
+    space: dict[str, Any]
+    sampler: Literal["tpe", "random"] = "tpe"
+    startup_trials: typing.Annotated[int, Field(ge=0)] = 10
+    first: list[dict[str, Any]] = []
+    seed: int = 0
+
+
+class Table(Section):
+    """How the results are laid out: `columns` is a setting of the grid, `compare_with` a table of the paper (`paper/table1`)."""
+
+    rows: Literal["method.row"] = "method.row"
+    columns: str | None = None
+    compare_with: Literal[tuple(f"paper/table{number}" for number in range(1, 8))] | None = None  # type: ignore[valid-type]
+
+
+class Tracking(Section):
+    """Where MLflow records the study; None is a SQLite file in the storage folder."""
+
+    uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How one setting is drawn. kind: uniform, loguniform, int or choice; bounds: [low, high], or the choices."""
+
+    kind: Literal["uniform", "loguniform", "int", "choice"]
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSpec:
+    """One setting of everything that a study varies.
+
+    params: what the study varies, flat; settings: all settings, nested, as plain values: the sections data, views, model, train and
+    method, the last with its name.
+    """
+
+    index: int
+    row: str
+    source: Literal["grid", "search"]
+    params: dict[str, Any]
+    settings: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A checked study. `spec` is the mapping it was made from, with every override applied: plain values that survive JSON."""
+
+    name: str
+    description: str
+    objective: Objective
+    data: Data
+    views: Views
+    model: ModelConfig
+    train: TrainConfig
+    seed: int
+    splits: tuple[int, ...]
+    grid: Mapping[str, tuple[Any, ...]]
+    search: Search | None
+    space: Mapping[str, Distribution]
+    resources: Resources
+    table: Table
+    tracking: Tracking
+    spec: Mapping[str, Any]
+
+    def grid_trials(self) -> list[TrialSpec]:
+        """The trials of the grid: the product of its lists, the last key varying fastest."""
+        if not self.grid:
+            return []
+        points = itertools.product(*self.grid.values())
+        return [self._trial(index, "grid", dict(zip(self.grid, point, strict=True))) for index, point in enumerate(points)]
+
+    def search_trial(self, index: int, drawn: Mapping[str, Any]) -> TrialSpec:
+        """The trial of the search at `index` (counted after the grid's) with the `drawn` settings."""
+        assert self.search is not None
+        return self._trial(index, "search", {"method": self.search.method, **drawn})
+
+    @property
+    def num_trials(self) -> int:
+        """Trials of the grid and the search together."""
+        return len(self.grid_trials()) + (self.search.trials if self.search else 0)
+
+    def _trial(self, index: int, source: Literal["grid", "search"], point: Mapping[str, Any]) -> TrialSpec:
+        settings: dict[str, dict[str, Any]] = {
+            "data": self.data.model_dump(),
+            "views": dataclasses.asdict(self.views),
+            "model": dataclasses.asdict(self.model),
+            "train": dataclasses.asdict(self.train),
+        }
+        method = dict(point["method"] if "method" in point else self.spec["method"])
+        row = method.pop("row", method["name"])
+        params: dict[str, Any] = {f"method.{key}": value for key, value in method.items()}
+        for path, value in point.items():
+            if path == "method":
+                continue
+            section, key = path.split(".")
+            params[path] = value
+            if section == "method":
+                method[key] = value
+            else:
+                settings[section][key] = value
+        name = method.pop("name")
+        defaults = dataclasses.asdict(METHODS[name].Config(**_tuples(method)))
+        settings["method"] = {"name": name, **defaults}
+        return TrialSpec(index, row, source, params, settings)
+
+
+def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file, with `overrides` such as `train.iterations=100`. Raises StudyError, or FileNotFoundError."""
+    path = Path(path)
+    if not path.exists():
+        known = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.exists() else []
+        near = difflib.get_close_matches(str(path), known, n=1)
+        raise FileNotFoundError(f"no study file {path}" + (f" (did you mean {near[0]}?)" if near else ""))
+    try:
+        spec = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise StudyError([" ".join(str(error).split())], str(path)) from None
+    if not isinstance(spec, dict):
+        raise StudyError(["a study is a mapping of sections; see studies/quickstart.yaml"], str(path))
+    problems = [problem for override in overrides for problem in _override(spec, override)]
+    if problems:
+        raise StudyError(problems, "the overrides")
+    return parse(spec, str(path))
+
+
+def parse(spec: Mapping[str, Any], source: str = "the study") -> Study:
+    """Check a mapping and return the study. Raises StudyError that lists every problem found."""
+    checker = _Checker(dict(spec))
+    study = checker.study()
+    if checker.problems:
+        raise StudyError(checker.problems, source)
+    assert study is not None
+    return study
+
+
+# ------------------------------------------------------------------------------------------------------------------ YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (1e-4 is a number), and a key given twice is an error rather than the last one silently winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$|^[-+]?(\d[\d_]*)?\.\d[\d_]*([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _override(spec: dict[str, Any], text: str) -> Iterator[str]:
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        yield f"--set takes KEY=VALUE, such as train.iterations=100; got {text!r}"
+        return
+    try:
+        parsed = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        yield f"--set {path}: {value!r} is not a YAML value"
+        return
+    # `grid.data.labelled` and `search.space.method.temperature` have dots in their own keys.
+    head, _, rest = path.partition(".")
+    if head == "grid" and rest:
+        keys = [head, rest]
+    elif path.startswith("search.space."):
+        keys = ["search", "space", path.removeprefix("search.space.")]
+    else:
+        keys = path.split(".")
+    target = spec
+    for key in keys[:-1]:
+        if target.get(key) is None:
+            target[key] = {}
+        if not isinstance(target[key], dict):
+            yield f"--set {path}: {key} is not a section"
+            return
+        target = target[key]
+    target[keys[-1]] = parsed
+
+
+# ---------------------------------------------------------------------------------------------------------------- checks
+
+SECTIONS = ("study", "description", "objective", "data", "views", "model", "train", "seed", "method", "splits", "grid", "search",
+            "resources", "table", "tracking")  # fmt: skip
+VARIED = ("data", "views", "model", "train", "method")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}$")
+
+
+@cache
+def checker_of(config: type[Config]) -> type[BaseModel]:
+    """A pydantic model with the fields, types and bounds of a Config class."""
+    hints = typing.get_type_hints(config)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        hint = hints[field.name]
+        bounds = field.metadata.get("bounds", {})
+        default = ... if field.default is dataclasses.MISSING else field.default
+        if _is_tuple(hint):
+            # YAML has lists only; bounds of a tuple hold for its entries and are checked by the Config itself.
+            fields[field.name] = (typing.Annotated[hint, Field(strict=False)], default)
+        else:
+            fields[field.name] = (hint, Field(default, allow_inf_nan=False, **bounds) if float in _members(hint) else Field(default, **bounds))
+    return create_model(config.__qualname__, __base__=Section, **fields)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _is_tuple(hint: Any) -> bool:
+    return any(typing.get_origin(member) is tuple for member in _members(hint))
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """` (did you mean X?)` or the list of what is known."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean {near[0]}?)" if near else f"; known: {', '.join(known)}"
+
+
+class _Checker:
+    """Collects problems; a part that is wrong is None, and later checks that need it are left out."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+        self.problems: list[str] = []
+
+    def problem(self, path: str, sentence: str) -> None:
+        self.problems.append(f"{path}: {sentence}")
+
+    def study(self) -> Study | None:
+        spec = self.spec
+        for key in spec:
+            if key not in SECTIONS:
+                self.problems.append(f"{key} is unknown{did_you_mean(str(key), SECTIONS)}")
+        name = spec.get("study")
+        if not isinstance(name, str) or not _NAME.match(name):
+            self.problem("study", f"a name of a-z, 0-9, '.', '_', '-', at most 63 characters, starting with a letter or digit; got {name!r}")
+        description = self.plain("description", str, "")
+        objective = self.section("objective", Objective)
+        data = self.section("data", Data, required=True)
+        views = self.config("views", Views)
+        model = self.config("model", ModelConfig)
+        train = self.config("train", TrainConfig)
+        seed = self.plain("seed", int, 0)
+        resources = self.section("resources", Resources)
+        table = self.section("table", Table)
+        tracking = self.section("tracking", Tracking)
+        splits = self.splits()
+        if spec.get("method") is not None:
+            self.method("method", spec["method"])
+        grid = self.grid()
+        search, space = self.search()
+        if not grid and search is None and "grid" not in (problem[:4] for problem in self.problems):
+            self.problem("grid", "a study needs a grid (trials listed), a search (trials drawn), or both")
+        if grid and "method" not in grid and spec.get("method") is None:
+            self.problem("method", "missing: name a method here, or list methods under grid.method")
+        if data and resources:
+            for key in ("labelled_batch", "unlabelled_batch"):
+                batch = getattr(data, key)
+                if batch % resources.workers:
+                    up = math.ceil(batch / resources.workers) * resources.workers
+                    self.problem(f"data.{key}", f"{batch} does not divide over {resources.workers} workers; use {up}")
+        if table and table.columns and table.columns not in (grid or {}):
+            self.problem("table.columns", f"{table.columns} does not vary in the grid{did_you_mean(table.columns, list(grid or {}) or ['(no grid)'])}")
+        if self.problems:
+            return None
+        assert objective and data and views and model and train and resources and table and tracking
+        study = Study(
+            name=typing.cast(str, name), description=description, objective=objective, data=data, views=views, model=model,
+            train=train, seed=seed, splits=splits, grid=grid, search=search, space=space, resources=resources, table=table,
+            tracking=tracking, spec=spec,
+        )  # fmt: skip
+        self.trials(study)
+        return study
+
+    def plain(self, path: str, kind: type, default: Any) -> Any:
+        value = self.spec.get(path, default)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            self.problem(path, f"must be {'a whole number' if kind is int else 'text'}, got {value!r}")
+            return default
+        return value
+
+    def section(self, path: str, model: type[Section], required: bool = False) -> Any:
+        value = self.spec.get(path)
+        if value is None and not required:
+            value = {}
+        return self.validated(path, model, value)
+
+    def config(self, path: str, config: type[Config]) -> Any:
+        value = self.spec.get(path)
+        return self.config_of(path, config, {} if value is None else value)
+
+    def config_of(self, path: str, config: type[Config], value: Any) -> Any:
+        if self.validated(path, checker_of(config), value) is None:  # type: ignore[arg-type]
+            return None
+        try:
+            return config(**_tuples(value))
+        except ValueError as error:
+            for problem in str(error).partition(": ")[2].split("; "):
+                field, _, sentence = problem.partition(" ")
+                self.problem(f"{path}.{field}", sentence)
+            return None
+
+    def validated(self, path: str, model: type[BaseModel], value: Any) -> Any:
+        if not isinstance(value, dict):
+            self.problem(path, "missing" if value is None else f"must be a section (a mapping), got {value!r}")
+            return None
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            for detail in error.errors():
+                self.problems.append(_sentence(path, detail, list(model.model_fields)))
+            return None
+
+    def splits(self) -> tuple[int, ...]:
+        value = self.spec.get("splits")
+        if not isinstance(value, list) or not value:
+            self.problem("splits", f"a list of split indices such as [0, 1, 2], got {value!r}")
+            return ()
+        for index, split in enumerate(value):
+            if not isinstance(split, int) or isinstance(split, bool) or split < 0:
+                self.problem(f"splits[{index}]", f"must be a whole number >= 0, got {split!r}")
+            elif split in value[:index]:
+                self.problem(f"splits[{index}]", f"split {split} stands twice; each split is trained once")
+        return tuple(value)
+
+    def method(self, path: str, value: Any) -> Any:
+        """Check one entry that names a method and its settings; returns the class or None."""
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            self.problem(path, f"must be a mapping with a name, such as {{name: css}}; got {value!r}")
+            return None
+        if value["name"] not in METHODS:
+            self.problem(f"{path}.name", f"{value['name']} is unknown{did_you_mean(value['name'], list(METHODS))}")
+            return None
+        if not isinstance(value.get("row", ""), str):
+            self.problem(f"{path}.row", f"must be text, got {value['row']!r}")
+        method = METHODS[value["name"]]
+        settings = {key: setting for key, setting in value.items() if key not in ("name", "row")}
+        self.config_of(path, method.Config, settings)
+        return method
+
+    def grid(self) -> dict[str, tuple[Any, ...]]:
+        value = self.spec.get("grid")
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            self.problem("grid", f"must map settings to lists, such as data.labelled: [92, 183]; got {value!r}")
+            return {}
+        grid: dict[str, tuple[Any, ...]] = {}
+        for path, values in value.items():
+            if not isinstance(values, list) or not values:
+                self.problem(f"grid.{path}", f"must be a list with at least one entry, got {values!r}")
+                continue
+            grid[path] = tuple(values)
+            if path == "method":
+                for index, entry in enumerate(values):
+                    self.method(f"grid.method[{index}]", entry)
+                continue
+            for index, entry in enumerate(values):
+                self.setting(path, entry, f"grid.{path}[{index}]", self.grid_methods())
+                if entry in values[:index]:
+                    self.problem(f"grid.{path}[{index}]", f"{entry!r} stands twice")
+        rows = [entry.get("row", entry["name"]) for entry in grid.get("method", ()) if isinstance(entry, dict) and "name" in entry]
+        for row in sorted({row for row in rows if rows.count(row) > 1}, key=str):
+            self.problem("grid.method", f"two entries have the row {row!r}; give each a `row` of its own")
+        return grid
+
+    def grid_methods(self) -> list[str]:
+        grid = self.spec.get("grid")
+        entries = grid.get("method") if isinstance(grid, dict) else None
+        entries = entries if isinstance(entries, list) else [self.spec.get("method")]
+        return [entry["name"] for entry in entries if isinstance(entry, dict) and entry.get("name") in METHODS]
+
+    def search(self) -> tuple[Search | None, dict[str, Distribution]]:
+        value = self.spec.get("search")
+        if value is None:
+            return None, {}
+        if isinstance(value, dict) and "method" not in value and isinstance(self.spec.get("method"), dict):
+            value = {**value, "method": self.spec["method"]}
+        search = self.validated("search", Search, value)
+        if search is None:
+            return None, {}
+        method = self.method("search.method", search.method)
+        names = [search.method["name"]] if method else []
+        if not search.space:
+            self.problem("search.space", "is empty; map a setting to how it is drawn, such as method.temperature: {loguniform: [0.05, 1.0]}")
+        space = {}
+        for path, drawn in search.space.items():
+            distribution = self.distribution(f"search.space.{path}", drawn)
+            if distribution is not None:
+                space[path] = distribution
+                for end in distribution.values:
+                    self.setting(path, end, f"search.space.{path}", names)
+        for index, point in enumerate(search.first):
+            for path, setting in point.items():
+                where = f"search.first[{index}].{path}"
+                if path not in search.space:
+                    self.problem(where, f"is not in search.space{did_you_mean(path, list(search.space))}")
+                elif path in space and not contains(space[path], setting):
+                    self.problem(where, f"{setting!r} lies outside search.space.{path} ({search.space[path]})")
+            for path in search.space:
+                if path not in point:
+                    self.problem(f"search.first[{index}]", f"{path} is missing; a first trial gives every setting of the space")
+        return search, space
+
+    def distribution(self, path: str, value: Any) -> Distribution | None:
+        kinds = ("uniform", "loguniform", "int", "choice")
+        if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in kinds:
+            self.problem(path, f"must be one of {{uniform: [low, high]}}, {{loguniform: [low, high]}}, {{int: [low, high]}}, {{choice: [...]}}; got {value!r}")
+            return None
+        kind, values = next(iter(value.items()))
+        if not isinstance(values, list) or not values:
+            self.problem(path, f"{kind} takes a list, got {values!r}")
+            return None
+        if kind == "choice":
+            return Distribution("choice", tuple(values))
+        numbers = (int,) if kind == "int" else (int, float)
+        if len(values) != 2 or not all(isinstance(end, numbers) and not isinstance(end, bool) for end in values) or not values[0] < values[1]:
+            self.problem(path, f"{kind} takes [low, high] with low < high, got {values!r}")
+            return None
+        if kind == "loguniform" and values[0] <= 0:
+            self.problem(path, f"loguniform needs low > 0, got {values[0]!r}")
+            return None
+        return Distribution(kind, tuple(values) if kind == "int" else (float(values[0]), float(values[1])))
+
+    def setting(self, path: Any, value: Any, where: str, methods: Sequence[str]) -> None:
+        """Check that `path` names a setting (of every method in `methods`) and that `value` fits it."""
+        section, dot, key = str(path).partition(".")
+        if not dot or section not in VARIED:
+            self.problem(where, f"{path} is no setting; a setting is SECTION.KEY with a section of {', '.join(VARIED)}")
+            return
+        models: dict[str, type[BaseModel]] = {
+            "data": Data, "views": checker_of(Views), "model": checker_of(ModelConfig), "train": checker_of(TrainConfig)
+        }  # fmt: skip
+        owners = [(f"method {name}", checker_of(METHODS[name].Config)) for name in dict.fromkeys(methods)] if section == "method" else [(section, models[section])]
+        for owner, model in owners:
+            field = model.model_fields.get(key)
+            if field is None:
+                self.problem(where, f"{owner} has no setting {key}{did_you_mean(key, list(model.model_fields))}")
+                continue
+            annotation: Any = typing.Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+            try:
+                TypeAdapter[Any](annotation, config=ConfigDict(strict=True)).validate_python(value)
+            except ValidationError as error:
+                self.problems.append(_sentence(where, error.errors()[0], []))
+
+    def trials(self, study: Study) -> None:
+        """Rules that hold between settings of one trial; each wrong combination is named once."""
+        seen = set()
+        for trial in _probe(study):
+            try:
+                trial()
+            except ValueError as error:
+                if str(error) not in seen:
+                    seen.add(str(error))
+                    self.problem("grid", str(error))
+
+
+def _probe(study: Study) -> Iterator[Any]:
+    yield study.grid_trials
+    if study.search:
+        for point in study.search.first:
+            yield lambda point=point: study.search_trial(0, point)
+
+
+def contains(distribution: Distribution, value: Any) -> bool:
+    """True if `value` could be drawn from `distribution`."""
+    if distribution.kind == "choice":
+        return value in distribution.values
+    low, high = distribution.values
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _sentence(path: str, detail: Any, known: Sequence[str]) -> str:
+    """One pydantic error as a sentence with the path in the file, the value, the bound and the remedy."""
+    for part in detail["loc"]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part in known or not known:
+            path += f".{part}"
+        elif detail["type"] == "extra_forbidden":
+            return f"{path}.{part} is unknown{did_you_mean(str(part), known)}"
+    kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
+    if kind == "missing":
+        return f"{path}: missing"
+    for name in ("gt", "ge", "lt", "le"):
+        if name in context:
+            return f"{path}: must be {bounds_text({name: context[name]})}, got {value!r}"
+    words = {"int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number", "bool_type": "true or false",
+             "string_type": "text", "finite_number": "a finite number", "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping"}  # fmt: skip
+    if kind == "literal_error":
+        return f"{path}: must be one of {context['expected'].replace(' or ', ', ')}, got {value!r}"
+    if kind in words:
+        return f"{path}: must be {words[kind]}, got {value!r}"
+    return f"{path}: {detail['msg']}, got {value!r}"

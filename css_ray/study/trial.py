@@ -1,0 +1,45 @@
+"""A Tune trial: one Ray Train run that takes the trial through all its splits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from css_ray.study.worker import train_splits
+
+
+class _Bridge(TuneReportCallback):  # type: ignore[misc]
+    """Passes the reports of rank 0 that tell something on to Tune, without the checkpoint: that stays Ray Train's."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        events = [event for report in metrics for event in report["events"]]
+        if events:
+            super().after_report(run_context, [{"events": events}], None)
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """The Tune trainable. config: name, storage, resources, and what `worker.train_splits` takes.
+
+    The same name and storage go on from the last checkpoint, in this process or in one of a later day.
+    """
+    resources = config["resources"]
+    gpus = resources["gpus_per_worker"]
+    per_worker = {"CPU": resources["cpus_per_worker"]} | ({"GPU": gpus} if gpus else {})
+    TorchTrainer(
+        train_splits,
+        train_loop_config={key: config[key] for key in ("trial", "runs", "cpus_per_worker", "models")},
+        scaling_config=ScalingConfig(num_workers=resources["workers"], use_gpu=gpus > 0, resources_per_worker=per_worker),
+        torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
+        run_config=RunConfig(
+            name=config["name"],
+            storage_path=config["storage"],
+            failure_config=FailureConfig(max_failures=resources["retries"]),
+            # Two, so that a death while one is being replaced leaves the other.
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[_Bridge()],  # type: ignore[no-untyped-call, list-item]
+        ),
+    ).fit()

@@ -1,0 +1,190 @@
+"""The training loop: one process a rank, DDP around the whole method, exact resume. It knows no Ray and no files but checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from css_ray import distributed
+from css_ray.methods.base import Method
+from css_ray.training.checkpoint import STATE_FILE, read_random_state, read_tensors, set_random_state, write_checkpoint
+from css_ray.training.evaluate import evaluate, evaluation_metrics
+from css_ray.training.optimizer import make_optimizer, set_learning_rate
+from css_ray.training.reporter import Reporter
+from css_ray.training.settings import TrainConfig
+from css_ray.types import Batch, Losses
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss became NaN or infinite: the run cannot go on from here, and its settings are the likely cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a run ended. last, best: metrics in percent at the last and at the best evaluation; seconds: training and evaluation."""
+
+    step: int
+    last: dict[str, float]
+    best: dict[str, float]
+    best_step: int
+    seconds: float
+
+
+def fit(
+    method: Method,
+    config: TrainConfig,
+    *,
+    make_batches: Callable[[int], Iterable[Batch]],
+    val_batches: Iterable[tuple[Tensor, Tensor]],
+    class_names: tuple[str, ...],
+    seed: int,
+    reporter: Reporter,
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    keep_best: Callable[[dict[str, Tensor]], None] = lambda state: None,
+) -> Fit:
+    """Train `method` and evaluate its predictor every `config.evaluate_every` steps and after the last.
+
+    make_batches(step): this rank's batches from `step` (of `config.iterations`) on, a pure function of the step.
+    seed: of the generators that augmentation and sampling draw from; each rank draws its own numbers.
+    checkpoint: a folder that the reporter's `write_checkpoint` filled; the run goes on from there, bit for bit where
+    the number of ranks is the same and the device computes deterministically (the CPU does, with as many threads).
+    keep_best(state): called on rank 0 with the predictor's weights after an evaluation that is better than all before.
+
+    Raises NonFiniteLossError with the step, the loss's name and where the last good checkpoint is.
+    """
+    method.to(device)
+    if config.channels_last:
+        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(method, config)
+    progress = _Progress()
+    torch.manual_seed(seed * 1_000_003 + distributed.rank())
+    if checkpoint is not None:
+        state = read_tensors(checkpoint / STATE_FILE)
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        progress = _Progress(**state["progress"])
+    batches = iter(make_batches(progress.step)) if progress.step < config.iterations else iter(())
+    if checkpoint is not None:
+        # Last, because building loaders and modules draws from the generators too.
+        random = read_random_state(checkpoint)
+        if random is not None:
+            set_random_state(random)
+    module = _distributed(method)
+    method.train()
+
+    curves = _Curves(device)
+    started = time.monotonic() - progress.seconds
+    last_good = "no checkpoint was written yet" if checkpoint is None else f"the last good checkpoint is at step {progress.step}"
+    for batch in batches:
+        lr = set_learning_rate(optimizer, config, progress.step)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
+            losses: Losses = module(batch.to(device), progress.step / config.iterations)
+            total = losses.total
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        method.after_step()
+        progress.step += 1
+        curves.add(progress.step, losses)
+
+        at_end = progress.step == config.iterations
+        evaluating = at_end or progress.step % config.evaluate_every == 0
+        if evaluating or progress.step % config.log_every == 0:
+            reporter.logged(progress.step, curves.means(lr, last_good))
+        if evaluating:
+            _agree_on_buffers(method)
+            metrics = evaluation_metrics(evaluate(method.predictor(), val_batches, device), class_names)
+            progress.seconds = time.monotonic() - started
+            progress.last = metrics
+            if not progress.best or metrics["val/miou"] > progress.best["val/miou"]:
+                progress.best, progress.best_step = metrics, progress.step
+                if distributed.rank() == 0:
+                    keep_best(method.predictor().state_dict())
+
+            def write(folder: Path) -> None:
+                shared = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress.state()}
+                write_checkpoint(folder, shared)
+
+            reporter.evaluated(progress.step, metrics, write)
+            last_good = f"the last good checkpoint is at step {progress.step}"
+    if progress.step < config.iterations:
+        raise RuntimeError(f"the batches ended at step {progress.step} of {config.iterations}; make_batches must yield them all")
+    return Fit(progress.step, progress.last, progress.best, progress.best_step, progress.seconds)
+
+
+class _Progress:
+    """What a run has reached; plain values, so that a checkpoint can hold it."""
+
+    def __init__(
+        self,
+        step: int = 0,
+        last: dict[str, float] | None = None,
+        best: dict[str, float] | None = None,
+        best_step: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        self.step, self.last, self.best, self.best_step, self.seconds = step, last or {}, best or {}, best_step, seconds
+
+    def state(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+class _Curves:
+    """Means of the losses since the last point of the curves, kept on the device: no host sync between two points."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = device
+        self.steps = 0
+        self.sums: dict[str, Tensor] = {}
+        self.bad_step: dict[str, Tensor] = {}
+
+    def add(self, step: int, losses: Losses) -> None:
+        self.steps += 1
+        for name, value in (losses.terms | losses.logs).items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            if name in losses.terms:
+                first = self.bad_step.get(name, torch.full((), math.inf, device=self.device))
+                self.bad_step[name] = torch.where(torch.isinf(first) & ~value.isfinite(), float(step), first)
+        self.terms = tuple(losses.terms)
+
+    def means(self, lr: float, last_good: str) -> dict[str, float]:
+        """Means over the steps and ranks as `train/<name>`; starts anew. Raises NonFiniteLossError, on every rank alike."""
+        names = list(self.sums)
+        sums = distributed.all_reduce_sum(torch.stack([self.sums[name] for name in names]))
+        means = dict(zip(names, (sums / (self.steps * distributed.world_size())).tolist(), strict=True))
+        steps = {name: self.bad_step[name].item() for name in self.terms}
+        for name in self.terms:
+            # The sum over the ranks is the same number everywhere, so all ranks stop together.
+            if not math.isfinite(means[name]):
+                step = f"at step {steps[name]:.0f}" if math.isfinite(steps[name]) else "on another rank"
+                raise NonFiniteLossError(f"loss '{name}' became {means[name]} {step}; {last_good}; a lower train.lr often helps")
+        total = sum(means[name] for name in self.terms)
+        self.sums, self.bad_step, self.steps = {}, {}, 0
+        finite = {f"train/{name}": value for name, value in means.items() if math.isfinite(value)}
+        return {"train/loss": total, **finite, "train/lr": lr}
+
+
+def _distributed(method: Method) -> nn.Module:
+    if distributed.world_size() == 1:
+        return method
+    # Without SyncBatchNorm (there is none on the CPU) rank 0's running statistics are everyone's; with it they agree by themselves.
+    on_gpu = any(parameter.is_cuda for parameter in method.parameters())
+    return DistributedDataParallel(method, broadcast_buffers=not on_gpu, gradient_as_bucket_view=True)
+
+
+def _agree_on_buffers(method: Method) -> None:
+    """All ranks evaluate the same network: running statistics of the last step are made rank 0's."""
+    if distributed.world_size() > 1:
+        for buffer in method.buffers():
+            distributed.broadcast_from_rank_zero(buffer)
+

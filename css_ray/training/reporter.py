@@ -1,0 +1,82 @@
+"""Where a training run tells what happens: one small interface, so that the loop knows neither Ray nor MLflow nor files."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+Metrics = Mapping[str, float]
+
+
+class Reporter(Protocol):
+    """What the loop calls. Every rank calls every method at the same steps, so that an implementation may synchronise."""
+
+    def logged(self, step: int, metrics: Metrics) -> None:
+        """Training curves at `step` (optimizer steps done): `train/loss`, one `train/<term>` each, `train/lr`."""
+
+    def evaluated(self, step: int, metrics: Metrics, write_checkpoint: Callable[[Path], None]) -> None:
+        """Scores at `step`, in percent: `val/miou`, `val/pixel_accuracy`, `val/iou/<class>`.
+
+        `write_checkpoint(folder)` writes this rank's files of a checkpoint from which the run goes on exactly after this
+        evaluation. Call it before returning, or not at all.
+        """
+
+
+class SilentReporter:
+    """Keeps what it is told in memory and writes no checkpoint: for notebooks and tests."""
+
+    def __init__(self) -> None:
+        self.logs: list[tuple[int, dict[str, float]]] = []
+        self.evaluations: list[tuple[int, dict[str, float]]] = []
+
+    def logged(self, step: int, metrics: Metrics) -> None:
+        self.logs.append((step, dict(metrics)))
+
+    def evaluated(self, step: int, metrics: Metrics, write_checkpoint: Callable[[Path], None]) -> None:
+        self.evaluations.append((step, dict(metrics)))
+
+
+class PrintingReporter(SilentReporter):
+    """Prints a line for each point of the curves and each evaluation through `echo`; writes no checkpoint."""
+
+    def __init__(self, echo: Callable[[str], None]) -> None:
+        super().__init__()
+        self.echo = echo
+
+    def logged(self, step: int, metrics: Metrics) -> None:
+        super().logged(step, metrics)
+        self.echo(f"step {step:6d}  " + "  ".join(f"{key.split('/', 1)[1]} {value:.4g}" for key, value in metrics.items()))
+
+    def evaluated(self, step: int, metrics: Metrics, write_checkpoint: Callable[[Path], None]) -> None:
+        super().evaluated(step, metrics, write_checkpoint)
+        self.echo(f"step {step:6d}  val mIoU {metrics['val/miou']:.2f} %")
+
+
+class FolderReporter(PrintingReporter):
+    """Keeps the last checkpoint in a folder, replaced atomically."""
+
+    def __init__(self, folder: Path, echo: Callable[[str], None] = lambda line: None) -> None:
+        super().__init__(echo)
+        self.folder = folder
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, or None."""
+        path = self.folder / "checkpoint"
+        return path if path.exists() else None
+
+    def evaluated(self, step: int, metrics: Metrics, write_checkpoint: Callable[[Path], None]) -> None:
+        super().evaluated(step, metrics, write_checkpoint)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix="step-", dir=self.folder))
+        write_checkpoint(new)
+        # A folder cannot be replaced in one call; a link to it can, so a reader sees the old checkpoint or the new one.
+        link, pending = self.folder / "checkpoint", self.folder / f"{new.name}.link"
+        pending.symlink_to(new.name)
+        pending.replace(link)
+        for old in self.folder.glob("step-*"):
+            if old.is_dir() and old.name != new.name:
+                shutil.rmtree(old)

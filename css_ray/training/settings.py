@@ -1,0 +1,31 @@
+"""How long and how fast a run learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from css_ray.config import Config, knob
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """The optimiser and the rhythm of a run. The defaults are the paper's for VOC (Sec. 4.1, and the released code where it is silent)."""
+
+    iterations: int = knob(40_000, ge=1, help="optimizer steps of a run")
+    lr: float = knob(0.0064, gt=0, help="learning rate at the first step")
+    encoder_lr_factor: float = knob(1.0, gt=0, help="learning rate of the encoder, as a multiple of `lr`")
+    momentum: float = knob(0.9, ge=0, lt=1, help="SGD momentum (Nesterov when > 0)")
+    weight_decay: float = knob(0.0005, ge=0, help="L2 penalty, on all parameters")
+    poly_power: float = knob(0.9, gt=0, help="lr = lr0 (1 - step / iterations) ^ power")
+    min_lr: float = knob(0.0001, ge=0, help="floor of the schedule (the released code's; the paper states none)")
+    evaluate_every: int = knob(1000, ge=1, help="steps between two evaluations; each writes a checkpoint")
+    log_every: int = knob(50, ge=1, help="steps between two points of the training curves")
+    precision: Literal["fp32", "bf16"] = knob("fp32", help="bf16 runs the networks under autocast; losses stay in fp32")
+    channels_last: bool = knob(False, help="memory layout of the networks; often faster on a GPU")
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.min_lr > self.lr:
+            yield f"min_lr must be <= lr ({self.lr:g}), got {self.min_lr:g}"

@@ -1,0 +1,90 @@
+"""The words that all layers share: the ignored label, a batch, a prediction, the losses of a step, an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = 255
+"""Label of a pixel that no loss and no metric may see: void, padding, or a pseudo-label that was rejected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one rank sees in one step. B_l and B_u are independent; H = W = the crop.
+
+    labelled_images: [B_l, 3, H, W] float32 RGB in [0, 1], scaled, cropped and flipped; colours untouched.
+    labels: [B_l, H, W] int64 in {0..C-1, IGNORE_INDEX}; padding is IGNORE_INDEX.
+    unlabelled_images: [B_u, 3, H, W] float32 RGB in [0, 1], cropped only: the weak view, which the teacher sees.
+    unlabelled_valid: [B_u, H, W] bool, False where the crop shows padding.
+    """
+
+    labelled_images: Tensor
+    labels: Tensor
+    unlabelled_images: Tensor
+    unlabelled_valid: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device; copies from pinned memory overlap with the computation."""
+        return Batch(
+            labelled_images=self.labelled_images.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            unlabelled_images=self.unlabelled_images.to(device, non_blocking=True),
+            unlabelled_valid=self.unlabelled_valid.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader where it pins; page-locked copies make `to` asynchronous."""
+        return Batch(
+            labelled_images=self.labelled_images.pin_memory(),
+            labels=self.labels.pin_memory(),
+            unlabelled_images=self.unlabelled_images.pin_memory(),
+            unlabelled_valid=self.unlabelled_valid.pin_memory(),
+        )
+
+
+class Prediction(NamedTuple):
+    """What a segmenter returns for images [B, 3, H, W].
+
+    logits: [B, C, h, w], before softmax, at the decoder's stride (not upsampled).
+    representations: [B, D, h, w], not normalised; None for a segmenter without a representation head.
+    """
+
+    logits: Tensor
+    representations: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The losses of one step.
+
+    terms: scalars with their weights already applied; the step minimises their sum.
+    logs: detached scalars for the curves (pass rates, weights in force, ...); no gradient.
+    """
+
+    terms: dict[str, Tensor]
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        """Scalar: the sum of all terms."""
+        return torch.stack(list(self.terms.values())).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The scores of one predictor on one set of images, in percent, from one confusion matrix.
+
+    miou: mean of the IoU over the classes whose union is not empty.
+    iou: one IoU a class, in class order; None where the class is absent from prediction and ground truth.
+    pixel_accuracy: share of the pixels that are not ignored whose class is right.
+    num_images: how many images were counted, each exactly once over all ranks.
+    """
+
+    miou: float
+    iou: tuple[float | None, ...]
+    pixel_accuracy: float
+    num_images: int

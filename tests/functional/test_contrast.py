@@ -1,0 +1,109 @@
+"""Eq. 9 against a loop over all anchors and negatives, and the sampling by its frequencies."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from css_ray.functional.contrast import contrastive_loss, negative_class_distribution
+from css_ray.types import IGNORE_INDEX as V
+
+TAU = 0.5
+LABELS = torch.tensor([[[0, 0, V], [2, 2, 3]]])  # class 1 is absent
+HARD = torch.tensor([[[True, False, True], [True, True, False]]])  # of class 3 nothing is hard
+SEEN = torch.tensor([True, True, True, True])
+
+
+def make(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, 4, 2, 3, generator=generator, requires_grad=True), torch.randn(4, 4, generator=generator)
+
+
+def loss(representations: torch.Tensor, prototypes: torch.Tensor, **changes: object) -> torch.Tensor:
+    settings: dict[str, object] = {"temperature": TAU, "num_queries": 64, "num_negatives": 32, "labels": LABELS, "hard": HARD}
+    settings |= {"seen": SEEN} | changes
+    return contrastive_loss(representations, prototypes=prototypes, **settings)  # type: ignore[arg-type]
+
+
+def expected_over_all_pairs(representations: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
+    """Where all pixels of a class are alike, sampling only chooses between classes: exact for one possible negative class."""
+    classes = {0: (0, 0), 2: (1, 0)}
+    rows = {c: F.normalize(representations[0, :, y, x], dim=0) for c, (y, x) in classes.items()}
+    total = torch.zeros(())
+    for c in classes:
+        other = 2 - c
+        positive = (rows[c] @ F.normalize(prototypes[c], dim=0) / TAU).exp()
+        negatives = 32 * (rows[c] @ rows[other].detach() / TAU).exp()
+        total = total - (positive / (positive + negatives)).log()
+    return total / len(classes)
+
+
+@pytest.mark.parametrize("negatives", ["shared", "per_anchor"])
+def test_value_and_gradient_against_the_equation(negatives: str) -> None:
+    representations, prototypes = make()
+    with torch.no_grad():  # all pixels of a class alike
+        representations[0, :, 0, 1] = representations[0, :, 0, 0]
+        representations[0, :, 1, 1] = representations[0, :, 1, 0]
+    labels = torch.where(LABELS == 3, V, LABELS)
+    found = loss(representations, prototypes, labels=labels, negatives=negatives)
+    expected = expected_over_all_pairs(representations, prototypes)
+    torch.testing.assert_close(found, expected)
+    gradient = torch.autograd.grad(found, representations)[0]
+    expected_gradient = torch.autograd.grad(expected, representations)[0]
+    # Class 0 has one hard pixel; class 2 has two that are alike and share what the loop gives to the first.
+    torch.testing.assert_close(gradient[0, :, 0, 0], expected_gradient[0, :, 0, 0])
+    torch.testing.assert_close(gradient[0, :, 1, 0] + gradient[0, :, 1, 1], expected_gradient[0, :, 1, 0])
+    assert not gradient[0, :, 0, 1:].any() and not gradient[0, :, 1, 2].any()  # not hard, or not valid
+
+
+def test_shared_and_per_anchor_agree_in_mean() -> None:
+    torch.manual_seed(0)
+    representations, prototypes = make(1)
+    with torch.no_grad():
+        means = {
+            kind: torch.stack([loss(representations, prototypes, negatives=kind) for _ in range(300)])
+            for kind in ("shared", "per_anchor")
+        }
+    error = sum(float(values.var()) / len(values) for values in means.values()) ** 0.5
+    assert abs(float(means["shared"].mean() - means["per_anchor"].mean())) < 4 * error
+    assert error < 0.01  # close enough for the comparison to mean something
+
+
+def test_the_mean_counts_present_classes_also_without_hard_pixels() -> None:
+    torch.manual_seed(0)
+    representations, prototypes = make(2)
+    with torch.no_grad():
+        only_class_0 = HARD & (LABELS == 0)
+        three = loss(representations, prototypes, hard=only_class_0, num_queries=4000, num_negatives=4000)
+        # With class 3 unseen it is not present: two classes are left, and class 0's only negatives are class 2's.
+        two = loss(
+            representations, prototypes, hard=only_class_0, seen=torch.tensor([True, True, True, False]), num_negatives=4000
+        )
+        anchor = F.normalize(representations[0, :, 0, 0], dim=0)
+        positive = (anchor @ F.normalize(prototypes[0], dim=0) / TAU).exp()
+        rows = F.normalize(representations[0, :, 1], dim=0)
+        away = (anchor @ rows / TAU).exp()
+        share = negative_class_distribution(prototypes, torch.tensor([True, False, True, True]), TAU)[0]
+        negatives_of_three = 4000 * (share[2] * away[:2].mean() + share[3] * away[2])
+        negatives_of_two = 4000 * away[:2].mean()
+    assert float(three) == pytest.approx(math.log(1 + float(negatives_of_three / positive)) / 3, rel=0.01)
+    assert float(two) == pytest.approx(math.log(1 + float(negatives_of_two / positive)) / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("labels", [torch.full_like(LABELS, V), torch.where(LABELS == 0, LABELS, V)])
+def test_fewer_than_two_classes_are_zero_with_a_zero_gradient(labels: torch.Tensor) -> None:
+    representations, prototypes = make()
+    found = loss(representations, prototypes, labels=labels)
+    assert found.item() == 0
+    assert not torch.autograd.grad(found, representations)[0].any()
+
+
+def test_negative_classes_follow_the_relation_graph() -> None:
+    prototypes = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
+    q = negative_class_distribution(prototypes, torch.tensor([True, True, True, False]), 0.5)
+    # Class 0 is like class 1 (cosine 1) and unlike class 2 (cosine 0); never itself, never the absent class 3.
+    torch.testing.assert_close(q[0], torch.tensor([0.0, math.e**2, 1.0, 0.0]) / (math.e**2 + 1))
+    torch.testing.assert_close(q[2], torch.tensor([0.5, 0.5, 0.0, 0.0]))
+    torch.testing.assert_close(q.sum(dim=1), torch.ones(4))
+    assert torch.isfinite(negative_class_distribution(prototypes, torch.zeros(4, dtype=torch.bool), 0.5)).all()

@@ -1,0 +1,101 @@
+"""Shapes at every output stride, the normalisation inside, and weights from a file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from css_ray.models import ModelConfig, Segmenter, make_segmenter
+
+LITE0_WEIGHTS = Path(__file__).parents[3] / "shared/weights/tf_efficientnet_lite0.safetensors"
+
+
+def make(encoder: str = "tiny", output_stride: int = 4, pretrained: bool | str = False, **changes: object) -> Segmenter:
+    torch.manual_seed(0)
+    small = {"decoder_channels": 16, "low_level_channels": 8, "representation_dim": 12}
+    config = ModelConfig(encoder=encoder, output_stride=output_stride, pretrained=pretrained, **(small | changes))  # type: ignore[arg-type]
+    return make_segmenter(config, 5)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "output_stride"),
+    [("tiny", 4), ("tiny", 8), ("tiny", 16), ("resnet18", 8), ("resnet18", 16), ("tf_efficientnet_lite0", 8)],
+)
+def test_shapes_also_of_odd_images(encoder: str, output_stride: int) -> None:
+    segmenter = make(encoder, output_stride)
+    for height, width in ((32, 48), (33, 47)):
+        images = torch.rand(2, 3, height, width)
+        logits, representations = segmenter(images)
+        stride4 = (-(-height // 4), -(-width // 4))
+        assert logits.shape == (2, 5, *stride4)
+        assert representations is not None and representations.shape == (2, 12, *stride4)
+        assert segmenter.predict(images).shape == (2, 5, height, width)
+    deep = segmenter.encoder(torch.rand(1, 3, 64, 64))[1]
+    assert deep.shape[-2:] == (64 // output_stride, 64 // output_stride)
+
+
+def test_without_a_representation_head() -> None:
+    config = ModelConfig(encoder="tiny", output_stride=4, pretrained=False)
+    segmenter = make_segmenter(config, 5, representation=False)
+    assert segmenter.representation_dim is None
+    assert segmenter(torch.rand(2, 3, 16, 16)).representations is None
+
+
+def test_the_segmenter_normalises_as_its_encoder_was_trained() -> None:
+    # tf_efficientnet_lite0 was trained on (x - .5) / .5: black is -1, white is 1.
+    segmenter = make("tf_efficientnet_lite0", 16)
+    seen = []
+    segmenter.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    segmenter.predict(torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32)]))
+    assert seen[0][0].unique().tolist() == [-1.0] and seen[0][1].unique().tolist() == [1.0]
+
+
+def test_predict_is_the_prediction_at_the_images_size() -> None:
+    segmenter = make().eval()
+    images = torch.rand(1, 3, 20, 24)
+    predicted, logits = segmenter.predict(images), segmenter(images).logits
+    for image_corner, corner in ((0, 0), (-1, -1)):  # aligned corners keep their values
+        torch.testing.assert_close(predicted[..., image_corner, image_corner], logits[..., corner, corner])
+
+
+@pytest.mark.skipif(not LITE0_WEIGHTS.exists(), reason="no ../shared/weights/tf_efficientnet_lite0.safetensors")
+def test_weights_from_a_file_arrive(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    stored = load_file(LITE0_WEIGHTS)
+    state = make("tf_efficientnet_lite0", 8, str(LITE0_WEIGHTS)).encoder.state_dict()
+    assert torch.equal(state["network.conv_stem.weight"], stored["conv_stem.weight"])
+    del stored["blocks.0.0.conv_dw.weight"]
+    save_file(stored, tmp_path / "cut.safetensors")
+    with pytest.raises(ValueError, match=r"lacks 1 of .* blocks\.0\.0\.conv_dw\.weight"):
+        make("tf_efficientnet_lite0", 8, str(tmp_path / "cut.safetensors"))
+
+
+def test_weights_from_a_pth_file_leave_out_the_classifier(tmp_path: Path) -> None:
+    import timm
+
+    donor = timm.create_model("resnet18", pretrained=False)
+    torch.save(donor.state_dict(), tmp_path / "resnet18.pth")
+    state = make("resnet18", 8, str(tmp_path / "resnet18.pth")).encoder.state_dict()
+    assert torch.equal(state["network.layer4.1.conv2.weight"], donor.state_dict()["layer4.1.conv2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "output_stride", "pretrained", "message"),
+    [
+        ("resnet11", 8, False, "unknown encoder 'resnet11'; did you mean .*resnet"),
+        ("tiny", 4, True, "tiny has no pretrained weights"),
+        ("resnet18", 8, "/nowhere/weights.pth", "there is no file /nowhere/weights.pth"),
+        ("resnet18", 4, False, "resnet18 gives no features at output_stride 4"),
+        ("vit_tiny_patch16_224", 8, False, "vit_tiny_patch16_224"),
+    ],
+)
+def test_errors_name_the_value_and_the_remedy(encoder: str, output_stride: int, pretrained: bool | str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(encoder, output_stride, pretrained)
+
+
+def test_rates_follow_the_output_stride_unless_given() -> None:
+    for changes, rates in (({"output_stride": 8}, [12, 24, 36]), ({"output_stride": 8, "aspp_rates": (2, 3)}, [2, 3])):
+        branches = list(make("resnet18", **changes).decoder.aspp.branches)[1:]  # type: ignore[arg-type]
+        assert [branch[0].dilation[0] for branch in branches] == rates  # type: ignore[index]

@@ -1,0 +1,134 @@
+"""The journal: durable, each event once, one driver."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from css_ray.study.journal import Journal, JournalError, StudyLockedError, studies_in, study_folder
+
+STARTED = {"event": "study_started", "time": 1.0, "study": "s", "study_id": "x", "spec": {}, "versions": {}}
+
+
+def logged(split: int, step: int, value: float = 0.5) -> dict:
+    return {"event": "run_logged", "time": 2.0, "trial": 0, "split": split, "step": step, "metrics": {"train/loss": value}}
+
+
+@pytest.fixture(params=["path", "uri"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A study's folder, on a local path and through pyarrow's file systems, as an object store is reached."""
+    return study_folder(str(tmp_path) if request.param == "path" else f"file://{tmp_path}", "s")
+
+
+def test_events_come_back_in_order(folder: str) -> None:
+    journal = Journal(folder)
+    with journal.driving():
+        for event in (STARTED, logged(0, 10), logged(1, 10)):
+            assert journal.append(event)
+    assert Journal(folder).events == [STARTED, logged(0, 10), logged(1, 10)]
+
+
+def test_an_event_told_twice_is_written_once(folder: str) -> None:
+    journal = Journal(folder)
+    journal.append(STARTED)
+    assert journal.append(logged(0, 10))
+    # A resumed run tells it again, at another time and from another process.
+    again = Journal(folder)
+    assert not again.append(logged(0, 10) | {"time": 99.0})
+    assert again.append(logged(0, 20))
+    assert [event.get("step") for event in Journal(folder).events] == [None, 10, 20]
+
+
+def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    journal.append(STARTED)
+    path = tmp_path / "journal.jsonl"
+    with path.open("a") as file:
+        file.write('{"event":"run_logged","ti')
+    again = Journal(str(tmp_path))
+    assert again.events == [STARTED]
+    again.append(logged(0, 10))
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["study_started", "run_logged"]
+
+
+def test_damage_elsewhere_is_refused_by_place(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text('{"event": oops}\n' + json.dumps(STARTED) + "\n")
+    with pytest.raises(JournalError, match="event 1 of the journal"):
+        Journal(str(tmp_path))
+
+
+def test_values_that_are_no_json_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        Journal(str(tmp_path)).append(logged(0, 1, float("nan")))
+
+
+def test_a_second_driver_is_refused_and_the_lock_dies_with_its_holder(tmp_path: Path) -> None:
+    hold = (
+        "import sys, time; from css_ray.study.journal import Journal\n"
+        f"with Journal({str(tmp_path)!r}).driving():\n    print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(StudyLockedError, match=f"process {holder.pid}"), Journal(str(tmp_path)).driving():
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with Journal(str(tmp_path)).driving():
+        pass
+
+
+def test_a_second_driver_is_refused_on_an_object_store(tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/s"
+    with Journal(uri).driving(), pytest.raises(StudyLockedError, match="another driver was at work"), Journal(uri).driving():
+        pass
+    with Journal(uri).driving():
+        pass
+
+
+def test_a_dead_drivers_heartbeat_goes_stale(tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/s"
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "driver.json").write_text(json.dumps({"who": "process 1 on nowhere", "time": time.time() - 1000}))
+    with Journal(uri).driving():
+        pass
+
+
+def _append_for_ever(folder: str) -> None:
+    journal = Journal(folder)
+    step = len(journal.events)
+    while True:
+        journal.append(logged(0, step))
+        step += 1
+
+
+def test_a_kill_at_any_moment_loses_at_most_the_event_in_hand(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    seen = 0
+    for _ in range(3):
+        writer = context.Process(target=_append_for_ever, args=(str(tmp_path),))
+        writer.start()
+        while len(Journal(str(tmp_path)).events) < seen + 20:
+            time.sleep(0.01)
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        steps = [event["step"] for event in Journal(str(tmp_path)).events]
+        assert steps == list(range(len(steps)))
+        assert len(steps) > seen
+        seen = len(steps)
+
+
+def test_studies_of_a_storage(tmp_path: Path) -> None:
+    for storage in (str(tmp_path / "a"), f"file://{tmp_path}/b"):
+        assert studies_in(storage) == []
+        for name in ("two", "one"):
+            Journal(study_folder(storage, name)).append(STARTED)
+        assert studies_in(storage) == ["one", "two"]

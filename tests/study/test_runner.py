@@ -1,0 +1,288 @@
+"""Whole studies through the CLI: real Ray, real training, real MLflow; killed in every way and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SPEC: dict[str, Any] = {
+    "study": "small",
+    "data": {"dataset": "digits", "labelled": 12, "crop": 32, "labelled_batch": 4, "unlabelled_batch": 4, "val_batch": 50},
+    "views": {"flip": False},
+    "model": {"encoder": "tiny", "output_stride": 4, "pretrained": False, "decoder_channels": 16, "low_level_channels": 8, "representation_dim": 16},
+    "train": {"iterations": 40, "lr": 0.05, "evaluate_every": 10, "log_every": 5},
+    "splits": [0, 1],
+    "grid": {"method": [{"name": "supervised", "row": "Sup."}]},
+    "search": {
+        "method": {"name": "css", "row": "CSS (mix)", "num_queries": 16, "num_negatives": 32},
+        "trials": 2,
+        "startup_trials": 1,
+        "space": {"method.temperature": {"loguniform": [0.1, 1.0]}, "method.unsup_threshold": {"uniform": [0.3, 0.9]}},
+    },
+    "resources": {"concurrent_trials": 2, "retries": 2},
+}  # fmt: skip
+
+
+class Place:
+    """A storage folder with one study, the processes started for it, and what they left behind."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder = folder
+        self.mark = uuid.uuid4().hex
+        self.environment = {**os.environ, "CSS_RAY_TEST": self.mark, "CSS_RAY_STORAGE": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+        self.file = folder / "study.yaml"
+        spec = json.loads(json.dumps(SPEC))
+        spec["data"]["root"] = str(data)
+        self.file.write_text(yaml.safe_dump(spec))
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", "from css_ray_cli.main import main; main()", *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment, cwd=self.folder,
+        )  # fmt: skip
+
+    def call(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=500)
+        return process.returncode, output
+
+    def run(self, *sets: str) -> tuple[int, str]:
+        return self.call("study", "run", str(self.file), *(part for pair in sets for part in ("--set", pair)))
+
+    def events(self) -> list[dict[str, Any]]:
+        path = self.folder / "runs" / "small" / "journal.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def wait_for(self, condition: Callable[[list[dict[str, Any]]], bool], process: subprocess.Popen[str]) -> None:
+        """Until the journal satisfies `condition`, while `process` lives."""
+        limit = time.monotonic() + 240
+        while not condition(self.events()):
+            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            assert time.monotonic() < limit, self.events()[-3:]
+            time.sleep(0.1)
+
+    def processes(self, name: str = "") -> list[int]:
+        """Ids of the live processes that belong to this place, by the mark in their environment, whose title holds `name`."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                environment = (entry / "environ").read_bytes()
+                title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            except OSError:
+                continue
+            if self.mark.encode() in environment and name in title and state != "Z":
+                found.append(int(entry.name))
+        return found
+
+    def wait_until_empty(self) -> None:
+        """Ray's processes go when their driver has gone, however it went."""
+        limit = time.monotonic() + 60
+        while self.processes():
+            assert time.monotonic() < limit, "processes are left over"
+            time.sleep(0.2)
+
+    def table(self, source: str = "journal", *more: str) -> list[list[str]]:
+        code, output = self.call("study", "table", "small", "--format", "csv", "--source", source, *more)
+        assert code == 0, output
+        return [line.split(",") for line in output.splitlines()]
+
+    def check_mlflow(self) -> None:
+        """Each run once, none left RUNNING, and the table made from MLflow is the table made from the journal."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{self.folder}/runs/mlflow.db")
+        (experiment,) = client.search_experiments(filter_string="name = 'small'")
+        runs = client.search_runs([experiment.experiment_id])
+        assert {run.info.status for run in runs} <= {"FINISHED", "FAILED"}, Counter(run.info.status for run in runs)
+        counts = Counter((run.data.tags.get("css_ray.trial"), run.data.tags.get("css_ray.split")) for run in runs)
+        assert set(counts.values()) == {1}, counts
+        assert len(counts) == 1 + 3 + 6  # the study, its trials, their runs
+        for run in runs:
+            if run.data.tags.get("css_ray.split") is not None:
+                history = client.get_metric_history(run.info.run_id, "val/miou")
+                assert [point.step for point in history] == [10, 20, 30, 40]
+        assert self.table("mlflow") == self.table("journal")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from css_ray.data.catalogue import ensure_dataset
+
+    root = tmp_path_factory.mktemp("data") / "digits"
+    ensure_dataset("digits", str(root))
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Place:
+    place = Place(tmp_path_factory.mktemp("undisturbed"), data)
+    code, output = place.run()
+    assert code == 0, output
+    place.output = output  # type: ignore[attr-defined]
+    return place
+
+
+@pytest.fixture
+def place(tmp_path: Path, data: Path) -> Iterator[Place]:
+    place = Place(tmp_path, data)
+    yield place
+    for process in place.processes():
+        os.kill(process, signal.SIGKILL)
+
+
+def evaluations(events: list[dict[str, Any]]) -> int:
+    return sum(event["event"] == "run_evaluated" for event in events)
+
+
+def runs_finished(events: list[dict[str, Any]]) -> int:
+    return sum(event["event"] == "run_finished" for event in events)
+
+
+def curves(events: list[dict[str, Any]]) -> dict[tuple[Any, ...], Any]:
+    """All that was measured, without the clock."""
+    kinds = ("run_logged", "run_evaluated")
+    return {(event["event"], event["trial"], event["split"], event["step"]): event["metrics"] for event in events if event["event"] in kinds}
+
+
+def check_same(place: Place, undisturbed: Place) -> None:
+    """The disturbed study told each thing once and has the numbers of the undisturbed one, digit for digit."""
+    assert place.table("journal", "--trials") == undisturbed.table("journal", "--trials")
+    assert curves(place.events()) == curves(undisturbed.events())
+    told = Counter((event["event"], event["trial"], event["split"], event.get("step")) for event in place.events() if event["event"].startswith("run_"))
+    assert set(told.values()) == {1}
+    place.check_mlflow()
+
+
+def test_an_undisturbed_study_finishes_and_says_what_it_found(undisturbed: Place) -> None:
+    output = undisturbed.output  # type: ignore[attr-defined]
+    assert "Sup." in output and "CSS (mix)" in output and "best configuration" in output
+    assert "css-ray ui" in output and "css-ray study resume small" in output
+    events = undisturbed.events()
+    assert events[0]["event"] == "study_started" and events[-1]["event"] == "study_finished"
+    assert runs_finished(events) == 6
+    # The value of a trial is the mean over its splits, and its std has one degree of freedom less than splits.
+    for end in (event for event in events if event["event"] == "trial_finished"):
+        first, second = (event["last"]["val/miou"] for event in events if event["event"] == "run_finished" and event["trial"] == end["trial"])
+        assert end["mean"] == pytest.approx((first + second) / 2)
+        assert end["std"] == pytest.approx(abs(first - second) / 2**0.5)
+    undisturbed.check_mlflow()
+    undisturbed.wait_until_empty()
+
+
+def test_a_finished_study_is_not_run_again(undisturbed: Place) -> None:
+    before = undisturbed.events()
+    code, output = undisturbed.run()
+    assert code == 2 and "css-ray study resume small" in output
+    code, output = undisturbed.call("study", "resume", "small")
+    assert code == 0 and "Sup." in output
+    assert undisturbed.events() == before
+
+
+def test_the_best_weights_load_without_the_platform(undisturbed: Place) -> None:
+    from css_ray.models import ModelConfig, make_segmenter
+    from css_ray.training.checkpoint import read_tensors
+
+    weights = read_tensors(undisturbed.folder / "runs" / "small" / "models" / "trial_0001" / "split_1" / "best.pt")
+    model = {key: value for key, value in SPEC["model"].items()}
+    make_segmenter(ModelConfig(**model), 6).load_state_dict(weights)
+
+
+@pytest.mark.parametrize("moment", ["first evaluation", "between splits", "second trial"])
+def test_kill_the_driver_then_resume(moment: str, place: Place, undisturbed: Place) -> None:
+    ready = {
+        "first evaluation": lambda events: evaluations(events) >= 1,
+        "between splits": lambda events: runs_finished(events) >= 1,
+        "second trial": lambda events: any(event["event"] == "trial_finished" for event in events),
+    }[moment]
+    driver = place.start("study", "run", str(place.file))
+    place.wait_for(ready, driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    place.wait_until_empty()
+    assert not any(event["event"] == "study_finished" for event in place.events())
+    code, output = place.call("study", "resume", "small")
+    assert code == 0, output
+    check_same(place, undisturbed)
+
+
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "ImplicitFunc"])
+def test_kill_a_process_of_a_trial_and_the_study_goes_on(victim: str, place: Place, undisturbed: Place) -> None:
+    driver = place.start("study", "run", str(place.file))
+    place.wait_for(lambda events: evaluations(events) >= 2, driver)
+    victims = place.processes(victim)
+    assert victims, "no such process; its title may have changed with Ray"
+    os.kill(victims[0], signal.SIGKILL)
+    output, _ = driver.communicate(timeout=500)
+    assert driver.returncode == 0, output
+    check_same(place, undisturbed)
+
+
+def test_ctrl_c_ends_in_seconds_with_the_command_that_resumes(place: Place, undisturbed: Place) -> None:
+    driver = place.start("study", "run", str(place.file))
+    place.wait_for(lambda events: evaluations(events) >= 1, driver)
+    second_code, second = place.call("study", "resume", "small")
+    assert second_code == 2 and "another driver is at work" in second
+    pressed = time.monotonic()
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130, output
+    assert "css-ray study resume small" in output
+    assert time.monotonic() - pressed < 15
+    code, output = place.call("study", "resume", "small")
+    assert code == 0, output
+    check_same(place, undisturbed)
+
+
+def test_a_split_that_fails_is_told_not_averaged_away(place: Place) -> None:
+    sets = ["resources.retries=0", "search=null", "resources.concurrent_trials=1"]
+    driver = place.start("study", "run", str(place.file), *(part for pair in sets for part in ("--set", pair)))
+    place.wait_for(lambda events: any(event["event"] == "run_logged" and event["split"] == 1 for event in events), driver)
+    os.kill(place.processes("RayTrainWorker")[0], signal.SIGKILL)
+    output, _ = driver.communicate(timeout=500)
+    assert driver.returncode == 1, output
+    assert "n=1 of 2" in output
+    (end,) = [event for event in place.events() if event["event"] == "trial_finished"]
+    assert (end["status"], end["n"], end["num_splits"]) == ("failed", 1, 2)
+    # What failed for the machine's reasons is done again on resume; what was finished is not.
+    code, output = place.call("study", "resume", "small")
+    assert code == 0, output
+    assert [event["split"] for event in place.events() if event["event"] == "run_finished"] == [0, 1]
+
+
+def test_a_loss_that_is_not_finite_fails_the_split_with_its_reason(place: Place) -> None:
+    code, output = place.run("train.lr=1e30", "search=null")
+    assert code == 1, output
+    (end,) = [event for event in place.events() if event["event"] == "trial_finished"]
+    assert (end["status"], end["n"]) == ("partial", 0)
+    assert "loss 'sup' became" in end["reason"]
+
+
+def test_two_workers_share_the_batch(place: Place) -> None:
+    code, output = place.run("resources.workers=2", "resources.concurrent_trials=1", "search=null", "splits=[0]", "train.iterations=10")
+    assert code == 0, output
+    assert runs_finished(place.events()) == 1
+
+
+def test_a_study_that_fits_nowhere_starts_nothing(place: Place) -> None:
+    code, output = place.run("resources.workers=64", "data.labelled_batch=64", "data.unlabelled_batch=64")
+    assert code == 2 and "a trial needs 64 CPU" in output, output
+    assert place.events() == []

@@ -1,0 +1,192 @@
+"""A study file is checked as a whole: every problem at once, each with its path, value, bound and remedy."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from css_ray.study.schema import StudyError, parse, read
+
+ROOT = Path(__file__).parent.parent.parent
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+
+MINIMAL: dict[str, Any] = {
+    "study": "small",
+    "data": {"dataset": "digits", "root": "data/digits", "labelled": 8, "crop": 32, "labelled_batch": 4, "unlabelled_batch": 4},
+    "model": {"encoder": "tiny", "output_stride": 4, "pretrained": False},
+    "train": {"iterations": 10, "lr": 0.1},
+    "splits": [0, 1],
+    "grid": {"method": [{"name": "supervised", "row": "Sup."}, {"name": "css", "row": "CSS"}]},
+}
+
+SEARCH: dict[str, Any] = {
+    "method": {"name": "css", "row": "CSS"},
+    "trials": 3,
+    "space": {"method.temperature": {"loguniform": [0.05, 1.0]}, "method.hard_threshold": {"uniform": [0.5, 1.0]}},
+}
+
+
+def minimal(**changes: Any) -> dict[str, Any]:
+    """MINIMAL with dotted changes, such as train__lr=0.2 for train.lr; None removes."""
+    spec = copy.deepcopy(MINIMAL)
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        target = spec
+        for section in sections:
+            target = target.setdefault(section, {})
+        if value is None:
+            del target[key]
+        else:
+            target[key] = value
+    return spec
+
+
+def problems(**changes: Any) -> tuple[str, ...]:
+    with pytest.raises(StudyError) as caught:
+        parse(minimal(**changes))
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_that_ships_loads_and_expands(path: Path) -> None:
+    study = read(path)
+    trials = study.grid_trials()
+    if study.search:
+        trials += [study.search_trial(len(trials), point) for point in study.search.first]
+    assert trials
+    assert len({trial.index for trial in study.grid_trials()}) == len(study.grid_trials())
+    for trial in trials:
+        assert set(trial.settings) == {"data", "views", "model", "train", "method"}
+
+
+def test_table1_is_the_papers_protocol() -> None:
+    study = read(ROOT / "studies" / "table1.yaml")
+    assert study.num_trials == 6 * 4
+    # Section 4.1 of the paper.
+    assert (study.train.lr, study.train.weight_decay, study.train.iterations, study.train.poly_power) == (0.0064, 0.0005, 40_000, 0.9)
+    assert (study.data.crop, study.data.labelled_batch, study.model.encoder) == (512, 16, "resnet101")
+    assert len(study.splits) == 3
+    assert {trial.row for trial in study.grid_trials()} == {"Sup.", "MT", "CutMix", "Baseline", "CSS(crs.)", "CSS(mix)"}
+
+
+def test_search_covers_the_six_hyper_parameters() -> None:
+    for name in ("search", "quickstart"):
+        space = read(ROOT / "studies" / f"{name}.yaml").space
+        assert {path.removeprefix("method.") for path in space} == {
+            "prototype_decay", "temperature", "unsup_threshold", "valid_threshold", "hard_threshold", "contrast_weight"
+        }  # fmt: skip
+
+
+def test_grid_is_the_product_in_the_order_of_the_file() -> None:
+    study = parse(minimal(grid={"data.labelled": [8, 16], "method": MINIMAL["grid"]["method"]}))
+    got = [(trial.settings["data"]["labelled"], trial.row) for trial in study.grid_trials()]
+    assert got == list(itertools.product([8, 16], ["Sup.", "CSS"]))
+    assert study.grid_trials()[3].params == {"data.labelled": 16, "method.name": "css"}
+
+
+def test_a_drawn_setting_reaches_the_method_and_the_rest_keeps_its_default() -> None:
+    study = parse(minimal(search=SEARCH))
+    trial = study.search_trial(2, {"method.temperature": 0.25, "method.hard_threshold": 0.75})
+    assert trial.settings["method"]["temperature"] == 0.25
+    assert trial.settings["method"]["hard_threshold"] == 0.75
+    assert trial.settings["method"]["unsup_threshold"] == 0.97
+    assert trial.params == {"method.name": "css", "method.temperature": 0.25, "method.hard_threshold": 0.75}
+
+
+def test_all_problems_come_at_once() -> None:
+    found = problems(train__itertions=5, train__lr=-1, data__labelled=0, splits=[0, 0], modle={})
+    text = "\n".join(found)
+    assert len(found) == 5, text
+    assert "train.itertions is unknown (did you mean iterations?)" in found
+    assert "train.lr: must be > 0, got -1" in found
+    assert "data.labelled: must be >= 1, got 0" in found
+    assert "splits[1]: split 0 stands twice; each split is trained once" in found
+    assert "modle is unknown (did you mean model?)" in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train__lr": "fast"}, "train.lr: must be a number, got 'fast'"),
+        ({"train__iterations": 2.5}, "train.iterations: must be a whole number, got 2.5"),
+        ({"train__iterations": True}, "train.iterations: must be a whole number, got True"),
+        ({"train__lr": float("nan")}, "train.lr: must be a finite number, got nan"),
+        ({"data__root": None}, "data.root: missing"),
+        ({"data": "digits"}, "data: must be a section (a mapping), got 'digits'"),
+        ({"splits": []}, "splits: a list of split indices such as [0, 1, 2], got []"),
+        ({"splits": [-1]}, "splits[0]: must be a whole number >= 0, got -1"),
+        ({"model__output_stride": 7}, "model.output_stride: must be one of 4, 8, 16, got 7"),
+        ({"objective": {"at": "peak"}}, "objective.at: must be one of 'last', 'best', got 'peak'"),
+        ({"grid": {"method": [{"name": "css", "unsup_threshold": 1.5}]}}, "grid.method[0].unsup_threshold: must be <= 1, got 1.5"),
+        ({"grid": {"method": [{"name": "csss"}]}}, "grid.method[0].name: csss is unknown (did you mean css?)"),
+        ({"grid": {"method": [{"name": "css"}, {"name": "css"}]}}, "grid.method: two entries have the row 'css'; give each a `row` of its own"),
+        ({"grid": {"method": [{"name": "css"}], "train.lrr": [1]}}, "grid.train.lrr[0]: train has no setting lrr (did you mean lr?)"),
+        ({"grid": {"method": [{"name": "css"}], "train.lr": []}}, "grid.train.lr: must be a list with at least one entry, got []"),
+        ({"grid": {"train.lr": [0.1]}}, "method: missing: name a method here, or list methods under grid.method"),
+        ({"grid": None}, "grid: a study needs a grid (trials listed), a search (trials drawn), or both"),
+        ({"resources": {"workers": 3}}, "data.labelled_batch: 4 does not divide over 3 workers; use 6"),
+        ({"study": "My Study"}, "study: a name of a-z, 0-9, '.', '_', '-', at most 63 characters, starting with a letter or digit; got 'My Study'"),
+        ({"search": {**SEARCH, "space": {}}}, "search.space: is empty; map a setting to how it is drawn, such as method.temperature: {loguniform: [0.05, 1.0]}"),
+        ({"search": {**SEARCH, "space": {"method.temperature": {"uniform": [1.0, 0.5]}}}},
+         "search.space.method.temperature: uniform takes [low, high] with low < high, got [1.0, 0.5]"),
+        ({"search": {**SEARCH, "space": {"method.hard_threshold": {"uniform": [0.5, 1.2]}}}},
+         "search.space.method.hard_threshold: must be <= 1, got 1.2"),
+        ({"search": {**SEARCH, "space": {"method.temprature": {"uniform": [0.5, 1.0]}}}},
+         "search.space.method.temprature: method css has no setting temprature (did you mean temperature?)"),
+        ({"search": {**SEARCH, "first": [{"method.temperature": 5.0, "method.hard_threshold": 0.8}]}},
+         "search.first[0].method.temperature: 5.0 lies outside search.space.method.temperature"),
+        ({"search": {**SEARCH, "first": [{"method.temperature": 0.5}]}},
+         "search.first[0]: method.hard_threshold is missing; a first trial gives every setting of the space"),
+        ({"table": {"columns": "data.labelled"}}, "table.columns: data.labelled does not vary in the grid"),
+        ({"train__min_lr": 0.5}, "train.min_lr: must be <= lr (0.1), got 0.5"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(changes: dict[str, Any], sentence: str) -> None:
+    found = problems(**changes)
+    assert any(problem.startswith(sentence) for problem in found), found
+
+
+def test_yaml_traps(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    # YAML 1.1 reads 1e-4 as text; a person means a number.
+    path.write_text(yaml.safe_dump(minimal()) + "seed: 1\n")
+    path.write_text(path.read_text().replace("lr: 0.1", "lr: 1e-1\n  min_lr: 1e-4"))
+    study = read(path)
+    assert (study.train.lr, study.train.min_lr) == (0.1, 0.0001)
+    path.write_text(path.read_text() + "seed: 2\n")
+    with pytest.raises(StudyError, match="the key 'seed' stands twice"):
+        read(path)
+
+
+def test_overrides_reach_every_kind_of_field(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(minimal(search=SEARCH)))
+    study = read(
+        path,
+        ["train.iterations=7", "splits=[4]", "grid.data.labelled=[8, 16]", "search.space.method.temperature={uniform: [0.1, 0.2]}",
+         "resources.concurrent_trials=2"],
+    )  # fmt: skip
+    assert study.train.iterations == 7
+    assert study.splits == (4,)
+    assert study.grid["data.labelled"] == (8, 16)
+    assert study.space["method.temperature"].values == (0.1, 0.2)
+    assert study.resources.concurrent_trials == 2
+    with pytest.raises(StudyError, match=r"train.itertions is unknown \(did you mean iterations\?\)"):
+        read(path, ["train.itertions=7"])
+    with pytest.raises(StudyError, match="takes KEY=VALUE"):
+        read(path, ["train.iterations"])
+
+
+def test_a_missing_file_offers_its_neighbour() -> None:
+    with pytest.raises(FileNotFoundError, match="did you mean .*quickstart.yaml"):
+        read(ROOT / "studies" / "quickstrat.yaml")
+
+
+def test_the_resolved_spec_is_the_same_study_again() -> None:
+    study = parse(minimal(search=SEARCH))
+    assert parse(dict(study.spec)) == study

@@ -1,0 +1,102 @@
+"""Folding a journal into records, and the mean and standard deviation of a trial."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from css_ray.records import Event, Record, mean_std, records_from_events, score_text
+
+PARAMS = {"data.labelled": 92, "method.name": "css"}
+
+
+def event(kind: str, **fields: Any) -> Event:
+    return {"event": kind, "time": 0.0, **fields}
+
+
+def started(trial: int, split: int) -> Event:
+    return event("run_started", trial=trial, split=split, seed=10 + split, dataset="voc", split_hash=f"hash{split}",
+                 num_labelled=92, num_unlabelled=10, class_names=["a"])  # fmt: skip
+
+
+def finished(trial: int, split: int, miou: float) -> Event:
+    return event("run_finished", trial=trial, split=split, step=40, last={"val/miou": miou}, best={"val/miou": miou + 1},
+                 best_step=30, seconds=5.5)  # fmt: skip
+
+
+START = [
+    event("study_started", study="toy", study_id="id", spec={}, versions={}),
+    event("trial_started", trial=0, row="CSS (mix)", source="search", params=PARAMS, config=PARAMS | {"train.lr": 0.1}),
+]
+
+
+def test_finished_run_holds_all_that_its_events_say() -> None:
+    journal = [*START, started(0, 1), event("run_logged", trial=0, split=1, step=10, metrics={}), finished(0, 1, 60.0)]
+    # A journal is read from a file: what JSON does to an event must not matter.
+    records = records_from_events(json.loads(json.dumps(journal)))
+    assert records == [
+        Record(
+            study="toy", trial=0, split=1, row="CSS (mix)", source="search", params=PARAMS, status="finished", seed=11,
+            split_hash="hash1", step=40, last={"val/miou": 60.0}, best={"val/miou": 61.0}, best_step=30, seconds=5.5,
+        )
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["run_logged", "run_evaluated"])
+def test_running_run_knows_its_step_and_has_no_score(kind: str) -> None:
+    (record,) = records_from_events([*START, started(0, 0), event(kind, trial=0, split=0, step=7, metrics={"val/miou": 50.0})])
+    assert (record.status, record.step, record.last, record.best) == ("running", 7, {}, {})
+
+
+def test_records_are_ordered_by_trial_and_split_not_by_time() -> None:
+    second = event("trial_started", trial=1, row="Sup.", source="grid", params={}, config={})
+    journal = [*START, second, started(1, 0), started(0, 1), finished(1, 0, 1.0), started(0, 0)]
+    assert [(r.trial, r.split, r.row) for r in records_from_events(journal)] == [
+        (0, 0, "CSS (mix)"),
+        (0, 1, "CSS (mix)"),
+        (1, 0, "Sup."),
+    ]
+
+
+def test_failed_run_keeps_its_reason_until_it_starts_again() -> None:
+    failed = [*START, started(0, 0), event("run_failed", trial=0, split=0, step=9, reason="worker lost")]
+    (record,) = records_from_events(failed)
+    assert (record.status, record.reason, record.step) == ("failed", "worker lost", 9)
+    (again,) = records_from_events([*failed, started(0, 0)])
+    assert (again.status, again.reason, again.step) == ("running", "", 0)
+    (done,) = records_from_events([*failed, started(0, 0), finished(0, 0, 60.0)])
+    assert (done.status, done.reason, done.last) == ("finished", "", {"val/miou": 60.0})
+
+
+def test_events_of_trials_and_studies_make_no_record() -> None:
+    journal = [
+        *START,
+        event("study_interrupted", reason="Ctrl-C"),
+        event("study_resumed"),
+        event("trial_finished", trial=0, status="failed", reason="", values={}, mean=None, std=None, n=0, num_splits=2),
+        event("study_finished", status="finished", best_trial=None),
+    ]
+    assert records_from_events(journal) == [] == records_from_events([])
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_mean_std_is_numpys(n: int, ddof: int) -> None:
+    values = np.random.default_rng(n).normal(70, 4, n).tolist()
+    assert mean_std(values, ddof) == pytest.approx((np.mean(values), np.std(values, ddof=ddof)), rel=1e-12)
+
+
+def test_mean_std_of_too_few_values() -> None:
+    assert mean_std([]) == (None, None)
+    assert mean_std([5.0]) == (5.0, None)
+    assert mean_std([5.0], ddof=0) == (5.0, 0.0)
+
+
+def test_score_text_never_hides_a_missing_split() -> None:
+    assert score_text(68.094, 4.886, 3, 3) == "68.09 ± 4.89"
+    assert score_text(66.0, None, 1, 1) == "66.00"
+    assert score_text(66.0, 1.0, 2, 3) == "66.00 ± 1.00 (n=2 of 3)"
+    assert score_text(None, None, 0, 3) == "– (n=0 of 3)"
