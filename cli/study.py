@@ -138,13 +138,14 @@ def table(name: str, storage: str, format_: str, at: str | None, ddof: int, tria
 @storage_option
 def sync(name: str, storage: str) -> None:
     """Bring MLflow level with the journal of the study NAME."""
-    from css_ray.tracking import default_artifacts, default_uri
+    from css_ray.study.runner import tracking_uri
     from css_ray.tracking import sync as replay
 
     study_, journal = _open(name, storage)
-    uri = study_.tracking.uri or default_uri(storage)
+    uri = tracking_uri(study_, storage)
     try:
-        click.echo(str(replay(journal.events, uri, default_artifacts(storage))))
+        done = replay(journal.events, uri)
+        click.echo(f"{done.events} events read, {done.runs_created} MLflow runs created, {done.points_sent} metric points sent to {uri}")
         _log_tables(study_, journal, storage)
     except Exception as error:
         raise click.ClickException(f"MLflow at {uri} did not take the events: {error}") from error
@@ -241,7 +242,7 @@ def _drive(study_: Study, storage: str, address: str | None, *, resume: bool) ->
     from .view import Watcher
 
     console = Console()
-    progress = Progress(study_)
+    progress = _progress(*_open(study_.name, storage)) if resume else Progress(study_)
     watcher = Watcher(progress, console)
     runner = Runner(study_, storage, address=address, observer=watcher)
     again = f"css-ray study resume {study_.name}" + ("" if storage == "runs" else f" --storage {storage}") + (f" --address {address}" if address else "")
@@ -291,9 +292,14 @@ def _records(study_: Study, journal: Journal, storage: str, source: str) -> list
 
     if source == "journal":
         return records_from_events(journal.events)
-    from css_ray.tracking import default_uri, read_records
+    from css_ray.study.runner import tracking_uri
+    from css_ray.tracking import read_records
 
-    return read_records(study_.tracking.uri or default_uri(storage), study_.name)
+    uri = tracking_uri(study_, storage)
+    try:
+        return read_records(uri, study_.name)
+    except LookupError as error:
+        raise click.ClickException(f"{error}; bring it level with: css-ray study sync {study_.name}") from None
 
 
 def _draw(study_: Study, records: list[Any], kind: str, format_: str, *, at: str | None = None, ddof: int = 1) -> str:
@@ -316,10 +322,11 @@ def _draw(study_: Study, records: list[Any], kind: str, format_: str, *, at: str
 def _log_tables(study_: Study, journal: Journal, storage: str) -> None:
     """Attach the tables to the study's run in MLflow, in every format."""
     from css_ray.records import records_from_events
-    from css_ray.tracking import default_uri, log_tables
+    from css_ray.study.runner import tracking_uri
+    from css_ray.tracking import log_tables
 
     records = records_from_events(journal.events)
     if not records:
         return
     files = {f"{kind}.{FORMATS[format_]}": _draw(study_, records, kind, format_) for kind in ("results", "trials") for format_ in FORMATS if format_ != "text"}
-    log_tables(study_.tracking.uri or default_uri(storage), journal.events[0]["study_id"], files)
+    log_tables(tracking_uri(study_, storage), journal.events[0]["study_id"], files)

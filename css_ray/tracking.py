@@ -178,8 +178,8 @@ class Projection:
         if kind in self._writers:
             self._writers[kind](position, run, event)
 
-    # One method a kind of event. A run's status changes at once, its metrics and tags go in batches afterwards: if the process
-    # dies in between, the replay reopens the run and ends it again.
+    # One method per kind of event. A run's status changes at once, its metrics and tags go in batches afterwards: if the
+    # process dies in between, the replay reopens the run and ends it again.
 
     def _study_started(self, position: int, run: _Run, event: Event) -> None:
         self._client.log_text(run.id, json.dumps(event["spec"], indent=2, default=str), "study.json")
@@ -221,6 +221,7 @@ class Projection:
         parent = self._runs[event["trial"], None]
         if position >= parent.projected:
             self._reopen(parent)
+            parent.seen = position + 1
         self._reopen(run)
         run.params |= _params(trial["params"])
         run.tags |= {
@@ -317,9 +318,11 @@ class Projection:
     def _kill_running(self, position: int, event: Event, keys: list[_Key]) -> None:
         """End what an interruption or a trial's end has left running, unless it is known to have gone on later."""
         for run in (self._runs[key] for key in keys):
-            if run.status == "RUNNING" and position >= run.projected:
+            if position < run.projected or run.status not in ("RUNNING", "KILLED"):
+                continue
+            if run.status == "RUNNING":
                 self._end(run, "KILLED", event)
-                run.seen = position + 1
+            run.seen = position + 1
 
     def _name_dataset(self, run: _Run, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -623,7 +626,9 @@ def _trial_note(score: str, event: Event, reasons: Mapping[int, str]) -> str:
     lines = [f"**{score}**", "", "| split | value |", "|---|---|"]
     lines += [f"| {split} | {value:.2f} |" for split, value in sorted(values.items())]
     failed = {split: reason for split, reason in reasons.items() if split not in values}
-    lines += [f"| {split} | failed: {' '.join(reason.split())[:200]} |" for split, reason in sorted(failed.items())]
+    for split, reason in sorted(failed.items()):
+        line = " ".join(reason.split())[:200].replace("|", "\\|")
+        lines.append(f"| {split} | failed: {line} |")
     if event["reason"]:
         lines += ["", event["reason"]]
     return "\n".join(lines)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +35,8 @@ class TimmEncoder(Encoder):
 
     def __init__(self, name: str, output_stride: int, pretrained: bool) -> None:
         super().__init__()
+        import timm  # takes seconds, and the tiny encoder does without
+
         network: Any = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=pretrained)
         self.network: nn.Module = network
         reductions = network.feature_info.reduction()
@@ -100,6 +101,8 @@ def make_encoder(name: str, output_stride: int, pretrained: bool | str) -> Encod
         if pretrained:
             raise ValueError(f"the encoder tiny has no pretrained weights, got pretrained={pretrained!r}; set it to false")
         return TinyEncoder(output_stride)
+    import timm
+
     if not timm.is_model(name):
         known = ["tiny", *timm.list_models(), *timm.list_pretrained()]
         close = difflib.get_close_matches(name, known, n=3)

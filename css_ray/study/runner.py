@@ -25,12 +25,12 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from css_ray.records import Event, Record, mean_std, records_from_events
-from css_ray.study.journal import Journal, studies_in, study_folder
+from css_ray.study.journal import Journal, is_uri, studies_in, study_folder
 from css_ray.study.run import run_spec
 from css_ray.study.sampling import suggest
 from css_ray.study.schema import Study, TrialSpec, parse
 from css_ray.study.trial import run_trial
-from css_ray.tracking import Tracker, default_artifacts, default_uri
+from css_ray.tracking import Tracker, default_uri
 
 
 class StudyExistsError(RuntimeError):
@@ -65,6 +65,14 @@ def open_study(name: str, storage: str) -> tuple[Study, Journal]:
         known = studies_in(storage)
         raise StudyMissingError(f"no study {name} in {storage}; " + (f"there are: {', '.join(known)}" if known else "it holds none yet"))
     return parse(started[0]["spec"], f"the journal of {name}"), journal
+
+
+def tracking_uri(study: Study, storage: str) -> str:
+    """Where MLflow records the study: as it says, as MLFLOW_TRACKING_URI says, or an SQLite file in the storage.
+
+    An object store holds no SQLite file: there the file lies in the folder `runs` of this machine.
+    """
+    return study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri("runs" if is_uri(storage) else storage)
 
 
 def trial_value(study: Study, records: Sequence[Record], trial: int) -> dict[str, Any]:
@@ -104,7 +112,7 @@ class Runner:
                     f"the study {self.study.name} exists in {self.storage}; `css-ray study resume {self.study.name}` goes on with it, "
                     "another `study:` name (or --set study=NAME) starts anew"
                 )
-            self.tracker = Tracker(self.study.tracking.uri or default_uri(self.storage), default_artifacts(self.storage))
+            self.tracker = Tracker(tracking_uri(self.study, self.storage))
             for event in journal.events:
                 self.tracker.record(event)
             interrupted = False

@@ -9,7 +9,13 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from css_ray.study.worker import train_splits
+
+
+def _train(config: dict[str, Any]) -> None:
+    """Runs on each rank. Imported there alone: the trial's and Ray Train's own processes start seconds sooner without it."""
+    from css_ray.study.worker import train_splits
+
+    train_splits(config)
 
 
 class _Bridge(TuneReportCallback):  # type: ignore[misc]
@@ -30,7 +36,7 @@ def run_trial(config: dict[str, Any]) -> None:
     gpus = resources["gpus_per_worker"]
     per_worker = {"CPU": resources["cpus_per_worker"]} | ({"GPU": gpus} if gpus else {})
     TorchTrainer(
-        train_splits,
+        _train,
         train_loop_config={key: config[key] for key in ("trial", "runs", "cpus_per_worker", "models")},
         scaling_config=ScalingConfig(num_workers=resources["workers"], use_gpu=gpus > 0, resources_per_worker=per_worker),
         torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import signal
@@ -100,10 +102,11 @@ class Place:
             assert time.monotonic() < limit, "processes are left over"
             time.sleep(0.2)
 
-    def table(self, source: str = "journal", *more: str) -> list[list[str]]:
+    def table(self, source: str = "journal", *more: str) -> list[dict[str, str]]:
+        """The table in full precision, without the ids of MLflow's runs, which the journal does not know."""
         code, output = self.call("study", "table", "small", "--format", "csv", "--source", source, *more)
         assert code == 0, output
-        return [line.split(",") for line in output.splitlines()]
+        return [{key: value for key, value in line.items() if not key.startswith("run_")} for line in csv.DictReader(io.StringIO(output.strip()))]
 
     def check_mlflow(self) -> None:
         """Each run once, none left RUNNING, and the table made from MLflow is the table made from the journal."""

@@ -1,0 +1,84 @@
+"""What the platform costs: the journal that every event passes through, and the loop around a method's bare step."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks import Row, compare
+from css_ray.methods import METHODS, Method
+from css_ray.models import ModelConfig, make_segmenter
+from css_ray.study.journal import Journal
+from css_ray.training.loop import fit
+from css_ray.training.optimizer import make_optimizer
+from css_ray.training.reporter import SilentReporter
+from css_ray.training.settings import TrainConfig
+from css_ray.types import Batch
+from css_ray.views import Views
+
+STEPS = 60
+MODEL = ModelConfig(encoder="tiny", output_stride=4, pretrained=False, decoder_channels=32, low_level_channels=16, representation_dim=32)
+
+
+def rows() -> Iterator[Row]:
+    torch.set_num_threads(1)
+    yield from _loop()
+    yield _journal()
+
+
+def _method(name: str) -> Method:
+    method = METHODS[name]
+    torch.manual_seed(0)
+    return method(lambda: make_segmenter(MODEL, 6, representation=method.needs_representations), method.Config(), Views())
+
+
+def _loop() -> Iterator[Row]:
+    """The loop with curves every 20 steps, against forward, backward, update and EMA written out."""
+    labels = torch.randint(6, (8, 40, 40))
+    batch = Batch(torch.rand(8, 3, 40, 40), labels, torch.rand(8, 3, 40, 40), torch.ones(8, 40, 40, dtype=torch.bool))
+    config = TrainConfig(iterations=STEPS, lr=0.05, log_every=20, evaluate_every=STEPS)
+    for name in ("supervised", "css"):
+
+        def ours(name: str = name) -> None:
+            fit(
+                _method(name), config, make_batches=lambda start: (batch for _ in range(start, STEPS)), val_batches=[(batch.labelled_images, labels)],
+                class_names=tuple("abcdef"), seed=0, reporter=SilentReporter(),
+            )  # fmt: skip
+
+        def bare(name: str = name) -> None:
+            method = _method(name)
+            optimizer = make_optimizer(method, config)
+            for step in range(STEPS):
+                loss = method(batch, step / STEPS).total
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                method.after_step()
+
+        yield compare(f"training loop around {name}, {STEPS} steps, vs the bare steps", ours, bare, 1.10)
+
+
+def _journal() -> Row:
+    """1,000 events through the journal (identified, written, fsynced) against the bare write and fsync of the same lines."""
+    events = [{"event": "run_logged", "time": 0.0, "trial": 0, "split": 0, "step": step, "metrics": {"train/loss": 0.5, "train/lr": 0.1}} for step in range(1000)]
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            journal = Journal(folder)
+            for event in events:
+                journal.append(event)
+
+    def bare() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            descriptor = os.open(Path(folder) / "lines", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            for event in events:
+                os.write(descriptor, json.dumps(event).encode() + b"\n")
+                os.fsync(descriptor)
+            os.close(descriptor)
+
+    return compare("journal, 1,000 events, vs write and fsync of the same lines", ours, bare, 1.5)
