@@ -20,8 +20,22 @@ def main(groups: list[str]) -> int:
     for group in groups or known:
         for row in importlib.import_module(f"benchmarks.{group}").rows():
             verdict = "holds" if row.holds else "DOES NOT HOLD"
-            print(f"{row.name:64} {row.ours:9.4g} {row.unit}  vs {row.other:9.4g} {row.unit}  ratio {row.ratio:.3f} <= {row.target:g}: {verdict}")
-            print(json.dumps({"name": row.name, "ours": row.ours, "other": row.other, "ratio": row.ratio, "target": row.target, "holds": row.holds}), flush=True)
+            print(
+                f"{row.name:64} {row.ours:8.3g} vs {row.other:8.3g} {row.unit}  ratio {row.ratio:.3f} <= {row.target:g}: {verdict}"
+            )
+            print(
+                json.dumps(
+                    {
+                        "name": row.name,
+                        "ours": row.ours,
+                        "other": row.other,
+                        "ratio": row.ratio,
+                        "target": row.target,
+                        "holds": row.holds,
+                    }
+                ),
+                flush=True,
+            )
             failed += not row.holds
     return 1 if failed else 0
 

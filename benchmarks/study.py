@@ -22,7 +22,9 @@ from css_ray.types import Batch
 from css_ray.views import Views
 
 STEPS = 60
-MODEL = ModelConfig(encoder="tiny", output_stride=4, pretrained=False, decoder_channels=32, low_level_channels=16, representation_dim=32)
+MODEL = ModelConfig(
+    encoder="tiny", output_stride=4, pretrained=False, decoder_channels=32, low_level_channels=16, representation_dim=32
+)
 
 
 def rows() -> Iterator[Row]:
@@ -46,7 +48,8 @@ def _loop() -> Iterator[Row]:
 
         def ours(name: str = name) -> None:
             fit(
-                _method(name), config, make_batches=lambda start: (batch for _ in range(start, STEPS)), val_batches=[(batch.labelled_images, labels)],
+                _method(name), config, make_batches=lambda start: (batch for _ in range(start, STEPS)),
+                val_batches=[(batch.labelled_images, labels)],
                 class_names=tuple("abcdef"), seed=0, reporter=SilentReporter(),
             )  # fmt: skip
 
@@ -65,7 +68,17 @@ def _loop() -> Iterator[Row]:
 
 def _journal() -> Row:
     """1,000 events through the journal (identified, written, fsynced) against the bare write and fsync of the same lines."""
-    events = [{"event": "run_logged", "time": 0.0, "trial": 0, "split": 0, "step": step, "metrics": {"train/loss": 0.5, "train/lr": 0.1}} for step in range(1000)]
+    events = [
+        {
+            "event": "run_logged",
+            "time": 0.0,
+            "trial": 0,
+            "split": 0,
+            "step": step,
+            "metrics": {"train/loss": 0.5, "train/lr": 0.1},
+        }
+        for step in range(1000)
+    ]
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:

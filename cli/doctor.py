@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import shutil
@@ -16,7 +17,13 @@ MIN_FREE_GB = 5
 
 
 @click.command()
-@click.option("--storage", default="runs", show_default=True, envvar="CSS_RAY_STORAGE", help="The storage whose disk and MLflow are checked.")
+@click.option(
+    "--storage",
+    default="runs",
+    show_default=True,
+    envvar="CSS_RAY_STORAGE",
+    help="The storage whose disk and MLflow are checked.",
+)
 @click.option("--tracking-uri", help="An MLflow server to reach, instead of the storage's own SQLite file.")
 def doctor(storage: str, tracking_uri: str | None) -> None:
     """Check versions, devices, disk, Ray and MLflow; exit 1 if something is wrong."""
@@ -43,8 +50,7 @@ class Wrong(Exception):
 
 
 def _python() -> str:
-    if sys.version_info < (3, 11):
-        raise Wrong(f"Python {platform.python_version()}; css-ray needs 3.11 or newer")
+    # That it is new enough is known: pip installs css-ray on no older one.
     return platform.python_version()
 
 
@@ -91,19 +97,24 @@ def _disk(storage: str) -> str:
     if not os.access(folder, os.W_OK):
         raise Wrong(f"{folder} cannot be written; choose another with --storage")
     if free < MIN_FREE_GB:
-        raise Wrong(f"{free:.1f} GB free where {storage} lies, a study wants {MIN_FREE_GB} GB; free some, or choose another disk with --storage")
+        raise Wrong(
+            f"{free:.1f} GB free where {storage} lies, a study wants {MIN_FREE_GB} GB; "
+            "free some, or choose another disk with --storage"
+        )
     shared = Path("/dev/shm")
     if shared.exists() and shutil.disk_usage(shared).total < 1e9:
-        raise Wrong(f"/dev/shm has {shutil.disk_usage(shared).total / 1e9:.1f} GB; Ray wants 1 GB or more (docker: --shm-size=2g)")
+        raise Wrong(
+            f"/dev/shm has {shutil.disk_usage(shared).total / 1e9:.1f} GB; Ray wants 1 GB or more (docker: --shm-size=2g)"
+        )
     return f"{free:.0f} GB free"
 
 
 def _ray() -> str:
     import ray
-    import ray.dashboard.optional_deps  # noqa: F401  missing where ray was installed without [default]
+    import ray.dashboard.optional_deps
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=1, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    ray.init(num_cpus=1, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
         return f"a local cluster starts and answers: {ray.get(ray.remote(lambda: 'yes').remote(), timeout=60)}"
     finally:
@@ -111,6 +122,20 @@ def _ray() -> str:
 
 
 def _mlflow(storage: str, tracking_uri: str | None) -> str:
+    import tempfile
+
     from css_ray.tracking import check
 
-    return check(tracking_uri, storage)
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        try:
+            return check(uri)
+        except Exception as error:
+            raise Wrong(
+                f"nothing answers as MLflow at {uri} ({' '.join(str(error).split())[:200]}); "
+                "start one with `css-ray ui`, or drop the address"
+            ) from None
+    # The storage's own file is made by the first study; a doctor leaves no trace.
+    with tempfile.TemporaryDirectory() as folder:
+        check(f"sqlite:///{folder}/mlflow.db")
+    return "writes an SQLite file"

@@ -19,10 +19,23 @@ if TYPE_CHECKING:
 FORMATS = {"text": "txt", "md": "md", "csv": "csv", "latex": "tex", "html": "html"}
 
 storage_option = click.option(
-    "--storage", default="runs", show_default=True, envvar="CSS_RAY_STORAGE", metavar="DIR", help="Where studies live: a folder, or a URI such as s3://bucket/studies."
+    "--storage",
+    default="runs",
+    show_default=True,
+    envvar="CSS_RAY_STORAGE",
+    metavar="DIR",
+    help="Where studies live: a folder, or a URI such as s3://bucket/studies.",
 )
-set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field of the study, such as train.iterations=100.")
-address_option = click.option("--address", metavar="ADDRESS", help="Join a Ray cluster (host:port, ray://..., auto) instead of starting Ray here.")
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a field of the study, such as train.iterations=100.",
+)
+address_option = click.option(
+    "--address", metavar="ADDRESS", help="Join a Ray cluster (host:port, ray://..., auto) instead of starting Ray here."
+)
 
 
 @click.group()
@@ -48,7 +61,10 @@ def plan(file: str, overrides: tuple[str, ...], address: str | None, no_measure:
         timed = estimate(study_)
         for row, seconds in timed.seconds_a_step.items():
             click.echo(f"  {row}: {1000 * seconds:.0f} ms a step")
-        click.echo(f"about {duration(timed.seconds)} of training, measured on this machine's {timed.device}, without evaluation and start-up")
+        click.echo(
+            f"about {duration(timed.seconds)} of training, measured on this machine's {timed.device}, "
+            "without evaluation and start-up"
+        )
     click.echo(_cluster(address))
     click.echo(f"\nnext: css-ray study run {file}")
 
@@ -71,8 +87,8 @@ def run(file: str, overrides: tuple[str, ...], storage: str, address: str | None
 @address_option
 def resume(name: str, storage: str, address: str | None) -> None:
     """Go on with the study NAME from its journal and checkpoints."""
-    study_, _ = _open(name, storage)
-    _preflight(study_, local=address is None)
+    study_, journal = _open(name, storage)
+    _preflight(study_, local=address is None, events=journal.events)
     _drive(study_, storage, address, resume=True)
 
 
@@ -93,7 +109,11 @@ def status(name: str, storage: str) -> None:
     for trial in progress.trials.values():
         for split, run_ in trial.runs.items():
             if run_.status == "failed":
-                console.print(f"trial {trial.index} split {split} failed at step {run_.step}: {run_.reason}", markup=False, highlight=False)
+                console.print(
+                    f"trial {trial.index} split {split} failed at step {run_.step}: {run_.reason}",
+                    markup=False,
+                    highlight=False,
+                )
 
 
 @study.command("list")
@@ -119,7 +139,13 @@ def list_(storage: str) -> None:
 @click.option("--at", type=click.Choice(["last", "best"]), help="Last step or best evaluation; as the study says if not given.")
 @click.option("--ddof", type=click.IntRange(0, 1), default=1, show_default=True, help="1: sample std; 0: population std.")
 @click.option("--trials", is_flag=True, help="One row a trial with its settings, instead of the study's table.")
-@click.option("--source", type=click.Choice(["journal", "mlflow"]), default="journal", show_default=True, help="Where the records are read.")
+@click.option(
+    "--source",
+    type=click.Choice(["journal", "mlflow"]),
+    default="journal",
+    show_default=True,
+    help="Where the records are read.",
+)
 @click.option("--out", type=click.Path(dir_okay=False), help="Write to a file instead of the terminal.")
 def table(name: str, storage: str, format_: str, at: str | None, ddof: int, trials: bool, source: str, out: str | None) -> None:
     """Print or export the mean ± std table of the study NAME."""
@@ -145,7 +171,10 @@ def sync(name: str, storage: str) -> None:
     uri = tracking_uri(study_, storage)
     try:
         done = replay(journal.events, uri)
-        click.echo(f"{done.events} events read, {done.runs_created} MLflow runs created, {done.points_sent} metric points sent to {uri}")
+        click.echo(
+            f"{done.events} events read, {done.runs_created} MLflow runs created, "
+            f"{done.points_sent} metric points sent to {uri}"
+        )
         _log_tables(study_, journal, storage)
     except Exception as error:
         raise click.ClickException(f"MLflow at {uri} did not take the events: {error}") from error
@@ -175,12 +204,12 @@ def _open(name: str, storage: str) -> tuple[Study, Journal]:
         raise BadInput(str(error)) from None
 
 
-def _preflight(study_: Study, *, local: bool) -> None:
+def _preflight(study_: Study, *, local: bool, events: list[Any] | None = None) -> None:
     from css_ray.study.preflight import check
     from css_ray.study.schema import StudyError
 
     try:
-        check(study_, local=local)
+        check(study_, local=local, events=events or ())
     except StudyError as error:
         raise BadInput(str(error)) from None
 
@@ -203,10 +232,16 @@ def _print_plan(study_: Study) -> None:
         click.echo(f"  trial {trial.index}: {trial.row}" + (f" ({varied})" if varied else ""))
     if study_.search is not None:
         first, last = len(grid), study_.num_trials - 1
-        click.echo(f"  trials {first}-{last}: {study_.search.method.get('row', study_.search.method['name'])}, drawn by {study_.search.sampler} from")
+        click.echo(
+            f"  trials {first}-{last}: {study_.search.method.get('row', study_.search.method['name'])}, "
+            f"drawn by {study_.search.sampler} from"
+        )
         for path, distribution in study_.space.items():
             click.echo(f"    {path}: {distribution.kind} {list(distribution.values)}")
-    steps = sum(trial.settings["train"]["iterations"] for trial in grid) + (study_.search.trials if study_.search else 0) * study_.train.iterations
+    steps = (
+        sum(trial.settings["train"]["iterations"] for trial in grid)
+        + (study_.search.trials if study_.search else 0) * study_.train.iterations
+    )
     resources = study_.resources
     click.echo(f"{study_.num_trials} trials x {len(study_.splits)} splits = {runs} runs, {steps * len(study_.splits)} steps")
     devices = f"{resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else f"{resources.cpus_per_worker} CPU"
@@ -220,14 +255,16 @@ def _cluster(address: str | None) -> str:
         import torch
 
         return f"this machine: {os.cpu_count()} CPU cores, {torch.cuda.device_count()} GPUs (no --address: Ray starts here)"
+    import logging
+
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         raise BadInput(f"no Ray cluster answers at {address}: {error}") from None
-    resources = ray.cluster_resources()
-    nodes = sum(node["Alive"] for node in ray.nodes())
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
     ray.shutdown()
     return f"the cluster at {address}: {nodes} nodes, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
 
@@ -245,7 +282,11 @@ def _drive(study_: Study, storage: str, address: str | None, *, resume: bool) ->
     progress = _progress(*_open(study_.name, storage)) if resume else Progress(study_)
     watcher = Watcher(progress, console)
     runner = Runner(study_, storage, address=address, observer=watcher)
-    again = f"css-ray study resume {study_.name}" + ("" if storage == "runs" else f" --storage {storage}") + (f" --address {address}" if address else "")
+    again = (
+        f"css-ray study resume {study_.name}"
+        + ("" if storage == "runs" else f" --storage {storage}")
+        + (f" --address {address}" if address else "")
+    )
     try:
         with watcher.live():
             outcome = runner.run(resume=resume)
@@ -263,6 +304,8 @@ def _drive(study_: Study, storage: str, address: str | None, *, resume: bool) ->
 
 
 def _report(study_: Study, journal: Journal, storage: str, progress: Progress) -> None:
+    from css_ray.reports.paper import SYMBOLS
+
     records = _records(study_, journal, storage, "journal")
     if not records:
         raise click.ClickException("no run was started; `css-ray study status` says what happened to the trials")
@@ -274,8 +317,11 @@ def _report(study_: Study, journal: Journal, storage: str, progress: Progress) -
     best = progress.best
     if best is not None and study_.search is not None:
         click.echo(f"\nbest configuration: trial {best.index}, {best.row}")
-        for key, value in best.params.items():
-            click.echo(f"  {key}: {value:.4g}" if isinstance(value, float) else f"  {key}: {value}")
+        for key in study_.space:
+            value = best.params.get(key)
+            if value is not None:
+                symbol = f"  ({SYMBOLS[key]})" if key in SYMBOLS else ""
+                click.echo(f"  {key}: {value:.4g}{symbol}" if isinstance(value, float) else f"  {key}: {value}{symbol}")
     try:
         _log_tables(study_, journal, storage)
     except Exception as error:
@@ -306,12 +352,24 @@ def _draw(study_: Study, records: list[Any], kind: str, format_: str, *, at: str
     """The study's table ("results") or the list of its trials ("trials") in one of FORMATS."""
     from css_ray.reports import paper, render, table
 
-    draw = {"text": render.to_text, "md": render.to_markdown, "csv": render.to_csv, "latex": render.to_latex, "html": render.to_html}[format_]
+    draw = {
+        "text": render.to_text,
+        "md": render.to_markdown,
+        "csv": render.to_csv,
+        "latex": render.to_latex,
+        "html": render.to_html,
+    }[format_]
     objective = study_.objective
-    settings: dict[str, Any] = {"metric": objective.metric, "at": at or objective.at, "ddof": ddof, "splits": len(study_.splits)}
+    settings: dict[str, Any] = {
+        "metric": objective.metric,
+        "at": at or objective.at,
+        "ddof": ddof,
+        "splits": len(study_.splits),
+        "mode": objective.mode,
+    }
     try:
         if kind == "trials":
-            return draw(table.trial_table(records, **settings))
+            return draw(table.trial_table(records, labels=paper.SYMBOLS, **settings))
         compared = study_.table.compare_with
         published = None if compared is None else paper.paper_table(compared.removeprefix("paper/"))
         return draw(table.make_table(records, columns=study_.table.columns, compare_with=published, **settings))
@@ -328,5 +386,10 @@ def _log_tables(study_: Study, journal: Journal, storage: str) -> None:
     records = records_from_events(journal.events)
     if not records:
         return
-    files = {f"{kind}.{FORMATS[format_]}": _draw(study_, records, kind, format_) for kind in ("results", "trials") for format_ in FORMATS if format_ != "text"}
+    files = {
+        f"{kind}.{FORMATS[format_]}": _draw(study_, records, kind, format_)
+        for kind in ("results", "trials")
+        for format_ in FORMATS
+        if format_ != "text"
+    }
     log_tables(tracking_uri(study_, storage), journal.events[0]["study_id"], files)

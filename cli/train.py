@@ -14,7 +14,11 @@ from .study import read_study, set_option
 @click.argument("file", type=click.Path())
 @click.option("--trial", default=0, show_default=True, help="Index of a trial of the study's grid.")
 @click.option("--split", type=int, help="Index of the split; the study's first if not given.")
-@click.option("--out", type=click.Path(file_okay=False), help="Folder for checkpoints and the best weights; an interrupted run goes on from it.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    help="Folder for checkpoints and the best weights; an interrupted run goes on from it.",
+)
 @click.option("--device", help="cpu or cuda; cuda where there is one if not given.")
 @set_option
 def train(file: str, trial: int, split: int | None, out: str | None, device: str | None, overrides: tuple[str, ...]) -> None:
@@ -45,7 +49,10 @@ def train(file: str, trial: int, split: int | None, out: str | None, device: str
         raise BadInput(str(error)) from None
     reporter = PrintingReporter(click.echo) if out is None else FolderReporter(Path(out), click.echo)
     checkpoint = reporter.checkpoint if isinstance(reporter, FolderReporter) else None
-    click.echo(f"{study.name} trial {trial} ({trials[trial].row}) split {split} on {device}" + (", going on from its checkpoint" if checkpoint else ""))
+    click.echo(
+        f"{study.name} trial {trial} ({trials[trial].row}) split {split} on {device}"
+        + (", going on from its checkpoint" if checkpoint else "")
+    )
     try:
         fit = execute(
             prepared,
@@ -56,4 +63,6 @@ def train(file: str, trial: int, split: int | None, out: str | None, device: str
         )
     except NonFiniteLossError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"last {fit.last['val/miou']:.2f} %, best {fit.best['val/miou']:.2f} % at step {fit.best_step}, {fit.seconds:.0f} s")
+    click.echo(
+        f"last {fit.last['val/miou']:.2f} %, best {fit.best['val/miou']:.2f} % at step {fit.best_step}, {fit.seconds:.0f} s"
+    )

@@ -67,7 +67,9 @@ def trial_rows(progress: Progress) -> Iterator[tuple[TrialProgress, list[str]]]:
             elif run.status == "finished":
                 cells.append(f"{run.score:.2f}")
             else:
-                cells.append(f"[dim]{100 * run.step / whole:.0f} %[/]" + ("" if run.score is None else f" [dim]{run.score:.1f}[/]"))
+                cells.append(
+                    f"[dim]{100 * run.step / whole:.0f} %[/]" + ("" if run.score is None else f" [dim]{run.score:.1f}[/]")
+                )
         mean, std = progress.partial(trial)
         cells += [mean_std_text(mean, std), MARKS[trial.status]]
         yield trial, cells
@@ -99,7 +101,10 @@ def progress_table(progress: Progress, limit: int | None = None) -> Table:
 
 
 class Watcher:
-    """Shows a running study. On a terminal a table that follows it; elsewhere a line when something ends, and one every half minute."""
+    """Shows a running study.
+
+    On a terminal a table that follows it; elsewhere a line when a trial ends, and one every half minute.
+    """
 
     def __init__(self, progress: Progress, console: Console) -> None:
         self.progress = progress
@@ -120,7 +125,10 @@ class Watcher:
         if kind == "trial_finished":
             trial = self.progress.trials[event["trial"]]
             value = f"{mean_std_text(event['mean'], event['std'])} (n={event['n']} of {event['num_splits']})"
-            self._print(f"trial {trial.index} ({trial.row}) {event['status']}: {value}" + (f"; {event['reason']}" if event["reason"] else ""))
+            self._print(
+                f"trial {trial.index} ({trial.row}) {event['status']}: {value}"
+                + (f"; {event['reason']}" if event["reason"] else "")
+            )
         elif now - self.last_line > 30 or kind in ("study_started", "study_resumed"):
             self._print(headline(self.progress, now))
 

@@ -514,6 +514,14 @@ def _record(study: str, run: Run) -> Record:
     )
 
 
+def check(uri: str) -> str:
+    """Reach MLflow at `uri` and say what is there. Raises what MLflow raises."""
+    from mlflow import __version__
+
+    experiments = _connect(uri).search_experiments()
+    return f"{__version__}, {len(experiments)} experiments at {uri}"
+
+
 def log_tables(uri: str, study_id: str, tables: Mapping[str, str]) -> str:
     """Attach tables ({"results.md": text, "results.csv": text, ...}) to the study's run and return the run's id.
 

@@ -26,7 +26,19 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "tracking": ({"records"}, {"mlflow"}),
     "reports": ({"records"}, {"scipy"}),
     "study": (
-        {"types", "config", "views", "records", "distributed", "functional", "models", "data", "methods", "training", "tracking"},
+        {
+            "types",
+            "config",
+            "views",
+            "records",
+            "distributed",
+            "functional",
+            "models",
+            "data",
+            "methods",
+            "training",
+            "tracking",
+        },
         {"torch", "ray", "optuna", "pydantic", "yaml", "pyarrow"},
     ),
 }
@@ -62,7 +74,10 @@ def test_imports_point_downwards(layer: str, path: Path) -> None:
 
 def test_click_and_rich_live_in_the_cli_alone() -> None:
     for path in (ROOT / "cli").glob("*.py"):
-        assert not any(name.split(".")[0] in ("ray", "optuna", "mlflow") for name in imports(path)) or path.stem in ("study", "doctor"), path
+        assert not any(name.split(".")[0] in ("ray", "optuna", "mlflow") for name in imports(path)) or path.stem in (
+            "study",
+            "doctor",
+        ), path
 
 
 def run_python(program: str) -> str:

@@ -86,7 +86,10 @@ def make_segmenter(
     segmenter = Segmenter(
         encoder, decoder, config.decoder_channels, num_classes, config.representation_dim if representation else None
     )
+    if not synchronise_batch_norm:
+        return segmenter
     # timm's own conversion: torch's would drop the activation inside an EfficientNet's normalisation layers.
-    if synchronise_batch_norm:
-        segmenter = convert_sync_batchnorm(segmenter)  # type: ignore[no-untyped-call]
-    return segmenter
+    from timm.layers.norm_act import convert_sync_batchnorm
+
+    converted: Segmenter = convert_sync_batchnorm(segmenter)  # type: ignore[no-untyped-call]
+    return converted

@@ -19,6 +19,17 @@ class Published(NamedTuple):
     std: float | None = None
 
 
+SYMBOLS = {
+    "method.prototype_decay": "α",
+    "method.temperature": "τ",
+    "method.unsup_threshold": "δ_u",
+    "method.valid_threshold": "δ_w",
+    "method.hard_threshold": "δ_s",
+    "method.contrast_weight": "λ_c",
+}
+"""The paper's letters for the settings of CSS."""
+
+
 @dataclass(frozen=True, slots=True)
 class PaperTable:
     """One table of the paper. rows: label of the row -> column -> score."""

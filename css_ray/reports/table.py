@@ -321,6 +321,7 @@ class TrialTable:
     num_splits: int
     scores: tuple[TrialScore, ...]
     params: tuple[str, ...] = field(default=())
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def caption(self) -> str:
@@ -332,7 +333,8 @@ class TrialTable:
     def grid(self) -> Grid:
         """The table as texts: a trial's parameters, the value of each split, mean ± std, n."""
         splits = sorted({split for score in self.scores for split in (*score.values, *score.reasons)})
-        header = ("trial", "row", *self.params, *(f"split {split}" for split in splits), "mean ± std", "n")
+        names = (self.labels.get(name, name) for name in self.params)
+        header = ("trial", "row", *names, *(f"split {split}" for split in splits), "mean ± std", "n")
         notes: list[str] = []
         lines = []
         for rank, score in enumerate(self.scores):
@@ -342,7 +344,7 @@ class TrialTable:
                 marks = (len(notes),)
             values = (Entry(f"{score.values[split]:.2f}" if split in score.values else MISSING) for split in splits)
             mean = Entry(score.text, rank == 0 and score.complete, marks, _detail(score))
-            params = (Entry(str(score.params.get(name, MISSING))) for name in self.params)
+            params = (Entry(_short(score.params.get(name, MISSING))) for name in self.params)
             lines.append((Entry(str(score.trial)), Entry(score.row), *params, *values, mean, Entry(str(score.n))))
         return Grid(self.caption, header, tuple(lines), tuple(notes))
 
@@ -368,8 +370,12 @@ def trial_table(
     ddof: int = 1,
     splits: int | None = None,
     mode: Mode = "max",
+    labels: Mapping[str, str] | None = None,
 ) -> TrialTable:
-    """All trials with the parameters that differ between them. Raises ValueError if there is no record."""
+    """All trials with the parameters that differ between them; `labels` names them in the header of a table that is read.
+
+    Raises ValueError if there is no record.
+    """
     records = list(records)
     if not records:
         raise ValueError("there is no run to make a table of; run the study first")
@@ -384,7 +390,13 @@ def trial_table(
         num_splits=scores[0].num_splits,
         scores=tuple(scores),
         params=varied,
+        labels=labels or {},
     )
+
+
+def _short(value: Any) -> str:
+    """A parameter for reading: four digits of a number; `lines` keeps them all."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _caption(study: str, metric: str, at: At, num_splits: int, ddof: int) -> str:

@@ -1,8 +1,8 @@
 """The journal: an append-only list of events, the one truth of a study. MLflow, Optuna and the tables are made from it.
 
-A study lives in a folder of the storage, `<storage>/<study name>`, which is a local path or any URI that pyarrow's file systems open
-(`s3://...`). On a local disk an event is one line of `journal.jsonl`, written by one call and fsynced. Object stores cannot append: there
-each event is an object of its own under `journal/`, which such stores write whole or not at all.
+A study lives in a folder of the storage, `<storage>/<study name>`, which is a local path or any URI that pyarrow's file systems
+open (`s3://...`). On a local disk an event is one line of `journal.jsonl`, written by one call and fsynced. Object stores
+cannot append: there each event is an object of its own under `journal/`, which such stores write whole or not at all.
 """
 
 from __future__ import annotations
@@ -49,14 +49,18 @@ def studies_in(storage: str) -> list[str]:
         return sorted(path.parent.name for path in Path(storage).glob("*/journal.jsonl"))
     filesystem, root = pyarrow.fs.FileSystem.from_uri(storage)
     entries = filesystem.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
-    return sorted(entry.base_name for entry in entries if entry.type == pyarrow.fs.FileType.Directory and _Objects(f"{storage.rstrip('/')}/{entry.base_name}").read())
+    return sorted(
+        entry.base_name
+        for entry in entries
+        if entry.type == pyarrow.fs.FileType.Directory and _Objects(f"{storage.rstrip('/')}/{entry.base_name}").read()
+    )
 
 
 class Journal:
     """The events of one study, in the order in which they became known.
 
-    Reading needs no lock; `append` needs the one of `driving`. Events of a run are identified by kind, trial, split and step: the
-    same one told again, as a resumed run does, is not written again.
+    Reading needs no lock; `append` needs the one of `driving`. Events of a run are identified by kind, trial, split and step:
+    the same one told again, as a resumed run does, is not written again.
     """
 
     def __init__(self, folder: str) -> None:
@@ -68,7 +72,8 @@ class Journal:
                 self.events.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise JournalError(
-                    f"event {number} of the journal in {folder} is no JSON ({error}); restore it from a copy, or remove that event"
+                    f"event {number} of the journal in {folder} is no JSON ({error}); "
+                    "restore it from a copy, or remove that event"
                 ) from None
         self._known = {_key(event) for event in self.events} - {None}
 
@@ -114,7 +119,7 @@ class _File:
         if not self.path.exists():
             return []
         text = self.path.read_bytes()
-        whole, newline, torn = text.rpartition(b"\n")
+        whole, newline, _ = text.rpartition(b"\n")
         # A last line without its end is a write that was cut off: what it told is told again by the run that it is about.
         self.end = len(whole) + len(newline)
         return whole.decode().splitlines() if newline else []
@@ -174,7 +179,9 @@ class _Objects:
         stop = threading.Event()
 
         def beat() -> None:
-            self._put(path, json.dumps({"who": f"process {os.getpid()} on {socket.gethostname()}", "time": time.time()}).encode())
+            self._put(
+                path, json.dumps({"who": f"process {os.getpid()} on {socket.gethostname()}", "time": time.time()}).encode()
+            )
 
         def keep_beating() -> None:
             while not stop.wait(HEARTBEAT_SECONDS):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.splits import make_split
+from css_ray.records import Event
 from css_ray.study.run import build_method
 from css_ray.study.schema import Study, StudyError, TrialSpec
 from css_ray.training.optimizer import make_optimizer
@@ -17,12 +19,18 @@ from css_ray.training.settings import TrainConfig
 from css_ray.types import Batch
 
 
-def check(study: Study, *, local: bool) -> None:
+def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> None:
     """Raise StudyError with every problem that would stop a trial later.
 
     local: the study runs on this machine, so that its GPUs are counted here; a cluster's are counted once it is joined.
+    events: of a study that goes on; its splits must still be those it began with.
     """
     problems = []
+    begun = {
+        (event["dataset"], event["num_labelled"], event["split"]): event["split_hash"]
+        for event in events
+        if event["event"] == "run_started"
+    }
     resources = study.resources
     wanted, present = resources.workers * resources.gpus_per_worker, torch.cuda.device_count()
     if local and wanted > present:
@@ -32,7 +40,8 @@ def check(study: Study, *, local: bool) -> None:
         )
     trials = study.grid_trials() or [study.search_trial(0, point) for point in (study.search.first[:1] if study.search else ())]
     for name, root, num_classes in dict.fromkeys(
-        (trial.settings["data"]["dataset"], trial.settings["data"]["root"], trial.settings["data"]["num_classes"]) for trial in trials
+        (trial.settings["data"]["dataset"], trial.settings["data"]["root"], trial.settings["data"]["num_classes"])
+        for trial in trials
     ):
         try:
             dataset = ensure_dataset(name, root)
@@ -40,22 +49,37 @@ def check(study: Study, *, local: bool) -> None:
             problems.append(f"data: {error}")
             continue
         if num_classes is not None and num_classes != dataset.info.num_classes:
-            problems.append(f"data.num_classes: {num_classes} here, but the shards in {root} have {dataset.info.num_classes}; drop the line or prepare the data anew")
-        counts = {trial.settings["data"]["labelled"] for trial in trials if trial.settings["data"]["root"] == root} | {study.data.labelled}
+            problems.append(
+                f"data.num_classes: {num_classes} here, but the shards in {root} have {dataset.info.num_classes}; "
+                "drop the line or prepare the data anew"
+            )
+        counts = {trial.settings["data"]["labelled"] for trial in trials if trial.settings["data"]["root"] == root} | {
+            study.data.labelled
+        }
         for count in sorted(counts):
             for split in study.splits:
                 try:
-                    make_split(dataset, count, split)
+                    made = make_split(dataset, count, split)
                 except ValueError as error:
                     problems.append(f"data.labelled: {error}")
                     break
+                before = begun.get((dataset.info.name, count, split), made.hash)
+                if made.hash != before:
+                    problems.append(
+                        f"data.root: split {split} with {count} labels is no longer the one this study began with "
+                        f"({made.hash[:12]}, was {before[:12]}); "
+                        f"restore the data set in {root}, or start another study"
+                    )
     if problems:
         raise StudyError(problems, study.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """seconds_a_step by row, measured on `device`; seconds: of the whole study's steps, at the study's concurrency, without evaluation."""
+    """How long a study would train.
+
+    seconds_a_step: by row, measured on `device`. seconds: of all steps of the study at its concurrency, without evaluation.
+    """
 
     device: str
     seconds_a_step: dict[str, float]
@@ -76,7 +100,11 @@ def estimate(study: Study, *, steps: int = 3, concurrent: int | None = None) -> 
     timed = {row: _seconds_a_step(study, specs[0], device, steps) for row, specs in rows.items()}
     total = sum(timed[trial.row] * trial.settings["train"]["iterations"] for trial in trials)
     if study.search is not None:
-        drawn = study.search.first[0] if study.search.first else {path: distribution.values[0] for path, distribution in study.space.items()}
+        drawn = (
+            study.search.first[0]
+            if study.search.first
+            else {path: distribution.values[0] for path, distribution in study.space.items()}
+        )
         trial = study.search_trial(len(trials), drawn)
         timed[f"search: {trial.row}"] = _seconds_a_step(study, trial, device, steps)
         total += timed[f"search: {trial.row}"] * trial.settings["train"]["iterations"] * study.search.trials

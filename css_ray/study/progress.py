@@ -102,7 +102,9 @@ class Progress:
     def steps_done(self) -> int:
         """Steps behind us; a run that failed will take no more, so it counts as done."""
         whole = self.study.train.iterations
-        return sum(whole if run.status == "failed" else run.step for trial in self.trials.values() for run in trial.runs.values())
+        return sum(
+            whole if run.status == "failed" else run.step for trial in self.trials.values() for run in trial.runs.values()
+        )
 
     @property
     def num_steps(self) -> int:

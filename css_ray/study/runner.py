@@ -1,7 +1,8 @@
 """Drives a study: Ray Tune executes, the journal remembers, MLflow and the view are told.
 
-Tune holds no state that matters. On resume a new Tune run starts; its searcher first hands out the trials that the journal knows as begun but not
-ended (same index, same settings, same Train run, so that its checkpoint is found), then those of the grid, then asks Optuna for new ones.
+Tune holds no state that matters. On resume a new Tune run starts; its searcher first hands out the trials that the journal
+knows as begun but not ended (same index, same settings, same Train run, so that its checkpoint is found), then those of the
+grid, then asks Optuna for new ones.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a call of `run` ended. status: finished, failed (some runs or trials failed) or interrupted; unsent: events MLflow lacks."""
+    """How a call of `run` ended.
+
+    status: finished, failed (some runs or trials did) or interrupted; unsent: how many events MLflow lacks.
+    """
 
     status: Literal["finished", "failed", "interrupted"]
     study: Study
@@ -63,7 +67,9 @@ def open_study(name: str, storage: str) -> tuple[Study, Journal]:
     started = [event for event in journal.events if event["event"] == "study_started"]
     if not started:
         known = studies_in(storage)
-        raise StudyMissingError(f"no study {name} in {storage}; " + (f"there are: {', '.join(known)}" if known else "it holds none yet"))
+        raise StudyMissingError(
+            f"no study {name} in {storage}; " + (f"there are: {', '.join(known)}" if known else "it holds none yet")
+        )
     return parse(started[0]["spec"], f"the journal of {name}"), journal
 
 
@@ -109,7 +115,8 @@ class Runner:
             exists = any(event["event"] == "study_started" for event in journal.events)
             if exists and not resume:
                 raise StudyExistsError(
-                    f"the study {self.study.name} exists in {self.storage}; `css-ray study resume {self.study.name}` goes on with it, "
+                    f"the study {self.study.name} exists in {self.storage}; "
+                    f"`css-ray study resume {self.study.name}` goes on with it, "
                     "another `study:` name (or --set study=NAME) starts anew"
                 )
             self.tracker = Tracker(tracking_uri(self.study, self.storage))
@@ -122,7 +129,13 @@ class Runner:
                     concurrent = 0 if self._ended() else connect(self.study, self.address)
                     self.started = True
                     if not exists:
-                        self.emit("study_started", study=self.study.name, study_id=uuid.uuid4().hex, spec=dict(self.study.spec), versions=_versions())
+                        self.emit(
+                            "study_started",
+                            study=self.study.name,
+                            study_id=uuid.uuid4().hex,
+                            spec=dict(self.study.spec),
+                            versions=_versions(),
+                        )
                     elif not self._ended():
                         self.emit("study_resumed")
                     if not self._ended():
@@ -131,7 +144,8 @@ class Runner:
                 interrupted = True
                 self.emit("study_interrupted", reason="interrupted by the user")
             finally:
-                # Ray's orderly goodbye can take longer than a user who pressed Ctrl-C wants to wait; the journal and checkpoints need none.
+                # Ray's orderly goodbye can take longer than a user who pressed Ctrl-C wants to wait; the journal and
+                # checkpoints need none.
                 shutdown = threading.Thread(target=ray.shutdown, daemon=True)
                 shutdown.start()
                 unsent = self.tracker.close(timeout=5 if interrupted else 30)
@@ -160,7 +174,10 @@ class Runner:
         return {event["trial"]: event for event in self.journal.events if event["event"] == "trial_started"}
 
     def ends(self) -> dict[int, Event]:
-        """The latest `trial_finished` event of each trial that ended; a trial whose machinery failed has not, once the study is resumed."""
+        """The latest `trial_finished` event of each trial that ended.
+
+        A trial whose machinery failed has not ended any more once the study is resumed.
+        """
         ends: dict[int, Event] = {}
         for event in self.journal.events:
             if event["event"] == "trial_finished":
@@ -170,7 +187,9 @@ class Runner:
         return ends
 
     def _ended(self) -> bool:
-        return bool(self.journal.events) and self.journal.events[-1]["event"] == "study_finished" and len(self.ends()) == self.study.num_trials
+        """True if nothing is left to do; a trial whose machinery failed is left to do."""
+        ends = self.ends()
+        return len(ends) == self.study.num_trials and all(end["status"] != "failed" for end in ends.values())
 
     # ------------------------------------------------------------------------------------------------------------------- Tune
 
@@ -191,13 +210,15 @@ class Runner:
             tuner.fit()
         ends = self.ends()
         best = max(
-            (end for end in ends.values() if end["status"] == "finished" and end["mean"] is not None), key=lambda end: end["mean"], default=None
+            (end for end in ends.values() if end["status"] == "finished" and end["mean"] is not None),
+            key=lambda end: end["mean"],
+            default=None,
         )
         if len(ends) == self.study.num_trials:
             status = "finished" if all(end["status"] == "finished" for end in ends.values()) else "failed"
             self.emit("study_finished", status=status, best_trial=None if best is None else best["trial"])
 
-    def next_trial(self, running: set[int]) -> TrialSpec | None | Literal["finished"]:
+    def next_trial(self, running: set[int]) -> TrialSpec | Literal["finished"] | None:
         """What to start next; None where the next suggestion needs a result that is not there yet."""
         starts, ends = self.starts(), self.ends()
         for index, start in sorted(starts.items()):
@@ -238,7 +259,10 @@ class Runner:
         }
 
     def end(self, trial: int, error: str | None) -> None:
-        """Note that a trial ended: finished on all splits, partial (some splits failed for their own reasons) or failed (its machinery did)."""
+        """Note that a trial ended.
+
+        finished: on all splits; partial: some splits failed for reasons of their own; failed: its machinery did, as `error` says.
+        """
         records = [record for record in records_from_events(self.journal.events) if record.trial == trial]
         if error is not None:
             for record in records:
@@ -323,7 +347,8 @@ def _reason(trial: Any) -> str:
 
 
 def connect(study: Study, address: str | None) -> int:
-    """Start Ray here, or join the cluster at `address`; returns how many trials fit side by side (at most as many as the study wants).
+    """Start Ray here, or join the cluster at `address`; returns how many trials fit side by side (at most as many as the study
+    wants).
 
     Raises RuntimeError where not even one trial fits, with what it needs and what is there.
     """
@@ -345,7 +370,9 @@ def connect(study: Study, address: str | None) -> int:
         logging_level=logging.ERROR,
         # The dashboard is needed: Ray Train frees the cores of a killed trial through it. It listens on loopback.
         include_dashboard=True if address is None else None,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | {name: os.environ[name] for name in settings}},
+        runtime_env={
+            "env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | {name: os.environ[name] for name in settings}
+        },
     )
     resources = study.resources
     needs = {"CPU": resources.workers * resources.cpus_per_worker, "GPU": resources.workers * resources.gpus_per_worker}
@@ -354,7 +381,10 @@ def connect(study: Study, address: str | None) -> int:
     if fits < 1:
         words = ", ".join(f"{need:g} {name}" for name, need in needs.items() if need)
         there = ", ".join(f"{has.get(name, 0):g} {name}" for name, need in needs.items() if need)
-        raise RuntimeError(f"a trial needs {words}, but the cluster has {there}; lower resources.workers or join a larger cluster with --address")
+        raise RuntimeError(
+            f"a trial needs {words}, but the cluster has {there}; "
+            "lower resources.workers or join a larger cluster with --address"
+        )
     return min(fits, resources.concurrent_trials)
 
 

@@ -1,8 +1,10 @@
-"""Which settings a search tries next: Optuna's samplers, asked so that a study gives the same trials however often it is interrupted.
+"""Which settings a search tries next: Optuna's samplers, asked so that a study gives the same trials however often it is
+interrupted.
 
-The trial at `index` is drawn by a sampler seeded from (search seed, index), from what the trials up to `index - lag` scored, where `lag` is how
-many trials run side by side; trials between are known to the sampler as running. So a suggestion does not depend on which of two neighbours
-happened to end first, nor on a kill. Optuna's study is rebuilt from those trials for each suggestion: there is no second state to keep in step.
+The trial at `index` is drawn by a sampler seeded from (search seed, index), from what the trials up to `index - lag` scored,
+where `lag` is how many trials run side by side; trials between are known to the sampler as running. So a suggestion does not
+depend on which of two neighbours happened to end first, nor on a kill. Optuna's study is rebuilt from those trials for each
+suggestion: there is no second state to keep in step.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ def suggest(
 ) -> dict[str, Any]:
     """Settings of the trial at `index` of the search.
 
-    drawn: the settings of the trials 0 .. index-1. values: what the first len(values) of them scored, higher is better; None for a trial
-    that failed on a split, which is no fair comparison and counts as failed. The others are running.
+    drawn: the settings of the trials 0 .. index-1. values: what the first len(values) of them scored, higher is better; None
+    for a trial that failed on a split, which is no fair comparison and counts as failed. The others are running.
     """
     if index < len(search.first):
         return dict(search.first[index])

@@ -1,7 +1,7 @@
 """A study file, checked as a whole: YAML in, a frozen `Study` out, or every problem at once.
 
-The sections `views`, `model`, `train` and the settings of a method are the dataclasses of the layers below; their bounds are read
-from the knobs, so that a bound stands in one place. The rest (splits, grid, search, resources, table) is defined here.
+The sections `views`, `model`, `train` and the settings of a method are the dataclasses of the layers below; their bounds are
+read from the knobs, so that a bound stands in one place. The rest (splits, grid, search, resources, table) is defined here.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ class Search(Section):
 
 
 class Table(Section):
-    """How the results are laid out: `columns` is a setting of the grid, `compare_with` a table of the paper (`paper/table1`)."""
+    """How the results are laid out.
+
+    columns: a setting of the grid. compare_with: a table of the paper, such as `paper/table1`, whose numbers stand beside ours.
+    """
 
     rows: Literal["method.row"] = "method.row"
     columns: str | None = None
@@ -115,8 +118,8 @@ class Distribution:
 class TrialSpec:
     """One setting of everything that a study varies.
 
-    params: what the study varies, flat; settings: all settings, nested, as plain values: the sections data, views, model, train and
-    method, the last with its name.
+    params: what the study varies, flat; settings: all settings, nested, as plain values: the sections data, views, model, train
+    and method, the last with its name.
     """
 
     index: int
@@ -234,7 +237,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$|^[-+]?(\d[\d_]*)?\.\d[\d_]*([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    re.compile(
+        r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$|^[-+]?(\d[\d_]*)?\.\d[\d_]*([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -270,8 +275,23 @@ def _override(spec: dict[str, Any], text: str) -> Iterator[str]:
 
 # ---------------------------------------------------------------------------------------------------------------- checks
 
-SECTIONS = ("study", "description", "objective", "data", "views", "model", "train", "seed", "method", "splits", "grid", "search",
-            "resources", "table", "tracking")  # fmt: skip
+SECTIONS = (
+    "study",
+    "description",
+    "objective",
+    "data",
+    "views",
+    "model",
+    "train",
+    "seed",
+    "method",
+    "splits",
+    "grid",
+    "search",
+    "resources",
+    "table",
+    "tracking",
+)
 VARIED = ("data", "views", "model", "train", "method")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}$")
 
@@ -289,7 +309,10 @@ def checker_of(config: type[Config]) -> type[BaseModel]:
             # YAML has lists only; bounds of a tuple hold for its entries and are checked by the Config itself.
             fields[field.name] = (typing.Annotated[hint, Field(strict=False)], default)
         else:
-            fields[field.name] = (hint, Field(default, allow_inf_nan=False, **bounds) if float in _members(hint) else Field(default, **bounds))
+            fields[field.name] = (
+                hint,
+                Field(default, allow_inf_nan=False, **bounds) if float in _members(hint) else Field(default, **bounds),
+            )
     return create_model(config.__qualname__, __base__=Section, **fields)
 
 
@@ -328,7 +351,10 @@ class _Checker:
                 self.problems.append(f"{key} is unknown{did_you_mean(str(key), SECTIONS)}")
         name = spec.get("study")
         if not isinstance(name, str) or not _NAME.match(name):
-            self.problem("study", f"a name of a-z, 0-9, '.', '_', '-', at most 63 characters, starting with a letter or digit; got {name!r}")
+            self.problem(
+                "study",
+                f"a name of a-z, 0-9, '.', '_', '-', at most 63 characters, starting with a letter or digit; got {name!r}",
+            )
         description = self.plain("description", str, "")
         objective = self.section("objective", Objective)
         data = self.section("data", Data, required=True)
@@ -355,7 +381,10 @@ class _Checker:
                     up = math.ceil(batch / resources.workers) * resources.workers
                     self.problem(f"data.{key}", f"{batch} does not divide over {resources.workers} workers; use {up}")
         if table and table.columns and table.columns not in (grid or {}):
-            self.problem("table.columns", f"{table.columns} does not vary in the grid{did_you_mean(table.columns, list(grid or {}) or ['(no grid)'])}")
+            self.problem(
+                "table.columns",
+                f"{table.columns} does not vary in the grid{did_you_mean(table.columns, list(grid or {}) or ['(no grid)'])}",
+            )
         if self.problems:
             return None
         assert objective and data and views and model and train and resources and table and tracking
@@ -454,7 +483,9 @@ class _Checker:
                 self.setting(path, entry, f"grid.{path}[{index}]", self.grid_methods())
                 if entry in values[:index]:
                     self.problem(f"grid.{path}[{index}]", f"{entry!r} stands twice")
-        rows = [entry.get("row", entry["name"]) for entry in grid.get("method", ()) if isinstance(entry, dict) and "name" in entry]
+        rows = [
+            entry.get("row", entry["name"]) for entry in grid.get("method", ()) if isinstance(entry, dict) and "name" in entry
+        ]
         for row in sorted({row for row in rows if rows.count(row) > 1}, key=str):
             self.problem("grid.method", f"two entries have the row {row!r}; give each a `row` of its own")
         return grid
@@ -477,7 +508,10 @@ class _Checker:
         method = self.method("search.method", search.method)
         names = [search.method["name"]] if method else []
         if not search.space:
-            self.problem("search.space", "is empty; map a setting to how it is drawn, such as method.temperature: {loguniform: [0.05, 1.0]}")
+            self.problem(
+                "search.space",
+                "is empty; map a setting to how it is drawn, such as method.temperature: {loguniform: [0.05, 1.0]}",
+            )
         space = {}
         for path, drawn in search.space.items():
             distribution = self.distribution(f"search.space.{path}", drawn)
@@ -500,7 +534,11 @@ class _Checker:
     def distribution(self, path: str, value: Any) -> Distribution | None:
         kinds = ("uniform", "loguniform", "int", "choice")
         if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in kinds:
-            self.problem(path, f"must be one of {{uniform: [low, high]}}, {{loguniform: [low, high]}}, {{int: [low, high]}}, {{choice: [...]}}; got {value!r}")
+            self.problem(
+                path,
+                "must be one of {uniform: [low, high]}, {loguniform: [low, high]}, {int: [low, high]}, {choice: [...]}; "
+                f"got {value!r}",
+            )
             return None
         kind, values = next(iter(value.items()))
         if not isinstance(values, list) or not values:
@@ -509,7 +547,11 @@ class _Checker:
         if kind == "choice":
             return Distribution("choice", tuple(values))
         numbers = (int,) if kind == "int" else (int, float)
-        if len(values) != 2 or not all(isinstance(end, numbers) and not isinstance(end, bool) for end in values) or not values[0] < values[1]:
+        if (
+            len(values) != 2
+            or not all(isinstance(end, numbers) and not isinstance(end, bool) for end in values)
+            or not values[0] < values[1]
+        ):
             self.problem(path, f"{kind} takes [low, high] with low < high, got {values!r}")
             return None
         if kind == "loguniform" and values[0] <= 0:
@@ -526,7 +568,11 @@ class _Checker:
         models: dict[str, type[BaseModel]] = {
             "data": Data, "views": checker_of(Views), "model": checker_of(ModelConfig), "train": checker_of(TrainConfig)
         }  # fmt: skip
-        owners = [(f"method {name}", checker_of(METHODS[name].Config)) for name in dict.fromkeys(methods)] if section == "method" else [(section, models[section])]
+        owners = (
+            [(f"method {name}", checker_of(METHODS[name].Config)) for name in dict.fromkeys(methods)]
+            if section == "method"
+            else [(section, models[section])]
+        )
         for owner, model in owners:
             field = model.model_fields.get(key)
             if field is None:
@@ -580,8 +626,17 @@ def _sentence(path: str, detail: Any, known: Sequence[str]) -> str:
     for name in ("gt", "ge", "lt", "le"):
         if name in context:
             return f"{path}: must be {bounds_text({name: context[name]})}, got {value!r}"
-    words = {"int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number", "bool_type": "true or false",
-             "string_type": "text", "finite_number": "a finite number", "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping"}  # fmt: skip
+    words = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "finite_number": "a finite number",
+        "tuple_type": "a list",
+        "list_type": "a list",
+        "dict_type": "a mapping",
+    }
     if kind == "literal_error":
         return f"{path}: must be one of {context['expected'].replace(' or ', ', ')}, got {value!r}"
     if kind in words:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
-
 
 
 def _train(config: dict[str, Any]) -> None:

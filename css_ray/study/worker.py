@@ -1,7 +1,8 @@
 """A rank of a trial's Ray Train worker group: trains the trial's splits in sequence, so that one start-up serves them all.
 
-Each report carries the events that happened since the last one. A checkpoint holds, beside the state of the run in progress, every event of
-the trial so far; after an interruption they are told again, and the journal drops those it knows. So the journal misses nothing, however the driver died.
+Each report carries the events that happened since the last one. A checkpoint holds, beside the state of the run in progress,
+every event of the trial so far; after an interruption they are told again, and the journal drops those it knows. So the journal
+misses nothing, however the driver died.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def train_splits(config: dict[str, Any]) -> None:
     """The training function of a trial.
 
     config: trial (index), runs (one RunSpec a split), cpus_per_worker, models (folder for the best weights of each run).
-    A split whose loss becomes NaN or infinite has failed, with its reason; the others are trained all the same. Any other exception ends the
-    worker group, and Ray Train starts it again from the last checkpoint.
+    A split whose loss becomes NaN or infinite has failed, with its reason; the others are trained all the same. Any other
+    exception ends the worker group, and Ray Train starts it again from the last checkpoint.
     """
     torch.set_num_threads(config["cpus_per_worker"])
     device = ray.train.torch.get_device()
@@ -60,13 +61,22 @@ def train_splits(config: dict[str, Any]) -> None:
             reporter.tell("run_started", None, **prepared.started())
             try:
                 fit = execute(
-                    prepared, reporter, device=device, checkpoint=resumed, keep_best=_keeper(f"{config['models']}/split_{split}")
+                    prepared,
+                    reporter,
+                    device=device,
+                    checkpoint=resumed,
+                    keep_best=_keeper(f"{config['models']}/split_{split}"),
                 )
             except NonFiniteLossError as error:
                 reporter.tell("run_failed", reporter.step, reason=str(error))
             else:
                 reporter.tell(
-                    "run_finished", fit.step, last=fit.last, best=fit.best, best_step=fit.best_step, seconds=round(fit.seconds, 3)
+                    "run_finished",
+                    fit.step,
+                    last=fit.last,
+                    best=fit.best,
+                    best_step=fit.best_step,
+                    seconds=round(fit.seconds, 3),
                 )
             folder = None
             reporter.send(lambda folder: None)

@@ -62,6 +62,6 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def read_random_state(folder: Path) -> dict[str, Any] | None:
-    """This rank's generators, or None where the checkpoint was written by fewer ranks (the run then goes on, not bit for bit)."""
+    """This rank's generators, or None where fewer ranks wrote the checkpoint: the run then goes on, but not bit for bit."""
     path = folder / f"random_rank{distributed.rank()}.pt"
     return read_tensors(path) if path.exists() else None

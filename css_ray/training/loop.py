@@ -1,4 +1,4 @@
-"""The training loop: one process a rank, DDP around the whole method, exact resume. It knows no Ray and no files but checkpoints."""
+"""The training loop: one process a rank, DDP around the whole method, exact resume. It knows neither Ray nor MLflow."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class NonFiniteLossError(FloatingPointError):
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a run ended. last, best: metrics in percent at the last and at the best evaluation; seconds: training and evaluation."""
+    """How a run ended.
+
+    last, best: metrics in percent at the last and at the best evaluation. seconds: of training and evaluation.
+    """
 
     step: int
     last: dict[str, float]
@@ -83,7 +86,9 @@ def fit(
 
     curves = _Curves(device)
     started = time.monotonic() - progress.seconds
-    last_good = "no checkpoint was written yet" if checkpoint is None else f"the last good checkpoint is at step {progress.step}"
+    last_good = (
+        "no checkpoint was written yet" if checkpoint is None else f"the last good checkpoint is at step {progress.step}"
+    )
     for batch in batches:
         lr = set_learning_rate(optimizer, config, progress.step)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -117,7 +122,9 @@ def fit(
             reporter.evaluated(progress.step, metrics, write)
             last_good = f"the last good checkpoint is at step {progress.step}"
     if progress.step < config.iterations:
-        raise RuntimeError(f"the batches ended at step {progress.step} of {config.iterations}; make_batches must yield them all")
+        raise RuntimeError(
+            f"the batches ended at step {progress.step} of {config.iterations}; make_batches must yield them all"
+        )
     return Fit(progress.step, progress.last, progress.best, progress.best_step, progress.seconds)
 
 
@@ -167,7 +174,9 @@ class _Curves:
             # The sum over the ranks is the same number everywhere, so all ranks stop together.
             if not math.isfinite(means[name]):
                 step = f"at step {steps[name]:.0f}" if math.isfinite(steps[name]) else "on another rank"
-                raise NonFiniteLossError(f"loss '{name}' became {means[name]} {step}; {last_good}; a lower train.lr often helps")
+                raise NonFiniteLossError(
+                    f"loss '{name}' became {means[name]} {step}; {last_good}; a lower train.lr often helps"
+                )
         total = sum(means[name] for name in self.terms)
         self.sums, self.bad_step, self.steps = {}, {}, 0
         finite = {f"train/{name}": value for name, value in means.items() if math.isfinite(value)}
@@ -177,7 +186,8 @@ class _Curves:
 def _distributed(method: Method) -> nn.Module:
     if distributed.world_size() == 1:
         return method
-    # Without SyncBatchNorm (there is none on the CPU) rank 0's running statistics are everyone's; with it they agree by themselves.
+    # Without SyncBatchNorm (there is none on the CPU) rank 0's running statistics are everyone's; with it they agree by
+    # themselves.
     on_gpu = any(parameter.is_cuda for parameter in method.parameters())
     return DistributedDataParallel(method, broadcast_buffers=not on_gpu, gradient_as_bucket_view=True)
 
@@ -187,4 +197,3 @@ def _agree_on_buffers(method: Method) -> None:
     if distributed.world_size() > 1:
         for buffer in method.buffers():
             distributed.broadcast_from_rank_zero(buffer)
-

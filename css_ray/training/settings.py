@@ -11,7 +11,10 @@ from css_ray.config import Config, knob
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """The optimiser and the rhythm of a run. The defaults are the paper's for VOC (Sec. 4.1, and the released code where it is silent)."""
+    """The optimiser and the rhythm of a run.
+
+    The defaults are the paper's for VOC (Sec. 4.1), and the released code's where the paper is silent.
+    """
 
     iterations: int = knob(40_000, ge=1, help="optimizer steps of a run")
     lr: float = knob(0.0064, gt=0, help="learning rate at the first step")

@@ -45,7 +45,12 @@ class Place:
     def __init__(self, folder: Path, data: Path) -> None:
         self.folder = folder
         self.mark = uuid.uuid4().hex
-        self.environment = {**os.environ, "CSS_RAY_TEST": self.mark, "CSS_RAY_STORAGE": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+        self.environment = {
+            **os.environ,
+            "CSS_RAY_TEST": self.mark,
+            "CSS_RAY_STORAGE": str(folder / "runs"),
+            "OMP_NUM_THREADS": "1",
+        }
         self.file = folder / "study.yaml"
         spec = json.loads(json.dumps(SPEC))
         spec["data"]["root"] = str(data)
@@ -96,17 +101,23 @@ class Place:
         return found
 
     def wait_until_empty(self) -> None:
-        """Ray's processes go when their driver has gone, however it went."""
+        """Ray's processes go when their driver has gone, however it went.
+
+        But for its dashboard agent, which holds no cores and takes minutes to notice if it was still starting.
+        """
         limit = time.monotonic() + 60
-        while self.processes():
-            assert time.monotonic() < limit, "processes are left over"
+        while left := set(self.processes()) - set(self.processes("DashboardAgent")):
+            assert time.monotonic() < limit, [Path(f"/proc/{process}/cmdline").read_text() for process in left]
             time.sleep(0.2)
 
     def table(self, source: str = "journal", *more: str) -> list[dict[str, str]]:
         """The table in full precision, without the ids of MLflow's runs, which the journal does not know."""
         code, output = self.call("study", "table", "small", "--format", "csv", "--source", source, *more)
         assert code == 0, output
-        return [{key: value for key, value in line.items() if not key.startswith("run_")} for line in csv.DictReader(io.StringIO(output.strip()))]
+        return [
+            {key: value for key, value in line.items() if not key.startswith("run_")}
+            for line in csv.DictReader(io.StringIO(output.strip()))
+        ]
 
     def check_mlflow(self) -> None:
         """Each run once, none left RUNNING, and the table made from MLflow is the table made from the journal."""
@@ -163,14 +174,22 @@ def runs_finished(events: list[dict[str, Any]]) -> int:
 def curves(events: list[dict[str, Any]]) -> dict[tuple[Any, ...], Any]:
     """All that was measured, without the clock."""
     kinds = ("run_logged", "run_evaluated")
-    return {(event["event"], event["trial"], event["split"], event["step"]): event["metrics"] for event in events if event["event"] in kinds}
+    return {
+        (event["event"], event["trial"], event["split"], event["step"]): event["metrics"]
+        for event in events
+        if event["event"] in kinds
+    }
 
 
 def check_same(place: Place, undisturbed: Place) -> None:
     """The disturbed study told each thing once and has the numbers of the undisturbed one, digit for digit."""
     assert place.table("journal", "--trials") == undisturbed.table("journal", "--trials")
     assert curves(place.events()) == curves(undisturbed.events())
-    told = Counter((event["event"], event["trial"], event["split"], event.get("step")) for event in place.events() if event["event"].startswith("run_"))
+    told = Counter(
+        (event["event"], event["trial"], event["split"], event.get("step"))
+        for event in place.events()
+        if event["event"].startswith("run_")
+    )
     assert set(told.values()) == {1}
     place.check_mlflow()
 
@@ -184,7 +203,9 @@ def test_an_undisturbed_study_finishes_and_says_what_it_found(undisturbed: Place
     assert runs_finished(events) == 6
     # The value of a trial is the mean over its splits, and its std has one degree of freedom less than splits.
     for end in (event for event in events if event["event"] == "trial_finished"):
-        first, second = (event["last"]["val/miou"] for event in events if event["event"] == "run_finished" and event["trial"] == end["trial"])
+        first, second = (
+            event["last"]["val/miou"] for event in events if event["event"] == "run_finished" and event["trial"] == end["trial"]
+        )
         assert end["mean"] == pytest.approx((first + second) / 2)
         assert end["std"] == pytest.approx(abs(first - second) / 2**0.5)
     undisturbed.check_mlflow()
@@ -280,7 +301,9 @@ def test_a_loss_that_is_not_finite_fails_the_split_with_its_reason(place: Place)
 
 
 def test_two_workers_share_the_batch(place: Place) -> None:
-    code, output = place.run("resources.workers=2", "resources.concurrent_trials=1", "search=null", "splits=[0]", "train.iterations=10")
+    code, output = place.run(
+        "resources.workers=2", "resources.concurrent_trials=1", "search=null", "splits=[0]", "train.iterations=10"
+    )
     assert code == 0, output
     assert runs_finished(place.events()) == 1
 

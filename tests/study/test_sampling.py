@@ -20,7 +20,13 @@ FIRST = {"method.temperature": 0.5, "method.hard_threshold": 0.8, "method.num_qu
 
 
 def search(**changes: object) -> Search:
-    settings: dict[str, object] = {"method": {"name": "css"}, "trials": 30, "space": {"-": 0}, "startup_trials": 4, "first": [FIRST]}
+    settings: dict[str, object] = {
+        "method": {"name": "css"},
+        "trials": 30,
+        "space": {"-": 0},
+        "startup_trials": 4,
+        "first": [FIRST],
+    }
     return Search(**{**settings, **changes})  # type: ignore[arg-type]
 
 

@@ -68,7 +68,12 @@ def test_table1_is_the_papers_protocol() -> None:
     study = read(ROOT / "studies" / "table1.yaml")
     assert study.num_trials == 6 * 4
     # Section 4.1 of the paper.
-    assert (study.train.lr, study.train.weight_decay, study.train.iterations, study.train.poly_power) == (0.0064, 0.0005, 40_000, 0.9)
+    assert (study.train.lr, study.train.weight_decay, study.train.iterations, study.train.poly_power) == (
+        0.0064,
+        0.0005,
+        40_000,
+        0.9,
+    )
     assert (study.data.crop, study.data.labelled_batch, study.model.encoder) == (512, 16, "resnet101")
     assert len(study.splits) == 3
     assert {trial.row for trial in study.grid_trials()} == {"Sup.", "MT", "CutMix", "Baseline", "CSS(crs.)", "CSS(mix)"}
@@ -183,7 +188,7 @@ def test_overrides_reach_every_kind_of_field(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_offers_its_neighbour() -> None:
-    with pytest.raises(FileNotFoundError, match="did you mean .*quickstart.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*quickstart\.yaml"):
         read(ROOT / "studies" / "quickstrat.yaml")
 
 

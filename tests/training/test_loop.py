@@ -34,7 +34,9 @@ def make_method(name: str = "css", **settings: Any) -> Method:
     method = METHODS[name]
     torch.manual_seed(0)
     return method(
-        lambda: make_segmenter(MODEL, NUM_CLASSES, representation=method.needs_representations), method.Config(**settings), Views()
+        lambda: make_segmenter(MODEL, NUM_CLASSES, representation=method.needs_representations),
+        method.Config(**settings),
+        Views(),
     )
 
 
@@ -122,7 +124,9 @@ def test_what_is_reported() -> None:
     reporter = SilentReporter()
     kept: list[dict[str, Tensor]] = []
     method = make_method("css")
-    result = run(method, TrainConfig(iterations=5, lr=0.05, evaluate_every=2, log_every=3), reporter=reporter, keep_best=kept.append)
+    result = run(
+        method, TrainConfig(iterations=5, lr=0.05, evaluate_every=2, log_every=3), reporter=reporter, keep_best=kept.append
+    )
     assert [step for step, _ in reporter.logs] == [2, 3, 4, 5]
     assert [step for step, _ in reporter.evaluations] == [2, 4, 5]
     _, first = reporter.logs[0]
@@ -143,7 +147,12 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_step_and_checkpoint(tmp_p
 
     reporter = FolderReporter(tmp_path)
     with pytest.raises(NonFiniteLossError, match=r"loss 'sup' became nan at step 5; the last good checkpoint is at step 4"):
-        run(make_method("supervised"), TrainConfig(iterations=6, lr=0.05, evaluate_every=2, log_every=10), make_batches=poisoned, reporter=reporter)
+        run(
+            make_method("supervised"),
+            TrainConfig(iterations=6, lr=0.05, evaluate_every=2, log_every=10),
+            make_batches=poisoned,
+            reporter=reporter,
+        )
     assert [step for step, _ in reporter.evaluations] == [2, 4]
 
 

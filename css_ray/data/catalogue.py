@@ -1,0 +1,92 @@
+"""Which data sets there are: by name, or by a description of a folder of images and masks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from .digits import digits_source
+from .folder import folder_source
+from .shards import DESCRIPTION, DataSet, Source, open_dataset, write_dataset
+
+Reader = Callable[[Path | None, tuple[int, int] | None], Source]
+"""(where the original files lie, (width, height) to resize to) -> source; None where the user gave nothing."""
+
+
+def _digits(root: Path | None, resize: tuple[int, int] | None) -> Source:
+    if root is not None or resize is not None:
+        raise ValueError("digits are built in and have one size, 40x40; give neither a root nor a resize")
+    return digits_source()
+
+
+def _folder(root: Path | None, resize: tuple[int, int] | None) -> Source:
+    raise ValueError("folder needs a description: give the path of a YAML file such as studies/data/camvid.yaml in place of the name")
+
+
+DATASETS: dict[str, Reader] = {"digits": _digits, "folder": _folder}
+"""The names that `css-ray data prepare` knows. A new data set is one reader and one line here."""
+
+
+def prepare(
+    name_or_description: str | Path,
+    out: str | Path,
+    *,
+    root: str | Path | None = None,
+    resize: tuple[int, int] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> bool:
+    """Write a data set of DATASETS, or the one that a YAML file describes, to the folder `out`; False if it was there already.
+
+    root: where the original files lie. resize: (width, height) in pixels of all images and masks; as they are if None.
+    progress: called after each image with how many are done, and of how many.
+
+    Raises FileNotFoundError where a file or folder is absent, ValueError with all that is wrong in description or images,
+    FileExistsError if `out` holds anything else.
+    """
+    root = None if root is None else Path(root)
+    if (reader := DATASETS.get(str(name_or_description))) is not None:
+        source = reader(root, resize)
+    elif Path(name_or_description).suffix in (".yaml", ".yml"):
+        source = folder_source(name_or_description, root, resize)
+    else:
+        raise ValueError(_unknown(str(name_or_description), out))
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(done, source.num_rows)
+
+    return write_dataset(Path(out), source, advance)
+
+
+def ensure_dataset(name: str, root: str | Path) -> DataSet:
+    """Open the prepared data set in `root`. `digits` is made there first if absent, also when several processes ask at once.
+
+    name: what the set must be called; `folder` takes any.
+
+    Raises FileNotFoundError where there is none; ValueError if it is another, or `name` is unknown.
+    """
+    root = Path(root)
+    if not (root / DESCRIPTION).is_file():
+        if name == "digits":
+            prepare(name, root)
+        elif name not in DATASETS:
+            raise FileNotFoundError(f"{root} holds no prepared data set; {_unknown(name, root)}")
+    dataset = open_dataset(root)
+    if name not in ("folder", dataset.info.name):
+        remedy = f"name {dataset.info.name} or folder to use it" if name in DATASETS else _unknown(name, "ANOTHER_FOLDER")
+        raise ValueError(f"{root} holds the data set {dataset.info.name}, not {name}; {remedy}")
+    return dataset
+
+
+def _unknown(name: str, out: str | Path) -> str:
+    """Why css-ray cannot make the data set `name` by itself, and how to have it all the same."""
+    near = difflib.get_close_matches(name, DATASETS, n=1)
+    return (
+        f"{name} is no built-in data set"
+        + (f" (did you mean {near[0]}?)" if near else "")
+        + f": describe its folders and classes in a YAML file as studies/data/camvid.yaml does, with `name: {name}`, "
+        f"then run: css-ray data prepare {name}.yaml --root ORIGINAL_FILES --out {out}"
+    )

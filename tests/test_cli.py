@@ -1,0 +1,184 @@
+"""The commands: exit codes, messages, and that nothing starts on bad input."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+ROOT = Path(__file__).parent.parent
+CLI = [sys.executable, "-c", "from css_ray_cli.main import main; main()"]
+
+SPEC: dict[str, Any] = {
+    "study": "small",
+    "data": {"dataset": "digits", "labelled": 12, "crop": 32, "labelled_batch": 4, "unlabelled_batch": 4},
+    "views": {"flip": False},
+    "model": {"encoder": "tiny", "output_stride": 4, "pretrained": False, "decoder_channels": 8, "low_level_channels": 4, "representation_dim": 8},
+    "train": {"iterations": 6, "lr": 0.05, "evaluate_every": 3, "log_every": 2},
+    "splits": [0, 1],
+    "grid": {"method": [{"name": "supervised", "row": "Sup."}, {"name": "css", "row": "CSS (mix)", "num_queries": 8, "num_negatives": 8}]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from css_ray.data.catalogue import ensure_dataset
+
+    root = str(tmp_path_factory.mktemp("data") / "digits")
+    ensure_dataset("digits", root)
+    return root
+
+
+@pytest.fixture
+def file(tmp_path: Path, digits: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**SPEC, "data": {**SPEC["data"], "root": digits}}))
+    return path
+
+
+def call(*arguments: str) -> Result:
+    from css_ray_cli.main import main
+
+    return CliRunner().invoke(main, list(arguments))
+
+
+def refused(*arguments: str) -> str:
+    """The message of a call that must exit with 2 and start nothing."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert not Path("runs").exists()
+    return result.output
+
+
+def test_plan_prints_trials_runs_steps_and_an_estimate(file: Path) -> None:
+    result = call("study", "plan", str(file))
+    assert result.exit_code == 0, result.output
+    assert "trial 0: Sup." in result.output and "trial 1: CSS (mix)" in result.output
+    assert "2 trials x 2 splits = 4 runs, 24 steps" in result.output
+    assert re.search(r"Sup.: \d+ ms a step", result.output) and "CPU cores" in result.output
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["train.itertions=5"], "train.itertions is unknown (did you mean iterations?)"),
+        (["data.labelled=401"], "401"),
+        (["data.num_classes=7"], "data.num_classes: 7 here, but the shards"),
+        (["data.root=nowhere", "data.dataset=folder"], "css-ray data prepare"),
+        (["data.dataset=digts"], "did you mean digits?"),
+        (["resources.gpus_per_worker=8"], "a trial wants 8 GPUs, this machine has"),
+        (["splits=[0, 0]"], "split 0 stands twice"),
+        (["grid.method=[{name: css, unsup_threshold: 1.5}]"], "grid.method[0].unsup_threshold: must be <= 1, got 1.5"),
+    ],
+)
+def test_bad_input_starts_nothing(file: Path, sets: list[str], message: str) -> None:
+    arguments = [part for pair in sets for part in ("--set", pair)]
+    for command in ("plan", "run"):
+        assert message in refused("study", command, str(file), *arguments)
+
+
+def test_several_problems_come_together(file: Path) -> None:
+    output = refused(
+        "study",
+        "run",
+        str(file),
+        "--set",
+        "data.labelled=401",
+        "--set",
+        "data.num_classes=7",
+        "--set",
+        "resources.gpus_per_worker=8",
+    )
+    assert "3 problems in small" in output
+
+
+def test_unknown_names_are_answered(file: Path) -> None:
+    assert "no study file" in refused("study", "plan", "nowhere.yaml")
+    assert "no study other in runs; it holds none yet" in refused("study", "resume", "other")
+    assert "did you mean study?" in refused("stduy")
+    assert "did you mean css?" in refused("methods", "csss")
+
+
+def test_list_of_an_empty_storage(file: Path) -> None:
+    result = call("study", "list")
+    assert result.exit_code == 0 and "css-ray study run" in result.output
+
+
+def test_train_runs_without_ray_and_goes_on_from_its_checkpoint(file: Path) -> None:
+    arguments = [*CLI, "train", str(file), "--trial", "1", "--split", "1", "--device", "cpu", "--out"]
+    whole = subprocess.run([*arguments, "whole"], capture_output=True, text=True, cwd=file.parent, check=True).stdout
+    assert "small trial 1 (CSS (mix)) split 1 on cpu" in whole and "step      6  val mIoU" in whole
+    assert (file.parent / "whole" / "best.pt").exists()
+    again = subprocess.run([*arguments, "whole"], capture_output=True, text=True, cwd=file.parent, check=True).stdout
+    assert "going on from its checkpoint" in again
+    assert again.splitlines()[-1].split(",")[:2] == whole.splitlines()[-1].split(",")[:2]
+
+
+def test_train_refuses_what_the_study_does_not_have(file: Path) -> None:
+    assert "the study has trials 0 to 1" in refused("train", str(file), "--trial", "2")
+    assert "the study has the splits 0, 1" in refused("train", str(file), "--split", "7")
+
+
+def test_methods_shows_every_setting_with_its_default() -> None:
+    import dataclasses
+
+    from css_ray.methods import METHODS
+
+    listed = call("methods").output
+    for name, method in METHODS.items():
+        assert name in listed
+        shown = call("methods", name).output
+        for field in dataclasses.fields(method.Config):
+            assert f"  {field.name} = {field.default}" in shown
+
+
+def test_doctor_names_what_is_wrong_and_how_to_mend_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Port 9 of loopback (discard) has no server.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    from css_ray_cli import doctor
+
+    monkeypatch.setattr(doctor, "_ray", lambda: "not started in this test")
+    monkeypatch.setattr(doctor, "MIN_FREE_GB", 10**9)
+    result = call("doctor")
+    assert result.exit_code == 1
+    assert re.search(r"WRONG  disk .*choose another disk with --storage", result.output)
+    assert re.search(r"WRONG  mlflow .*css-ray ui", result.output)
+    assert re.search(r"ok     packages .*torch", result.output)
+
+
+@pytest.mark.slow
+def test_doctor_finds_this_machine_well(file: Path) -> None:
+    result = subprocess.run([*CLI, "doctor"], capture_output=True, text=True, cwd=file.parent)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("ok ") == 6
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    """Each `css-ray ...` line parses: its command is there and knows its options."""
+    from css_ray_cli.main import main
+
+    text = (ROOT / "README.md").read_text()
+    commands = [
+        line.strip().split("#")[0].split()
+        for line in text.splitlines()
+        if line.strip().startswith("css-ray ") and "..." not in line
+    ]
+    assert len(commands) > 10
+    for words in commands:
+        context = main.make_context("css-ray", words[1:], resilient_parsing=True)
+        command: Any = main
+        rest = words[1:]
+        while hasattr(command, "get_command"):
+            found = command.get_command(context, rest[0])
+            assert found is not None, words
+            command, rest = found, rest[1:]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("--")} <= options, words
