@@ -312,8 +312,7 @@ def _report(study_: Study, journal: Journal, storage: str, progress: Progress) -
     click.echo()
     if study_.search is not None:
         click.echo(_draw(study_, records, "trials", "text"))
-        click.echo()
-    click.echo(_draw(study_, records, "results", "text"))
+    click.echo(_draw(study_, records, "results", "text"), nl=False)
     best = progress.best
     if best is not None and study_.search is not None:
         click.echo(f"\nbest configuration: trial {best.index}, {best.row}")
@@ -328,9 +327,13 @@ def _report(study_: Study, journal: Journal, storage: str, progress: Progress) -
         click.echo(f"the tables were not logged to MLflow ({error}); later: css-ray study sync {study_.name}", err=True)
     where = "" if storage == "runs" else f" --storage {storage}"
     click.echo("\nnext:")
-    click.echo(f"  css-ray ui{where}                            the curves and tables in MLflow")
-    click.echo(f"  css-ray study table {study_.name}{where} --format md   the table for your paper (csv, latex, html too)")
-    click.echo(f"  css-ray study resume {study_.name}{where}            after an interruption, go on where it stopped")
+    commands = {
+        f"css-ray ui{where}": "the curves and tables in MLflow",
+        f"css-ray study table {study_.name}{where} --format md": "the table for your paper (csv, latex, html too)",
+        f"css-ray study resume {study_.name}{where}": "after an interruption, go on where it stopped",
+    }
+    for command, text in commands.items():
+        click.echo(f"  {command:{max(map(len, commands))}}   {text}")
 
 
 def _records(study_: Study, journal: Journal, storage: str, source: str) -> list[Any]:
@@ -369,7 +372,9 @@ def _draw(study_: Study, records: list[Any], kind: str, format_: str, *, at: str
     }
     try:
         if kind == "trials":
-            return draw(table.trial_table(records, labels=paper.SYMBOLS, **settings))
+            # The row says the method and its fixed settings; what else the study varies has a column each.
+            varied = [path for path in (*study_.grid, *study_.space) if path != "method"]
+            return draw(table.trial_table(records, params=varied, labels=paper.SYMBOLS, **settings))
         compared = study_.table.compare_with
         published = None if compared is None else paper.paper_table(compared.removeprefix("paper/"))
         return draw(table.make_table(records, columns=study_.table.columns, compare_with=published, **settings))

@@ -42,11 +42,10 @@ def mean_std_text(mean: float | None, std: float | None) -> str:
 def headline(progress: Progress, now: float) -> str:
     """One line: trials, runs, steps, best mean so far, time left."""
     best = progress.best
-    share = f"{100 * progress.steps_done / max(1, progress.num_steps):.0f} %"
     parts = [
         f"trials {progress.trials_ended}/{progress.num_trials}",
         f"runs {progress.runs_ended}/{progress.num_runs}",
-        f"steps {progress.steps_done}/{progress.num_steps} ({share})",
+        f"steps {progress.steps_done}/{progress.num_steps}",
         "best " + ("–" if best is None else f"{best.mean:.2f} (trial {best.index})"),
         f"left {duration(progress.seconds_left(now))}",
     ]

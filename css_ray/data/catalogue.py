@@ -21,7 +21,7 @@ def _digits(root: Path | None, resize: tuple[int, int] | None) -> Source:
 
 
 def _folder(root: Path | None, resize: tuple[int, int] | None) -> Source:
-    raise ValueError("folder needs a description: give the path of a YAML file such as studies/data/camvid.yaml in place of the name")
+    raise ValueError("folder needs a description: give a YAML file such as studies/data/camvid.yaml in place of the name")
 
 
 DATASETS: dict[str, Reader] = {"digits": _digits, "folder": _folder}

@@ -104,7 +104,8 @@ def _card(draw: Any, index: int, glyph: _Pixels, side: int) -> _Pixels:
     margin = int(draw(1, 2))
     strength = np.zeros((side, side, 1), np.int64)
     strength[margin:-margin, margin:-margin, 0] = _enlarged(16 * glyph, side - 2 * margin)  # 0..256
-    return (paper * (256 - strength) + ink * strength) // 256
+    card: _Pixels = (paper * (256 - strength) + ink * strength) // 256
+    return card
 
 
 def _enlarged(grid: _Pixels, size: int) -> _Pixels:
@@ -114,7 +115,8 @@ def _enlarged(grid: _Pixels, size: int) -> _Pixels:
     low, part = position // 256, position % 256
     high = np.minimum(low + 1, cells - 1)
     rows = grid[low] * (256 - part)[:, None] + grid[high] * part[:, None]
-    return (rows[:, low] * (256 - part) + rows[:, high] * part) // 65536
+    enlarged: _Pixels = (rows[:, low] * (256 - part) + rows[:, high] * part) // 65536
+    return enlarged
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

@@ -5,8 +5,8 @@
       train-00000.arrow   rows (id, image, mask, classes, height, width), Arrow IPC file format
       val-00000.arrow
 
-The image is an encoded JPEG, PNG or WebP; the mask a PNG of class indices, null where there is none. Everything appears at once,
-by one rename: a folder that holds a `dataset.json` is complete.
+The image is an encoded JPEG, PNG or WebP; the mask a PNG of class indices, null where there is none. Everything appears at
+once, by one rename: a folder that holds a `dataset.json` is complete.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Sample(NamedTuple):
 class Shards:
     """The images of one subset, in the order they were written; decoded on access, from memory-mapped files.
 
-    Pickling carries only the paths; the copy maps the files again at its first access.
+    Pickling carries only the paths; the copy maps the files again.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -215,7 +215,7 @@ def open_dataset(root: str | Path) -> DataSet:
         )
     described = json.loads((root / DESCRIPTION).read_text())
     if described["format"] != FORMAT:
-        raise ValueError(f"{root} has format {described['format']}, this version reads {FORMAT}; delete it and prepare it again")
+        raise ValueError(f"{root} has format {described['format']}, this version reads {FORMAT}; prepare it again")
     subsets = {}
     for name in SUBSETS:
         files = described["subsets"][name]["files"]
@@ -261,7 +261,7 @@ def write_dataset(out: Path, source: Source, advance: Callable[[], None] = lambd
             return False
         if out.exists() and any(out.iterdir()):
             raise FileExistsError(
-                f"{out} is not empty and was not prepared from this source with these options; delete it or choose another folder"
+                f"{out} is not empty and was not prepared from this source in this way; delete it or choose another folder"
             )
         unfinished = out.parent / f".{out.name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process: we hold the lock, so nobody writes there
@@ -303,7 +303,9 @@ def _write_files(folder: Path, source: Source, advance: Callable[[], None]) -> N
     _sync(folder)
 
 
-def _write_subset(folder: Path, name: str, rows: Iterable[Row], schema: pa.Schema, advance: Callable[[], None]) -> dict[str, Any]:
+def _write_subset(
+    folder: Path, name: str, rows: Iterable[Row], schema: pa.Schema, advance: Callable[[], None]
+) -> dict[str, Any]:
     """Write one subset; return what `dataset.json` says of it."""
     files: list[str] = []
     images = masks = 0
@@ -311,8 +313,7 @@ def _write_subset(folder: Path, name: str, rows: Iterable[Row], schema: pa.Schem
     for shard in _chunks(map(_packed, rows), SHARD_BYTES):
         files.append(f"{name}-{len(files):05d}.arrow")
         with pa.OSFile(str(folder / files[-1]), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            for chunk in _chunks(shard, BATCH_BYTES):
-                chunk = list(chunk)
+            for chunk in map(list, _chunks(shard, BATCH_BYTES)):
                 writer.write_batch(pa.RecordBatch.from_pylist([record for record, _ in chunk], schema=schema))
                 for record, own in chunk:
                     digest.update(own)
@@ -336,7 +337,7 @@ def _packed(row: Row) -> _Packed:
     else:
         digest.update(hashlib.sha256(row.mask.tobytes()).digest())
         encoded = io.BytesIO()
-        Image.fromarray(row.mask, mode="L").save(encoded, "PNG")
+        Image.fromarray(row.mask).save(encoded, "PNG")
         present = np.flatnonzero(np.bincount(row.mask.ravel(), minlength=256)[:IGNORE_INDEX]).tolist()
         record |= {"mask": encoded.getvalue(), "classes": present}
     return record, digest.digest()

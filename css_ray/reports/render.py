@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import textwrap
 from typing import Any, Protocol
 
 from css_ray.reports.table import Entry, Grid
@@ -18,6 +19,9 @@ class Drawable(Protocol):
 
     def lines(self) -> list[dict[str, Any]]:
         """The unrounded values, for other programs."""
+
+
+TEXT_WIDTH = 100  # characters of a caption's line in plain text
 
 
 def to_text(table: Drawable) -> str:
@@ -36,8 +40,9 @@ def to_text(table: Drawable) -> str:
     notes = [f"[{number}] {note}" for number, note in enumerate(grid.notes, start=1)]
     if any(entry.bold for row in grid.rows for entry in row):
         notes.insert(0, "* best of its column")
+    caption = textwrap.fill(grid.caption, TEXT_WIDTH, break_long_words=False, break_on_hyphens=False)
     return (
-        "\n".join([grid.caption, "", line(list(grid.header)), rule, *map(line, body), *([""] if notes else []), *notes]) + "\n"
+        "\n".join([caption, "", line(list(grid.header)), rule, *map(line, body), *([""] if notes else []), *notes]) + "\n"
     )
 
 

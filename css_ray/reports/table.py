@@ -370,18 +370,21 @@ def trial_table(
     ddof: int = 1,
     splits: int | None = None,
     mode: Mode = "max",
+    params: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> TrialTable:
-    """All trials with the parameters that differ between them; `labels` names them in the header of a table that is read.
+    """All trials with their parameters.
 
+    params: which; by default those that differ between the trials. labels: what to call them in the header of a table that is read.
     Raises ValueError if there is no record.
     """
     records = list(records)
     if not records:
         raise ValueError("there is no run to make a table of; run the study first")
     scores = score_trials(records, metric=metric, at=at, ddof=ddof, splits=splits, mode=mode)
-    names = dict.fromkeys(name for score in scores for name in score.params)
-    varied = tuple(name for name in names if len({repr(score.params.get(name)) for score in scores}) > 1)
+    if params is None:
+        names = dict.fromkeys(name for score in scores for name in score.params)
+        params = [name for name in names if len({repr(score.params.get(name)) for score in scores}) > 1]
     return TrialTable(
         study=records[0].study,
         metric=metric,
@@ -389,7 +392,7 @@ def trial_table(
         ddof=ddof,
         num_splits=scores[0].num_splits,
         scores=tuple(scores),
-        params=varied,
+        params=tuple(params),
         labels=labels or {},
     )
 

@@ -103,10 +103,10 @@ class Place:
     def wait_until_empty(self) -> None:
         """Ray's processes go when their driver has gone, however it went.
 
-        But for its dashboard agent, which holds no cores and takes minutes to notice if it was still starting.
+        But for its agents, which hold no cores and may take minutes to notice that they are alone.
         """
         limit = time.monotonic() + 60
-        while left := set(self.processes()) - set(self.processes("DashboardAgent")):
+        while left := set(self.processes()) - set(self.processes("Agent")):
             assert time.monotonic() < limit, [Path(f"/proc/{process}/cmdline").read_text() for process in left]
             time.sleep(0.2)
 

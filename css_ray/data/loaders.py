@@ -1,0 +1,224 @@
+"""Batches to train on and images to be judged on, each a pure function of the step or of the rank.
+
+No stream has a state: what a step sees follows from (seed, step, rank, world_size) alone, so that a resumed run goes on where
+it stopped, and the global batch does not depend on how many ranks share it. torch's own generators are never touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from random import Random
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from css_ray.data.shards import DataSet, Sample, Shards
+from css_ray.data.splits import Split
+from css_ray.data.transforms import labelled_view, unlabelled_view
+from css_ray.types import Batch
+from css_ray.views import Views
+
+CACHE_BYTES = 64 * 2**20
+"""Decoded images are kept in memory where all that a loader reads takes no more than this (in each process that reads)."""
+
+
+class _Samples:
+    """Chosen images of a subset, decoded at access and kept if all of them fit into CACHE_BYTES."""
+
+    def __init__(self, shards: Shards, positions: Sequence[int], *, masks: bool) -> None:
+        self._shards = shards
+        self._positions = positions
+        self._masks = masks
+        sizes = shards.sizes
+        self.sizes = [sizes[position] for position in positions]
+        planes = 4 if masks else 3
+        self._keep = sum(height * width * planes for height, width in self.sizes) <= CACHE_BYTES
+        self._kept: dict[int, Sample] = {}
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._kept.get(index)
+        if sample is None:
+            sample = self._shards.sample(self._positions[index], mask=self._masks)
+            if self._keep:
+                self._kept[index] = sample
+        return sample
+
+
+class TrainBatches(Dataset[Batch]):
+    """Map-style and endless: `batches[step]` is the batch of this rank at `step` >= 0.
+
+    The global batch of a step is the next `world_size * batch` images of an endless stream in which each epoch is a fresh
+    permutation; rank r sees its r-th part. Labelled and unlabelled images are two such streams.
+
+    crop: side in pixels. labelled_batch, unlabelled_batch: images a rank and step; with `unlabelled_batch=0` no unlabelled
+    image is read.
+
+    Raises ValueError if a count is out of its bounds, or unlabelled images are asked for and the split has none.
+    """
+
+    def __init__(
+        self,
+        dataset: DataSet,
+        split: Split,
+        *,
+        crop: int,
+        labelled_batch: int,
+        unlabelled_batch: int,
+        views: Views,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        for name, value, bound in (
+            ("crop", crop, 1),
+            ("labelled_batch", labelled_batch, 1),
+            ("unlabelled_batch", unlabelled_batch, 0),
+        ):
+            if value < bound:
+                raise ValueError(f"{name} must be >= {bound}, got {value}")
+        if unlabelled_batch and not split.unlabelled:
+            raise ValueError(
+                f"unlabelled_batch is {unlabelled_batch}, but all {len(split.labelled)} training images of {dataset.info.name} "
+                "are labelled; label fewer, or use a method that needs no unlabelled images"
+            )
+        _check_rank(rank, world_size)
+        self._crop = crop
+        self._labelled_batch = labelled_batch
+        self._unlabelled_batch = unlabelled_batch
+        self._views = views
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._labelled = _Samples(dataset.train, dataset.train.positions(split.labelled), masks=True)
+        self._unlabelled = _Samples(dataset.train, dataset.train.positions(split.unlabelled), masks=False)
+
+    def __getitem__(self, step: int) -> Batch:
+        images, labels = [], []
+        for sample, random in self._drawn("labelled", self._labelled, self._labelled_batch, step):
+            assert sample.mask is not None, sample.id  # make_split labels none without
+            image, seen = labelled_view(sample.image, sample.mask, crop=self._crop, views=self._views, random=random)
+            images.append(image)
+            labels.append(seen)
+        weak, valid = [], []
+        for sample, random in self._drawn("unlabelled", self._unlabelled, self._unlabelled_batch, step):
+            image, seen = unlabelled_view(sample.image, crop=self._crop, random=random)
+            weak.append(image)
+            valid.append(seen)
+        crop = self._crop
+        return Batch(
+            labelled_images=_unit(torch.stack(images)),
+            labels=torch.stack(labels),
+            unlabelled_images=_unit(torch.stack(weak)) if weak else torch.empty(0, 3, crop, crop),
+            unlabelled_valid=torch.stack(valid) if valid else torch.empty(0, crop, crop, dtype=torch.bool),
+        )
+
+    def _drawn(self, stream: str, samples: _Samples, batch: int, step: int) -> Iterator[tuple[Sample, Random]]:
+        """This rank's part of a stream at `step`, each image with the generator of its augmentation."""
+        for place in range(self._rank * batch, (self._rank + 1) * batch):  # in the global batch
+            epoch, index = divmod(step * self._world_size * batch + place, len(samples))
+            chosen = _permutation(len(samples), f"{self._seed}/{stream}/epoch/{epoch}")[index]
+            yield samples[chosen], Random(f"{self._seed}/{stream}/step/{step}/{place}")
+
+
+class _ValBatches:
+    """See `make_val_loader`."""
+
+    def __init__(self, samples: _Samples, batch_size: int) -> None:
+        self._samples = samples
+        self._batches: list[list[int]] = []
+        for _, run in itertools.groupby(range(len(samples)), key=lambda index: samples.sizes[index]):
+            indices = list(run)
+            self._batches += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self._batches:
+            samples = [self._samples[index] for index in batch]
+            masks = [sample.mask for sample in samples if sample.mask is not None]
+            if len(masks) < len(samples):
+                without = ", ".join(sample.id for sample in samples if sample.mask is None)
+                raise ValueError(f"validation images need a mask, these have none: {without}; prepare the data set with them")
+            yield _unit(torch.stack([sample.image for sample in samples])), torch.stack(masks).long()
+
+
+def make_train_loader(
+    dataset: DataSet,
+    split: Split,
+    *,
+    crop: int,
+    labelled_batch: int,
+    unlabelled_batch: int,
+    views: Views,
+    seed: int,
+    rank: int,
+    world_size: int,
+    start_step: int,
+    num_steps: int,
+    num_workers: int,
+) -> Iterable[Batch]:
+    """The batches of the steps start_step..num_steps-1, in order, as `TrainBatches` defines them.
+
+    num_workers: processes that load ahead; 0 loads in this one, which is faster for tiny images.
+
+    Raises ValueError as `TrainBatches`, or if not 0 <= start_step <= num_steps.
+    """
+    if not 0 <= start_step <= num_steps:
+        raise ValueError(f"start_step must be >= 0 and <= num_steps = {num_steps}, got {start_step}")
+    batches = TrainBatches(
+        dataset,
+        split,
+        crop=crop,
+        labelled_batch=labelled_batch,
+        unlabelled_batch=unlabelled_batch,
+        views=views,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    steps = range(start_step, num_steps)
+    if num_workers == 0:
+        return map(batches.__getitem__, steps)
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # without one of its own, the loader draws from torch's
+    )
+
+
+def make_val_loader(subset: Shards, *, rank: int, world_size: int, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Whole images with their labels, as often as it is iterated; over the ranks, each image once.
+
+    Yields float32 [B, 3, H, W] in [0, 1] and int64 [B, H, W], B <= batch_size; consecutive images of equal size share a batch.
+    A rank may have none.
+
+    Raises ValueError if batch_size < 1 or rank is not in 0..world_size-1; while iterated, if an image has no mask.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+    _check_rank(rank, world_size)
+    return _ValBatches(_Samples(subset, range(rank, len(subset), world_size), masks=True), batch_size)
+
+
+def _check_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be >= 0 and < world_size = {world_size}, got {rank}")
+
+
+@functools.lru_cache(maxsize=8)  # two streams, and a batch may reach into the next epoch
+def _permutation(length: int, seed: str) -> list[int]:
+    random = Random(seed)
+    keys = [random.random() for _ in range(length)]  # not shuffle(), which another Python may do differently
+    return sorted(range(length), key=keys.__getitem__)
+
+
+def _unit(images: Tensor) -> Tensor:
+    """uint8 to float32 in [0, 1]."""
+    return images.float().div_(255)

@@ -1,0 +1,78 @@
+"""`css-ray data prepare` and `css-ray data info`: what they print, and how they fail."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from css_ray.data.shards import open_dataset
+
+
+def run(*arguments: object) -> Result:
+    from css_ray_cli.data import data
+
+    return CliRunner().invoke(data, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "digits"
+    result = run("prepare", "digits", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "train    400 images, 400 with masks, 40x40" in result.output
+    return out
+
+
+def test_prepare_again_does_nothing_and_says_so(digits: Path) -> None:
+    result = run("prepare", "digits", "--out", digits)
+    assert result.exit_code == 0 and "nothing was done" in result.output
+
+
+def test_info_counts_classes(digits: Path) -> None:
+    result = run("info", digits)
+    assert result.exit_code == 0, result.output
+    train = open_dataset(digits).train
+    masks = np.stack([train[index].mask for index in range(len(train))])
+    for index, name in enumerate(("background", "zero", "one", "three", "four", "seven")):
+        share, images = 100 * (masks == index).mean(), (masks == index).any((1, 2)).sum()
+        assert re.search(rf"^ *{index} +{name} +{share:.2f} % +[\d.]+ % +{images} ", result.output, re.M), result.output
+
+
+def test_contact_sheet(digits: Path, tmp_path: Path) -> None:
+    result = run("info", digits, "--contact-sheet", tmp_path / "sheet.png")
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        colours = np.array(sheet.convert("RGB")).reshape(-1, 3)
+    for colour in open_dataset(digits).info.palette:  # the legend has each class's own
+        assert (colours == colour).all(1).any(), colour
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "digts", "--out", "new"], "did you mean digits?"),
+        (["prepare", "absent.yaml", "--out", "new"], "no description absent.yaml"),
+        (["prepare", "digits", "--out", "new", "--resize", "10"], "must be WIDTHxHEIGHT"),
+        (["prepare", "digits", "--out", "new", "--resize", "10x10"], "digits are built in"),
+        (["prepare", "digits"], "--out"),
+        (["info", "new"], "css-ray data prepare"),
+    ],
+)
+def test_bad_input_exits_2_with_one_message(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output, result.output
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    result = run("prepare", "digits", "--out", tmp_path)
+    assert result.exit_code == 2 and "not empty" in result.output

@@ -1,0 +1,264 @@
+"""Folders of images and masks as a YAML file describes them: what is read, and that all that is wrong is said at once."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+
+from css_ray.data.catalogue import ensure_dataset, prepare
+from css_ray.data.folder import read_description
+from css_ray.data.shards import DataSet, open_dataset
+from css_ray.types import IGNORE_INDEX
+
+SPEC: dict[str, Any] = {
+    "name": "rooms",
+    "classes": ["floor", "wall", "chair"],
+    "train": {"images": "images", "masks": "masks", "list": "train.txt"},
+    "val": {"images": "images", "masks": "masks", "list": "val.txt"},
+}
+
+
+def image_of(seed: int, height: int = 12, width: int = 16) -> NDArray[np.uint8]:
+    return np.random.RandomState(seed).randint(0, 256, (height, width, 3), np.uint8)
+
+
+def mask_of(seed: int, height: int = 12, width: int = 16) -> NDArray[np.uint8]:
+    return np.random.RandomState(seed).choice(np.array([0, 1, 2, 255], np.uint8), (height, width))
+
+
+class Folder:
+    """A root with three training and two validation images, and a description beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.root, self.out, self.yaml = path / "root", path / "out", path / "rooms.yaml"
+        for name in ("images", "masks"):
+            (self.root / name).mkdir(parents=True)
+        for seed, id in enumerate(("a", "b", "c", "d", "e")):
+            Image.fromarray(image_of(seed)).save(self.root / "images" / f"{id}.{'jpg' if id == 'a' else 'png'}")
+            self.mask(id, Image.fromarray(mask_of(seed)))
+        (self.root / "train.txt").write_text("a\nb\r\nc")  # as lists are: a carriage return, no last end of line
+        (self.root / "val.txt").write_text("d\ne\n\n")
+        self.describe()
+
+    def mask(self, id: str, mask: Image.Image) -> None:
+        mask.save(self.root / "masks" / f"{id}.png")
+
+    def describe(self, **changes: Any) -> None:
+        spec = {key: value for key, value in {**SPEC, **changes}.items() if value is not None}
+        self.yaml.write_text(yaml.safe_dump(spec))
+
+    def prepared(self, **options: Any) -> DataSet:
+        assert prepare(self.yaml, self.out, root=self.root, **options)
+        return open_dataset(self.out)
+
+    def refused(self, **options: Any) -> str:
+        with pytest.raises(ValueError) as caught:
+            prepare(self.yaml, self.out, root=self.root, **options)
+        assert not self.out.exists()
+        return str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def test_images_and_masks_are_read(folder: Folder) -> None:
+    dataset = folder.prepared()
+    assert (dataset.info.name, dataset.info.class_names) == ("rooms", ("floor", "wall", "chair"))
+    assert len(set(dataset.info.palette)) == 3
+    assert (dataset.train.ids, dataset.val.ids) == (("a", "b", "c"), ("d", "e"))
+    for seed, sample in enumerate([*map(dataset.train.__getitem__, range(3)), *map(dataset.val.__getitem__, range(2))]):
+        assert sample.mask is not None and np.array_equal(sample.mask.numpy(), mask_of(seed))
+        if seed > 0:  # the first is a JPEG
+            assert torch.equal(sample.image, torch.from_numpy(image_of(seed)).permute(2, 0, 1))
+
+
+def test_progress_counts_to_the_end(folder: Folder) -> None:
+    seen: list[tuple[int, int]] = []
+    folder.prepared(progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 5) for done in range(1, 6)]
+
+
+def test_palette_masks_give_indices_not_colours(folder: Folder) -> None:
+    mask = Image.fromarray(mask_of(1))
+    mask.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200])  # turns the mode to P
+    assert mask.mode == "P"
+    folder.mask("b", mask)
+    few = Image.new("P", (16, 12), 2)
+    few.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200])
+    folder.mask("c", few)  # Pillow stores three colours in two bits a pixel
+    train = folder.prepared().train
+    b, c = train[1].mask, train[2].mask
+    assert b is not None and np.array_equal(b.numpy(), mask_of(1))
+    assert c is not None and (c == 2).all()
+
+
+def test_void_values_are_ignored_and_are_no_class(folder: Folder) -> None:
+    for seed, id in enumerate("abcde"):
+        mask = mask_of(seed)
+        mask[mask == 255] = 3
+        folder.mask(id, Image.fromarray(mask))
+    folder.describe(void=[3])
+    dataset = folder.prepared()
+    sample = dataset.train[0].mask
+    assert sample is not None and np.array_equal(sample.numpy() == IGNORE_INDEX, mask_of(0) == 255)
+    assert dataset.train.classes == ((0, 1, 2),) * 3
+
+
+def test_without_resize_the_bytes_are_kept(folder: Folder) -> None:
+    import pyarrow as pa
+
+    folder.prepared()
+    with pa.memory_map(str(folder.out / "train-00000.arrow")) as file:
+        stored = pa.ipc.open_file(file).read_all().column("image").to_pylist()
+    assert stored == [(folder.root / "images" / name).read_bytes() for name in ("a.jpg", "b.png", "c.png")]
+
+
+def test_resize(folder: Folder) -> None:
+    import pyarrow as pa
+
+    mask = np.zeros((12, 16), np.uint8)
+    mask[:, 8:] = 2
+    folder.mask("b", Image.fromarray(mask))
+    Image.fromarray(np.full((12, 16, 3), 90, np.uint8)).save(folder.root / "images" / "b.png")
+    dataset = folder.prepared(resize=(8, 6))
+    assert set(dataset.train.sizes) == {(6, 8)}
+    sample = dataset.train[1]
+    assert sample.image.shape == (3, 6, 8) and (sample.image == 90).all()
+    assert sample.mask is not None and (sample.mask[:, :4] == 0).all() and (sample.mask[:, 4:] == 2).all()
+    with pa.memory_map(str(folder.out / "train-00000.arrow")) as file:
+        stored = pa.ipc.open_file(file).read_all().column("image").to_pylist()
+    assert [Image.open(io.BytesIO(image)).format for image in stored] == ["JPEG", "PNG", "PNG"]
+    # Half the size: bilinear with antialiasing keeps the mean, sampling every second pixel of noise would not.
+    assert abs(float(dataset.train[2].image.float().mean()) - image_of(2).mean()) < 4
+    assert "at least 1x1" in str(pytest.raises(ValueError, prepare, folder.yaml, "x", root=folder.root, resize=(0, 5)).value)
+
+
+def test_without_a_list_every_image_counts_also_in_subfolders(folder: Folder) -> None:
+    for name, seed in (("images", 5), ("masks", 6)):
+        (folder.root / "more" / name / "zurich").mkdir(parents=True)
+        picture = image_of(seed) if name == "images" else mask_of(seed)
+        Image.fromarray(picture).save(folder.root / "more" / name / "zurich" / "x.0.png")
+    folder.describe(train={"images": "more/images", "masks": "more/masks"})
+    assert folder.prepared().train.ids == ("zurich/x.0",)
+
+
+def test_unlabelled_images_join_train_without_masks(folder: Folder) -> None:
+    (folder.root / "val.txt").write_text("d")
+    folder.describe(unlabelled={"images": "images"})
+    dataset = folder.prepared()
+    assert dataset.train.ids == ("a", "b", "c", "e")  # d is judged on, and never trained on
+    assert [classes is None for classes in dataset.train.classes] == [False, False, False, True]
+
+
+def test_the_source_is_the_content_not_the_date(folder: Folder) -> None:
+    folder.prepared()
+    for path in folder.root.rglob("*.png"):
+        path.touch()
+    assert not prepare(folder.yaml, folder.out, root=folder.root)
+    folder.mask("e", Image.fromarray(mask_of(9)))
+    with pytest.raises(FileExistsError):
+        prepare(folder.yaml, folder.out, root=folder.root)
+
+
+def test_all_that_is_wrong_with_the_files_is_said_at_once(folder: Folder) -> None:
+    images, masks = folder.root / "images", folder.root / "masks"
+    (images / "a.jpg").write_bytes((images / "a.jpg").read_bytes()[:100])  # cut off
+    folder.mask("b", Image.fromarray(image_of(0)))  # colours
+    folder.mask("c", Image.new("L", (16, 12), 7))  # no such class
+    folder.mask("d", Image.new("L", (16, 11)))  # another size
+    (masks / "e.png").write_text("no picture")
+    for id in ("f", "g"):
+        Image.fromarray(image_of(0)).save(images / f"{id}.png")
+    Image.fromarray(image_of(0)).save(images / "g.jpg")  # two files, one id
+    folder.mask("g", Image.new("L", (16, 12)))
+    (folder.root / "train.txt").write_text("a\nb\nc\nb\nf\ng\nnowhere\nd\n")
+    message = folder.refused()
+    for expected in (
+        "nothing was written",
+        "a: image is no readable .jpg/.jpeg/.png",
+        "b: mask has mode RGB",
+        "c: mask has the values 7; classes are 0..2, void is 255",
+        "d: mask is 16x11 (width x height), must be as its image 16x12",
+        "e: mask is no readable PNG",
+        "b: is 2 times in train.txt",
+        "f: has no mask in masks",
+        "g: is more than one file in images: g.jpg, g.png",
+        "nowhere: is in train.txt, but no image of that name is in images",
+        "d: is in train and in val",
+    ):
+        assert expected in message, message
+
+
+@pytest.mark.parametrize("mode", ["1", "I;16", "LA", "RGBA"])
+def test_masks_of_other_modes_are_refused(folder: Folder, mode: str) -> None:
+    folder.mask("b", Image.new(mode, (16, 12)))
+    assert "b: mask has mode" in folder.refused()
+
+
+def test_many_images_with_one_problem_take_one_line(folder: Folder) -> None:
+    for id in "abcde":
+        folder.mask(id, Image.new("L", (16, 12), 9))
+    (folder.root / "train.txt").write_text("a\nb\nc\nd\ne\n")
+    (folder.root / "val.txt").write_text("a\n")
+    message = folder.refused()
+    assert message.count("has the values 9") == 1 and "a, b, c, d, e and 1 more" in message
+
+
+def test_all_that_is_wrong_with_a_description_is_said_at_once(folder: Folder) -> None:
+    folder.describe(
+        name="", classes=["a", "b", "a"], void=[1, 300], palette=[[0, 0, 0]], val={"images": "images"}, trian={"images": "x"}
+    )
+    with pytest.raises(ValueError) as caught:
+        read_description(folder.yaml)
+    message = str(caught.value)
+    for expected in ("name must be", "classes has a more than once", "void must be", "palette must have", "val must have", "trian"):
+        assert expected in message, message
+
+
+def test_a_void_value_may_not_be_a_class(folder: Folder) -> None:
+    folder.describe(void=[2])
+    assert "void 2 is the class chair" in folder.refused()
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "name: [", ""])
+def test_what_is_no_description(folder: Folder, text: str) -> None:
+    folder.yaml.write_text(text)
+    with pytest.raises(ValueError, match=r"rooms\.yaml"):
+        read_description(folder.yaml)
+
+
+def test_absent_folders_are_named_together(folder: Folder) -> None:
+    (folder.root / "val.txt").unlink()
+    folder.describe(train={"images": "pictures", "masks": "masks", "list": "train.txt"})
+    with pytest.raises(FileNotFoundError, match=r"pictures, .*val\.txt; is .* the right root\?"):
+        prepare(folder.yaml, folder.out, root=folder.root)
+    with pytest.raises(FileNotFoundError, match="no description"):
+        prepare("absent.yaml", folder.out)
+
+
+def test_names(folder: Folder, tmp_path: Path) -> None:
+    folder.prepared()
+    assert ensure_dataset("rooms", folder.out).info.name == "rooms"
+    assert ensure_dataset("folder", folder.out).info.name == "rooms"
+    with pytest.raises(ValueError, match="holds the data set rooms, not digits"):
+        ensure_dataset("digits", folder.out)
+    # A set that css-ray cannot make by itself says how to have it.
+    remedy = "describe its folders .*studies/data/camvid.yaml.*css-ray data prepare voc_classic.yaml --root .* --out"
+    with pytest.raises(FileNotFoundError, match=remedy):
+        ensure_dataset("voc_classic", tmp_path / "voc")
+    with pytest.raises(ValueError, match="did you mean digits"):
+        prepare("digit", tmp_path / "other")
+    with pytest.raises(ValueError, match="built in"):
+        prepare("digits", tmp_path / "other", resize=(8, 8))
+    with pytest.raises(ValueError, match="needs a description"):
+        prepare("folder", tmp_path / "other")

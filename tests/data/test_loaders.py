@@ -1,0 +1,269 @@
+"""Loaders: pure functions of the step, shared among ranks without overlap, nothing drawn from torch's generators."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from css_ray.data import loaders, shards
+from css_ray.data.loaders import TrainBatches, make_train_loader, make_val_loader
+from css_ray.data.shards import DataSet, DatasetInfo, Row, Shards, Source, open_dataset, write_dataset
+from css_ray.data.splits import Split
+from css_ray.types import IGNORE_INDEX, Batch
+from css_ray.views import Views
+
+SIZES = ((12, 10), (6, 5), (12, 16), (3, 9))  # height, width: larger, smaller and much smaller than the crop of 8
+NUM_TRAIN, NUM_VAL = 12, 11
+VAL_SIZES = ((7, 9),) * 4 + ((9, 7),) * 3 + ((7, 9),) * 4
+
+
+def row(id: str, number: int, size: tuple[int, int], masked: bool = True) -> Row:
+    """An image whose red channel is `number` everywhere, and whose mask is `number` too."""
+    image = np.random.RandomState(number).randint(0, 256, (*size, 3)).astype(np.uint8)
+    image[..., 0] = number
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "PNG")
+    return Row(id, png.getvalue(), *size, np.full(size, number, np.uint8) if masked else None)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    """Training images 0..11, of which the first five have a mask; validation images 0..10 of two sizes."""
+
+    def rows() -> dict[str, Iterator[Row]]:
+        return {
+            "train": (row(f"train-{n:02d}", n, SIZES[n % len(SIZES)], n < 5) for n in range(NUM_TRAIN)),
+            "val": (row(f"val-{n:02d}", n, VAL_SIZES[n]) for n in range(NUM_VAL)),
+        }
+
+    info = DatasetInfo("toy", tuple(f"class {n}" for n in range(12)), ((0, 0, 0),) * 12)
+    folder = tmp_path_factory.mktemp("prepared") / "toy"
+    write_dataset(folder, Source(info, "toy", NUM_TRAIN + NUM_VAL, rows))
+    return open_dataset(folder)
+
+
+@pytest.fixture
+def split(dataset: DataSet) -> Split:
+    ids = dataset.train.ids
+    return Split(0, ids[:5], ids[5:], "")
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {
+        "crop": 8,
+        "labelled_batch": 4,
+        "unlabelled_batch": 3,
+        "views": Views(),
+        "seed": 0,
+        "rank": 0,
+        "world_size": 1,
+        "start_step": 0,
+        "num_steps": 10,
+        "num_workers": 0,
+    } | changes
+
+
+def load(dataset: DataSet, split: Split, **changes: Any) -> list[Batch]:
+    return list(make_train_loader(dataset, split, **settings(**changes)))
+
+
+def tensors(batch: Batch) -> tuple[torch.Tensor, ...]:
+    return batch.labelled_images, batch.labels, batch.unlabelled_images, batch.unlabelled_valid
+
+
+def equal(some: Batch, other: Batch) -> bool:
+    return all(torch.equal(one, two) for one, two in zip(tensors(some), tensors(other), strict=True))
+
+
+def labelled_numbers(batches: list[Batch]) -> list[int]:
+    """Which images were drawn, by the red channel; scaling leaves a constant channel as it is."""
+    return [round(255 * float(image[0, 0, 0])) for batch in batches for image in batch.labelled_images]
+
+
+def unlabelled_numbers(batches: list[Batch]) -> list[int]:
+    return [round(255 * float(image[0, 0, 0])) for batch in batches for image in batch.unlabelled_images]
+
+
+def test_shapes_types_and_ranges(dataset: DataSet, split: Split) -> None:
+    for batch in load(dataset, split):
+        assert (batch.labelled_images.shape, batch.labelled_images.dtype) == ((4, 3, 8, 8), torch.float32)
+        assert (batch.labels.shape, batch.labels.dtype) == ((4, 8, 8), torch.int64)
+        assert (batch.unlabelled_images.shape, batch.unlabelled_images.dtype) == ((3, 3, 8, 8), torch.float32)
+        assert (batch.unlabelled_valid.shape, batch.unlabelled_valid.dtype) == ((3, 8, 8), torch.bool)
+        for images in (batch.labelled_images, batch.unlabelled_images):
+            assert images.min() >= 0 and 0.5 < images.max() <= 1
+        for number, labels in zip(labelled_numbers([batch]), batch.labels, strict=True):
+            assert set(labels.unique().tolist()) <= {number, IGNORE_INDEX} and number in labels
+
+
+def test_what_is_drawn(dataset: DataSet, split: Split) -> None:
+    batches = load(dataset, split, num_steps=35)  # 140 labelled and 105 unlabelled images: 28 and 15 epochs
+    for numbers, pool in ((labelled_numbers(batches), range(5)), (unlabelled_numbers(batches), range(5, 12))):
+        epochs = [tuple(numbers[start : start + len(pool)]) for start in range(0, len(numbers), len(pool))]
+        assert all(sorted(epoch) == list(pool) for epoch in epochs)  # each image once an epoch
+        assert len(set(epochs)) > 10  # in another order each time
+
+
+def test_the_streams_are_frozen(dataset: DataSet, split: Split) -> None:
+    # The same for every version of Python and torch: a study can be repeated.
+    batches = load(dataset, split, num_steps=3)
+    assert labelled_numbers(batches) == [3, 0, 4, 1, 2, 3, 2, 0, 1, 4, 1, 0]
+    assert unlabelled_numbers(batches) == [10, 9, 7, 8, 6, 11, 5, 10, 5]
+    # 12x10, 6x5, 12x16 and 3x9 images fill 64, 30, 64 and 24 pixels of a crop.
+    assert [int(batch.unlabelled_valid.sum()) for batch in batches] == [64 + 30 + 24, 64 + 64 + 24, 30 + 64 + 30]
+
+
+def test_a_batch_may_be_larger_than_the_pool(dataset: DataSet, split: Split) -> None:
+    (batch,) = load(dataset, split, labelled_batch=13, num_steps=1)
+    assert sorted(Counter(labelled_numbers([batch])).values()) == [2, 2, 3, 3, 3]
+    again = [batch.labelled_images[place] for place, number in enumerate(labelled_numbers([batch])) if number == 0]
+    assert not torch.equal(again[0], again[1])  # each time it is augmented anew
+
+
+def test_steps_are_pure(dataset: DataSet, split: Split) -> None:
+    whole = load(dataset, split)
+    resumed = load(dataset, split, start_step=6)
+    assert (len(whole), len(resumed)) == (10, 4)
+    assert all(map(equal, whole[6:], resumed))
+    batches = TrainBatches(
+        dataset, split, crop=8, labelled_batch=4, unlabelled_batch=3, views=Views(), seed=0, rank=0, world_size=1
+    )
+    assert equal(batches[9], whole[9]) and equal(batches[2], whole[2])  # in any order
+    assert not any(equal(one, other) for one, other in itertools.pairwise(whole))
+    assert not equal(load(dataset, split, seed=1)[0], whole[0])
+    assert load(dataset, split, start_step=10) == []
+
+
+def test_ranks_share_the_global_batch(dataset: DataSet, split: Split) -> None:
+    whole = load(dataset, split, labelled_batch=6, unlabelled_batch=4)
+    ranks = [load(dataset, split, labelled_batch=3, unlabelled_batch=2, rank=rank, world_size=2) for rank in range(2)]
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        joined = Batch(*(torch.cat(part) for part in zip(*map(tensors, parts), strict=True)))
+        assert equal(batch, joined)
+
+
+def test_the_streams_are_independent(dataset: DataSet, split: Split) -> None:
+    some, other = load(dataset, split), load(dataset, split, unlabelled_batch=1)
+    assert all(torch.equal(one.labelled_images, two.labelled_images) for one, two in zip(some, other, strict=True))
+
+
+def test_supervised_reads_no_unlabelled_image(dataset: DataSet, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    sample = Shards.sample
+    monkeypatch.setattr(Shards, "sample", lambda self, index, **kw: read.append(index) or sample(self, index, **kw))
+    for batch in load(dataset, split, unlabelled_batch=0):
+        assert (batch.unlabelled_images.shape, batch.unlabelled_valid.shape) == ((0, 3, 8, 8), (0, 8, 8))
+        assert (batch.unlabelled_images.dtype, batch.unlabelled_valid.dtype) == (torch.float32, torch.bool)
+    assert set(read) == set(range(5))
+    full = Split(0, split.labelled, (), "")
+    assert len(load(dataset, full, unlabelled_batch=0)) == 10
+
+
+def test_unlabelled_masks_are_never_decoded(dataset: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Images 1..4 have masks that the split hides.
+    decoded: list[int] = []
+    decode = shards._decode_mask
+    monkeypatch.setattr(shards, "_decode_mask", lambda data: decoded.append(1) or decode(data))
+    ids = dataset.train.ids
+    batches = load(dataset, Split(0, ids[:1], ids[1:], ""), num_steps=20)
+    assert set(unlabelled_numbers(batches)) == set(range(1, 12))
+    assert len(decoded) == 1  # the one labelled image, and then kept
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_change_nothing_and_torchs_generator_stays(dataset: DataSet, split: Split, num_workers: int) -> None:
+    before = torch.get_rng_state()
+    batches = load(dataset, split, num_workers=num_workers, start_step=3)
+    assert all(map(equal, batches, load(dataset, split)[3:]))
+    assert len(batches) == 7
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_cross_processes(dataset: DataSet, split: Split) -> None:
+    batches = TrainBatches(
+        dataset, split, crop=8, labelled_batch=2, unlabelled_batch=2, views=Views(), seed=3, rank=0, world_size=1
+    )
+    assert equal(pickle.loads(pickle.dumps(batches))[5], batches[5])
+
+
+def test_decoded_images_are_kept_within_the_bound(dataset: DataSet, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    sample = Shards.sample
+    monkeypatch.setattr(Shards, "sample", lambda self, index, **kw: read.append(index) or sample(self, index, **kw))
+    kept = load(dataset, split, num_steps=20)
+    assert sorted(read) == list(range(NUM_TRAIN))
+    # All five labelled images take 4 bytes a pixel: one byte less, and each is decoded at each access.
+    num_bytes = 4 * sum(height * width for height, width in dataset.train.sizes[:5])
+    for bound, reads in ((num_bytes, 5), (num_bytes - 1, 80)):
+        monkeypatch.setattr(loaders, "CACHE_BYTES", bound)
+        read.clear()
+        batches = load(dataset, split, num_steps=20, unlabelled_batch=0)
+        assert len(read) == reads
+        assert all(torch.equal(one.labelled_images, two.labelled_images) for one, two in zip(batches, kept, strict=True))
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 20])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_each_validation_image_is_judged_once(dataset: DataSet, world_size: int, batch_size: int) -> None:
+    numbers = []
+    for rank in range(world_size):
+        for images, labels in make_val_loader(dataset.val, rank=rank, world_size=world_size, batch_size=batch_size):
+            assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+            assert images.shape == (len(labels), 3, *labels.shape[1:]) and len(images) <= batch_size
+            for image, label in zip(images, labels, strict=True):
+                number = int(label[0, 0])
+                assert tuple(label.shape) == VAL_SIZES[number]
+                assert torch.equal(image, dataset.val[number].image / 255) and bool((label == number).all())
+                numbers.append(number)
+    assert sorted(numbers) == list(range(NUM_VAL))
+
+
+def test_validation_batches_are_full_and_repeatable(dataset: DataSet) -> None:
+    loader = make_val_loader(dataset.val, rank=0, world_size=1, batch_size=3)
+    first = list(loader)
+    assert [len(images) for images, _ in first] == [3, 1, 3, 3, 1]
+    for _ in range(2):
+        for (images, labels), (again, labels_again) in zip(first, loader, strict=True):
+            assert torch.equal(images, again) and torch.equal(labels, labels_again)
+
+
+def test_a_validation_image_without_a_mask_is_named(dataset: DataSet) -> None:
+    with pytest.raises(ValueError, match="these have none: train-05"):
+        list(make_val_loader(dataset.train, rank=0, world_size=1, batch_size=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": 0}, "crop must be >= 1, got 0"),
+        ({"labelled_batch": 0}, "labelled_batch must be >= 1, got 0"),
+        ({"unlabelled_batch": -1}, "unlabelled_batch must be >= 0, got -1"),
+        ({"rank": 2, "world_size": 2}, "rank must be >= 0 and < world_size = 2, got 2"),
+        ({"rank": -1}, "rank must be >= 0 and < world_size = 1, got -1"),
+        ({"start_step": 11}, "start_step must be >= 0 and <= num_steps = 10, got 11"),
+    ],
+)
+def test_bad_settings_are_named(dataset: DataSet, split: Split, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_train_loader(dataset, split, **settings(**changes))
+
+
+def test_unlabelled_images_that_are_not_there(dataset: DataSet, split: Split) -> None:
+    with pytest.raises(ValueError, match="unlabelled_batch is 3, but all 5 training images of toy are labelled; label fewer"):
+        make_train_loader(dataset, Split(0, split.labelled, (), ""), **settings())
+
+
+def test_bad_validation_settings_are_named(dataset: DataSet) -> None:
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
+        make_val_loader(dataset.val, rank=0, world_size=1, batch_size=0)
+    with pytest.raises(ValueError, match="rank must be >= 0 and < world_size = 2, got 2"):
+        make_val_loader(dataset.val, rank=2, world_size=2, batch_size=1)

@@ -1,0 +1,242 @@
+"""A prepared data set on disk: what goes in comes out, all of it or nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from css_ray.data import shards
+from css_ray.data.shards import DatasetInfo, Row, Source, open_dataset, write_dataset
+from css_ray.types import IGNORE_INDEX
+
+INFO = DatasetInfo("small", ("a", "b", "c"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)))
+
+
+def pixels(seed: int, height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.RandomState(seed).randint(0, 256, (height, width, 3), np.uint8)
+
+
+def row(id: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Row:
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "PNG")
+    return Row(id, encoded.getvalue(), image.shape[0], image.shape[1], mask)
+
+
+def some_rows(count: int = 7) -> list[Row]:
+    """Of different sizes; the third without a mask."""
+    rows = []
+    for seed in range(count):
+        image = pixels(seed, 5 + seed, 9)
+        mask = np.random.RandomState(seed).choice(np.array([0, 2, IGNORE_INDEX], np.uint8), image.shape[:2])
+        rows.append(row(f"image {seed}", image, None if seed == 2 else mask))
+    return rows
+
+
+def source(train: list[Row], val: list[Row] | None = None, hash: str = "source") -> Source:
+    rows = {"train": train, "val": some_rows(1) if val is None else val}
+    return Source(INFO, hash, len(train) + 1, lambda: rows)
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    rows = some_rows()
+    assert write_dataset(tmp_path / "set", source(rows))
+    dataset = open_dataset(tmp_path / "set")
+    assert (dataset.info.name, dataset.info.class_names, dataset.info.palette) == ("small", INFO.class_names, INFO.palette)
+    assert dataset.info.num_classes == 3
+    train = dataset.train
+    assert len(train) == 7 and train.ids == tuple(f"image {seed}" for seed in range(7))
+    assert train.sizes == tuple((5 + seed, 9) for seed in range(7))
+    assert train.classes == ((0, 2), (0, 2), None, (0, 2), (0, 2), (0, 2), (0, 2))  # 255 is no class
+    for seed, (sample, expected) in enumerate(zip((train[index] for index in range(7)), rows, strict=True)):
+        assert sample.id == expected.id
+        assert torch.equal(sample.image, torch.from_numpy(pixels(seed, 5 + seed, 9)).permute(2, 0, 1))
+        if expected.mask is None:
+            assert sample.mask is None
+        else:
+            assert sample.mask is not None and np.array_equal(sample.mask.numpy(), expected.mask)
+    assert train.positions(["image 6", "image 0"]) == [6, 0]
+    with pytest.raises(KeyError, match="image 9"):
+        train.positions(["image 0", "image 9"])
+    with pytest.raises(IndexError, match=r"7 is outside 0\.\.6"):
+        train[7]
+
+
+def test_the_files_describe_themselves(tmp_path: Path) -> None:
+    rows = some_rows()
+    write_dataset(tmp_path / "set", source(rows, hash="abc"))
+    with pa.memory_map(str(tmp_path / "set" / "train-00000.arrow")) as file:
+        table = pa.ipc.open_file(file).read_all()
+    assert table.column("image").to_pylist() == [one.image for one in rows]  # the encoded bytes, untouched
+    metadata = table.schema.metadata
+    assert (metadata[b"name"], metadata[b"source"], metadata[b"ignore_index"]) == (b"small", b"abc", b"255")
+    assert json.loads(metadata[b"class_names"]) == ["a", "b", "c"]
+
+
+def test_many_shards_and_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = some_rows()
+    write_dataset(tmp_path / "one", source(rows))
+    size = len(rows[0].image)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 3 * size)
+    monkeypatch.setattr(shards, "BATCH_BYTES", 2 * size)
+    write_dataset(tmp_path / "many", source(rows))
+    assert len(list((tmp_path / "many").glob("train-*.arrow"))) > 1
+    one, many = open_dataset(tmp_path / "one"), open_dataset(tmp_path / "many")
+    assert many.train.ids == one.train.ids
+    assert all(torch.equal(many.train[index].image, one.train[index].image) for index in range(7))
+    assert many.info.content == one.info.content  # what is stored, not how
+
+
+def test_content_hash_sees_images_masks_and_ids(tmp_path: Path) -> None:
+    first, *rest = some_rows()
+    assert first.mask is not None
+    other_mask = first.mask.copy()
+    other_mask[0, 0] = 1
+    changed = [first, first._replace(id="another"), first._replace(mask=other_mask), first._replace(mask=None)]
+    changed.append(first._replace(image=some_rows(2)[1].image))
+    contents = set()
+    for number, one in enumerate(changed):
+        write_dataset(tmp_path / str(number), source([one, *rest]))
+        contents.add(open_dataset(tmp_path / str(number)).info.content)
+    assert len(contents) == len(changed)
+
+
+def test_pickle_carries_no_pixels(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", source([row("big", pixels(0, 200, 200), None)]))
+    train = open_dataset(tmp_path / "set").train
+    pickled = pickle.dumps(train)
+    assert len(pickled) < 1000
+    assert torch.equal(pickle.loads(pickled)[0].image, train[0].image)
+
+
+def test_masks_are_left_alone_if_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path / "set", source(some_rows()))
+    train = open_dataset(tmp_path / "set").train
+
+    def refuse(encoded: object) -> None:
+        raise AssertionError("a mask was decoded")
+
+    monkeypatch.setattr(shards, "_decode_mask", refuse)
+    assert train.sample(0, mask=False).mask is None
+    with pytest.raises(AssertionError, match="decoded"):
+        train.sample(0)
+
+
+def test_the_same_source_is_written_once(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", source(some_rows()))
+    before = (tmp_path / "set" / "dataset.json").stat()
+
+    def refuse() -> dict[str, list[Row]]:
+        raise AssertionError("read again")
+
+    assert not write_dataset(tmp_path / "set", Source(INFO, "source", 0, refuse))
+    assert (tmp_path / "set" / "dataset.json").stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(FileExistsError, match="delete it or choose another folder"):
+        write_dataset(tmp_path / "set", source(some_rows(), hash="another"))
+    assert len(open_dataset(tmp_path / "set").train) == 7
+
+
+def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "thesis.tex").write_text("ten years of work")
+    with pytest.raises(FileExistsError, match="not empty"):
+        write_dataset(tmp_path / "set", source(some_rows()))
+    assert (tmp_path / "set" / "thesis.tex").read_text() == "ten years of work"
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    def failing() -> Iterator[Row]:
+        yield some_rows()[0]
+        raise ValueError("bad image")
+
+    with pytest.raises(ValueError, match="bad image"):
+        write_dataset(tmp_path / "set", Source(INFO, "source", 2, lambda: {"train": some_rows(), "val": failing()}))
+    assert entries(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from css_ray.data.digits import digits_source
+from css_ray.data.shards import write_dataset
+done = 0
+def advance():
+    global done
+    done += 1
+    if done == 25:  # train is written, val is not
+        os.kill(os.getpid(), signal.SIGKILL)
+write_dataset(Path(sys.argv[1]), digits_source(num_train=20, num_val=10), advance)
+"""
+
+
+def test_a_killed_prepare_leaves_nothing_that_is_read(tmp_path: Path) -> None:
+    from css_ray.data.digits import digits_source
+
+    out = tmp_path / "digits"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(out)])
+    assert killed.returncode == -signal.SIGKILL
+    assert entries(tmp_path) == [".digits.unfinished"]
+    with pytest.raises(FileNotFoundError, match=f"{out} holds no prepared data set"):
+        open_dataset(out)
+    assert write_dataset(out, digits_source(num_train=20, num_val=10))
+    assert entries(tmp_path) == ["digits"]
+    assert len(open_dataset(out).train) == 20
+
+
+AT_ONCE = """
+import sys
+from css_ray.data import catalogue
+made = []
+real = catalogue.digits_source
+catalogue.digits_source = lambda: real(num_train=20, num_val=10)
+real_write = catalogue.write_dataset
+catalogue.write_dataset = lambda *arguments: made.append(real_write(*arguments))
+print("ready", flush=True)
+sys.stdin.readline()
+dataset = catalogue.ensure_dataset("digits", sys.argv[1])
+print(made, len(dataset.train))
+"""
+
+
+def test_of_several_processes_one_writes(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", AT_ONCE, str(tmp_path / "digits")]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate()[0] for process in processes]
+    # A late one may find the set complete before it asks to write.
+    assert sorted(answers)[-1] == "[True] 20\n"
+    assert all(answer in ("[False] 20\n", "[] 20\n") for answer in sorted(answers)[:-1]), answers
+
+
+def test_a_missing_set_names_folder_and_command(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere holds no prepared data set.*css-ray data prepare .* --out .*nowhere"):
+        open_dataset(tmp_path / "nowhere")
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", source(some_rows()))
+    os.remove(tmp_path / "set" / "val-00000.arrow")
+    with pytest.raises(FileNotFoundError, match=r"lacks val-00000\.arrow"):
+        open_dataset(tmp_path / "set")
