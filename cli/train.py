@@ -47,6 +47,8 @@ def train(file: str, trial: int, split: int | None, out: str | None, device: str
         prepared = prepare(run_spec(study, trials[trial], split))
     except (OSError, ValueError) as error:
         raise BadInput(str(error)) from None
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
     reporter = PrintingReporter(click.echo) if out is None else FolderReporter(Path(out), click.echo)
     checkpoint = reporter.checkpoint if isinstance(reporter, FolderReporter) else None
     click.echo(

@@ -375,7 +375,7 @@ def trial_table(
 ) -> TrialTable:
     """All trials with their parameters.
 
-    params: which; by default those that differ between the trials. labels: what to call them in the header of a table that is read.
+    params: which; by default those that differ between the trials. labels: what to call them in a header.
     Raises ValueError if there is no record.
     """
     records = list(records)

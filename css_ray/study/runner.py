@@ -261,7 +261,7 @@ class Runner:
     def end(self, trial: int, error: str | None) -> None:
         """Note that a trial ended.
 
-        finished: on all splits; partial: some splits failed for reasons of their own; failed: its machinery did, as `error` says.
+        finished: on all splits; partial: some failed for reasons of their own; failed: its machinery did, as `error` says.
         """
         records = [record for record in records_from_events(self.journal.events) if record.trial == trial]
         if error is not None:

@@ -59,7 +59,9 @@ def test_no_digit_is_in_both_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
     for first, inked in ((0, "train"), (1200, "val")):
         images = blank.copy()
         images[first : first + 1200 if first == 0 else None] = 16  # solid ink in one part, bare paper in the other
-        monkeypatch.setattr(sklearn.datasets, "load_digits", lambda images=images: SimpleNamespace(images=images, target=real.target))
+        monkeypatch.setattr(
+            sklearn.datasets, "load_digits", lambda images=images: SimpleNamespace(images=images, target=real.target)
+        )
         for subset, rows in digits_source(num_train=5, num_val=5).rows().items():
             for row in rows:
                 assert row.mask is not None

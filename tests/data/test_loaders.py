@@ -143,6 +143,17 @@ def test_steps_are_pure(dataset: DataSet, split: Split) -> None:
     assert load(dataset, split, start_step=10) == []
 
 
+def test_an_image_is_changed_anew_at_each_step_and_seed(dataset: DataSet) -> None:
+    one = Split(0, ("train-02",), ("train-06",), "")  # 12x16 pixels: 45 places for an unlabelled crop of 8
+    batches = [
+        batch
+        for seed in range(2)
+        for batch in load(dataset, one, seed=seed, labelled_batch=1, unlabelled_batch=1, num_steps=10)
+    ]
+    for images in ([batch.labelled_images for batch in batches], [batch.unlabelled_images for batch in batches]):
+        assert len({image.numpy().tobytes() for image in images}) > 14  # 20 draws; 10 if a step or a seed played no part
+
+
 def test_ranks_share_the_global_batch(dataset: DataSet, split: Split) -> None:
     whole = load(dataset, split, labelled_batch=6, unlabelled_batch=4)
     ranks = [load(dataset, split, labelled_batch=3, unlabelled_batch=2, rank=rank, world_size=2) for rank in range(2)]

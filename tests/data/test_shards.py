@@ -217,7 +217,7 @@ print(made, len(dataset.train))
 
 def test_of_several_processes_one_writes(tmp_path: Path) -> None:
     command = [sys.executable, "-c", AT_ONCE, str(tmp_path / "digits")]
-    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
     for process in processes:
