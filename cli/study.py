@@ -306,6 +306,8 @@ def _drive(study_: Study, storage: str, address: str | None, *, resume: bool) ->
 def _report(study_: Study, journal: Journal, storage: str, progress: Progress) -> None:
     from css_ray.reports.paper import SYMBOLS
 
+    from .view import mean_std_text
+
     records = _records(study_, journal, storage, "journal")
     if not records:
         raise click.ClickException("no run was started; `css-ray study status` says what happened to the trials")
@@ -313,9 +315,9 @@ def _report(study_: Study, journal: Journal, storage: str, progress: Progress) -
     if study_.search is not None:
         click.echo(_draw(study_, records, "trials", "text"))
     click.echo(_draw(study_, records, "results", "text"), nl=False)
-    best = progress.best
-    if best is not None and study_.search is not None:
-        click.echo(f"\nbest configuration: trial {best.index}, {best.row}")
+    best = progress.best_drawn
+    if best is not None:
+        click.echo(f"\nbest configuration of the search: trial {best.index}, {mean_std_text(best.mean, best.std)}")
         for key in study_.space:
             value = best.params.get(key)
             if value is not None:

@@ -50,8 +50,12 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names |= {f"{node.module}.{alias.name}" if node.module == "css_ray" else str(node.module) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                package = path.relative_to(ROOT).with_suffix("").parts[: -node.level]
+                module = ".".join((*package, *module.split("."))).rstrip(".")
+            names |= {f"css_ray.{alias.name}" if module == "css_ray" else module for alias in node.names}
     return names
 
 

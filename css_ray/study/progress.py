@@ -113,7 +113,15 @@ class Progress:
     @property
     def best(self) -> TrialProgress | None:
         """The finished trial with the best mean over all its splits."""
-        finished = [trial for trial in self.trials.values() if trial.status == "finished" and trial.mean is not None]
+        return self._best(list(self.trials.values()))
+
+    @property
+    def best_drawn(self) -> TrialProgress | None:
+        """The same among the trials of the search."""
+        return self._best([trial for trial in self.trials.values() if trial.source == "search"])
+
+    def _best(self, trials: list[TrialProgress]) -> TrialProgress | None:
+        finished = [trial for trial in trials if trial.status == "finished" and trial.mean is not None]
         return max(finished, key=lambda trial: trial.mean or 0.0, default=None)
 
     def seconds_left(self, now: float) -> float | None:
