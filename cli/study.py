@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -34,7 +35,7 @@ set_option = click.option(
     help="Override a field of the study, such as train.iterations=100.",
 )
 address_option = click.option(
-    "--address", metavar="ADDRESS", help="Join a Ray cluster (host:port, ray://..., auto) instead of starting Ray here."
+    "--address", metavar="ADDRESS", help="Join a Ray cluster (host:port, or auto on a node of it) instead of starting Ray here."
 )
 
 
@@ -66,7 +67,8 @@ def plan(file: str, overrides: tuple[str, ...], address: str | None, no_measure:
             "without evaluation and start-up"
         )
     click.echo(_cluster(address))
-    click.echo(f"\nnext: css-ray study run {file}")
+    given = "".join(f" --set {shlex.quote(override)}" for override in overrides) + (f" --address {address}" if address else "")
+    click.echo(f"\nnext: css-ray study run {file}{given}")
 
 
 @study.command()
@@ -292,12 +294,18 @@ def _drive(study_: Study, storage: str, address: str | None, *, resume: bool) ->
             outcome = runner.run(resume=resume)
     except (StudyExistsError, StudyLockedError, JournalError) as error:
         raise BadInput(str(error)) from None
-    except (ConnectionError, RuntimeError) as error:
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; if the study was started, it goes on with:\n  {again}", err=True)
+        sys.exit(130)
+    except (OSError, RuntimeError) as error:
         raise (click.ClickException(f"{error}\ngo on with: {again}") if runner.started else BadInput(str(error))) from None
     if outcome.unsent:
         click.echo(f"MLflow has not taken {outcome.unsent} events; later: css-ray study sync {study_.name}", err=True)
     if outcome.status == "interrupted":
-        click.echo(f"\ninterrupted; nothing computed is lost. Go on with:\n  {again}", err=True)
+        if not runner.started:
+            click.echo("\ninterrupted before anything was started", err=True)
+        else:
+            click.echo(f"\ninterrupted; every run goes on from its last evaluation with:\n  {again}", err=True)
         sys.exit(130)
     _report(study_, runner.journal, storage, progress)
     sys.exit(0 if outcome.status == "finished" else 1)

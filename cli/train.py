@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,8 +50,10 @@ def train(file: str, trial: int, split: int | None, out: str | None, device: str
         prepared = prepare(run_spec(study, trials[trial], split))
     except (OSError, ValueError) as error:
         raise BadInput(str(error)) from None
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)  # its generator is the one that a checkpoint keeps
     if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
+        _claim(Path(out), prepared.spec)
     reporter = PrintingReporter(click.echo) if out is None else FolderReporter(Path(out), click.echo)
     checkpoint = reporter.checkpoint if isinstance(reporter, FolderReporter) else None
     click.echo(
@@ -65,6 +70,18 @@ def train(file: str, trial: int, split: int | None, out: str | None, device: str
         )
     except NonFiniteLossError as error:
         raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        click.echo("\ninterrupted" + ("; the same command goes on from the last evaluation" if out else ""), err=True)
+        sys.exit(130)
     click.echo(
         f"last {fit.last['val/miou']:.2f} %, best {fit.best['val/miou']:.2f} % at step {fit.best_step}, {fit.seconds:.0f} s"
     )
+
+
+def _claim(folder: Path, spec: dict[str, Any]) -> None:
+    """Make `folder` the one of this run; a checkpoint of another must not be taken for its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark, text = folder / "run.json", json.dumps(spec, indent=1)
+    if mark.exists() and mark.read_text() != text:
+        raise BadInput(f"--out {folder} holds another run, or this one with other settings; give another folder or remove it")
+    mark.write_text(text)

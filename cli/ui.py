@@ -6,8 +6,10 @@ import click
 
 
 @click.command()
-@click.option("--storage", default="runs", show_default=True, help="Folder that holds the studies.")
-@click.option("--uri", default=None, help="MLflow tracking URI; by default the SQLite file in the storage folder.")
+@click.option("--storage", default="runs", show_default=True, envvar="CSS_RAY_STORAGE", help="Folder that holds the studies.")
+@click.option(
+    "--uri", envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI; by default the SQLite file in the storage folder."
+)
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port of the pages.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; the pages have no password.")
 def ui(storage: str, uri: str | None, port: int, host: str) -> None:
@@ -19,6 +21,10 @@ def ui(storage: str, uri: str | None, port: int, host: str) -> None:
 
     from .errors import BadInput
 
+    if uri is not None and uri.startswith("http"):
+        raise BadInput(f"MLflow is a server already: open {uri}")
+    if "://" in storage:
+        raise BadInput(f"{storage} is no local folder; give the MLflow tracking URI of your studies with --uri")
     # Closing the terminal or ending this process must end the server too, which has a process group of its own.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)

@@ -54,7 +54,6 @@ def headline(progress: Progress, now: float) -> str:
 
 def trial_rows(progress: Progress) -> Iterator[tuple[TrialProgress, list[str]]]:
     """A trial and its cells: row, one a split, mean ± std, mark."""
-    whole = progress.study.train.iterations
     for trial in progress.trials.values():
         cells = [trial.row]
         for split in progress.study.splits:
@@ -67,7 +66,8 @@ def trial_rows(progress: Progress) -> Iterator[tuple[TrialProgress, list[str]]]:
                 cells.append(f"{run.score:.2f}")
             else:
                 cells.append(
-                    f"[dim]{100 * run.step / whole:.0f} %[/]" + ("" if run.score is None else f" [dim]{run.score:.1f}[/]")
+                    f"[dim]{100 * run.step / trial.iterations:.0f} %[/]"
+                    + ("" if run.score is None else f" [dim]{run.score:.1f}[/]")
                 )
         mean, std = progress.partial(trial)
         cells += [mean_std_text(mean, std), MARKS[trial.status]]

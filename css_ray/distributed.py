@@ -33,9 +33,3 @@ def broadcast_from_rank_zero(tensor: Tensor) -> None:
     """Overwrites `tensor` on every rank with rank 0's."""
     if _grouped():
         dist.broadcast(tensor, src=0)
-
-
-def barrier() -> None:
-    """Returns when every rank has arrived."""
-    if _grouped():
-        dist.barrier()

@@ -84,7 +84,8 @@ def records_from_events(events: Iterable[Event]) -> list[Record]:
             )
         elif kind in ("run_logged", "run_evaluated", "run_finished", "run_failed"):
             key = event["trial"], event["split"]
-            changes: dict[str, Any] = {"step": event["step"]}
+            # A run that had failed and goes on tells of new steps, or that it finished.
+            changes: dict[str, Any] = {"step": event["step"], "status": "running", "reason": ""}
             if kind == "run_finished":
                 changes |= {name: event[name] for name in ("last", "best", "best_step", "seconds")}
                 changes["status"] = "finished"

@@ -26,6 +26,9 @@ SPEC: dict[str, Any] = {
 }  # fmt: skip
 
 
+SEARCH = "search={method: {name: css}, trials: 2, space: {method.temperature: {uniform: [0.1, 0.5]}}}"
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
     from css_ray.data.catalogue import ensure_dataset
@@ -74,6 +77,11 @@ def test_plan_prints_trials_runs_steps_and_an_estimate(file: Path) -> None:
         (["data.num_classes=7"], "data.num_classes: 7 here, but the shards"),
         (["data.root=nowhere", "data.dataset=folder"], "css-ray data prepare"),
         (["data.dataset=digts"], "did you mean digits?"),
+        (["model.encoder=resnet999", "model.output_stride=8"], "unknown encoder 'resnet999'"),
+        (["model.encoder=resnet18", "model.output_stride=8", "model.pretrained=nowhere.pth"], "there is no file nowhere.pth"),
+        (["data.labelled=400"], "400 labels all training images, but CSS (mix) learns from unlabelled ones"),
+        (["data.unlabelled_batch=1"], "data.unlabelled_batch: 1 over 1 worker(s) is less than 2 images each"),
+        (["data.root=nowhere", "data.dataset=folder", "grid=null", SEARCH], "css-ray data prepare"),
         (["resources.gpus_per_worker=8"], "a trial wants 8 GPUs, this machine has"),
         (["splits=[0, 0]"], "split 0 stands twice"),
         (["grid.method=[{name: css, unsup_threshold: 1.5}]"], "grid.method[0].unsup_threshold: must be <= 1, got 1.5"),
@@ -120,6 +128,8 @@ def test_train_runs_without_ray_and_goes_on_from_its_checkpoint(file: Path) -> N
     again = subprocess.run([*arguments, "whole"], capture_output=True, text=True, cwd=file.parent, check=True).stdout
     assert "going on from its checkpoint" in again
     assert again.splitlines()[-1].split(",")[:2] == whole.splitlines()[-1].split(",")[:2]
+    # Another run's checkpoint is not taken for this one's.
+    assert "holds another run" in refused("train", str(file), "--trial", "1", "--split", "0", "--out", "whole")
 
 
 def test_train_refuses_what_the_study_does_not_have(file: Path) -> None:

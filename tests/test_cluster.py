@@ -29,7 +29,7 @@ def test_rays_check_refuses_an_unknown_key() -> None:
 
 def test_nothing_listens_beyond_loopback_and_the_token_is_on() -> None:
     config = load()
-    commands = " ".join(config["head_start_ray_commands"])
+    commands = ";".join(config["head_start_ray_commands"] + config["worker_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in commands
     assert "mlflow server --host 127.0.0.1" in commands
     assert all("RAY_AUTH_MODE=token" in command for command in commands.split(";") if "ray start" in command)

@@ -100,3 +100,22 @@ def test_score_text_never_hides_a_missing_split() -> None:
     assert score_text(66.0, None, 1, 1) == "66.00"
     assert score_text(66.0, 1.0, 2, 3) == "66.00 ± 1.00 (n=2 of 3)"
     assert score_text(None, None, 0, 3) == "– (n=0 of 3)"
+
+
+def test_a_failed_run_that_goes_on_is_running_and_then_finished_without_a_reason() -> None:
+    place = {"trial": 0, "split": 0, "time": 1.0}
+    scores = {"val/miou": 50.0}
+    events = [
+        {"event": "study_started", "time": 0.0, "study": "s", "study_id": "x", "spec": {}, "versions": {}},
+        {"event": "trial_started", "time": 0.0, "trial": 0, "row": "a", "source": "grid", "params": {}, "config": {}},
+        {"event": "run_started", **place, "seed": 0, "split_hash": "h"},
+        {"event": "run_failed", **place, "step": 5, "reason": "worker died"},
+        {"event": "run_logged", **place, "step": 10, "metrics": {}},
+        {"event": "run_finished", **place, "step": 20, "last": scores, "best": scores, "best_step": 20, "seconds": 1.0},
+    ]
+    folded = [records_from_events(events[:count])[0] for count in (4, 5, 6)]
+    assert [(record.status, record.reason) for record in folded] == [
+        ("failed", "worker died"),
+        ("running", ""),
+        ("finished", ""),
+    ]

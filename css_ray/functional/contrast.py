@@ -22,12 +22,13 @@ def negative_class_distribution(prototypes: Tensor, present: Tensor, temperature
     """[C, D], [C] bool -> [C, C]: row c is the distribution of the classes that c's negatives come from.
 
     The softmax over the cosines between prototypes / temperature, without c itself and without absent classes, so that classes
-    easily taken for c are met more often (Sec. 3.4, negative sampling). A row without any candidate is uniform.
+    easily taken for c are met more often (Sec. 3.4, negative sampling). A row without any candidate is uniform, and so is one
+    of prototypes that are not finite: the loss then says so, where drawing from the row would fail.
     """
     unit = F.normalize(prototypes.float(), dim=1)
     allowed = present & ~torch.eye(len(present), dtype=torch.bool, device=present.device)
     allowed = allowed | ~allowed.any(dim=1, keepdim=True)
-    return (unit @ unit.T / temperature).masked_fill(~allowed, -torch.inf).softmax(dim=1)
+    return (unit @ unit.T / temperature).masked_fill(~allowed, -torch.inf).softmax(dim=1).nan_to_num(1.0)
 
 
 def contrastive_loss(

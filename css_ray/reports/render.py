@@ -41,9 +41,7 @@ def to_text(table: Drawable) -> str:
     if any(entry.bold for row in grid.rows for entry in row):
         notes.insert(0, "* best of its column")
     caption = textwrap.fill(grid.caption, TEXT_WIDTH, break_long_words=False, break_on_hyphens=False)
-    return (
-        "\n".join([caption, "", line(list(grid.header)), rule, *map(line, body), *([""] if notes else []), *notes]) + "\n"
-    )
+    return "\n".join([caption, "", line(list(grid.header)), rule, *map(line, body), *([""] if notes else []), *notes]) + "\n"
 
 
 def to_markdown(table: Drawable) -> str:

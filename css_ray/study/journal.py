@@ -8,6 +8,7 @@ cannot append: there each event is an object of its own under `journal/`, which 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -129,7 +130,12 @@ class _File:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.ftruncate(self.descriptor, getattr(self, "end", 0))
-        os.write(self.descriptor, line.encode() + b"\n")
+        data, start = line.encode() + b"\n", os.lseek(self.descriptor, 0, os.SEEK_END)
+        if os.write(self.descriptor, data) != len(data):
+            os.ftruncate(self.descriptor, start)
+            raise OSError(
+                errno.ENOSPC, "the disk is full, an event could not be written whole; free some space", str(self.path)
+            )
         os.fsync(self.descriptor)
 
     @contextlib.contextmanager
@@ -158,7 +164,9 @@ class _Objects:
     def read(self) -> list[str]:
         selector = pyarrow.fs.FileSelector(f"{self.root}/journal", allow_not_found=True)
         paths = sorted(info.path for info in self.filesystem.get_file_info(selector) if info.base_name.endswith(".json"))
-        return [self._get(path).decode() for path in paths]
+        lines = [self._get(path).decode() for path in paths]
+        # A last object cut short is a write that was interrupted, as a last line without its end is.
+        return lines[:-1] if lines and not lines[-1].endswith("}") else lines
 
     def append(self, line: str, number: int) -> None:
         self.filesystem.create_dir(f"{self.root}/journal", recursive=True)

@@ -11,9 +11,11 @@ import torch
 
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.splits import make_split
+from css_ray.methods import METHODS
+from css_ray.models.encoders import make_encoder
 from css_ray.records import Event
 from css_ray.study.run import build_method
-from css_ray.study.schema import Study, StudyError, TrialSpec
+from css_ray.study.schema import Study, StudyError, TrialSpec, ends
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
 from css_ray.types import Batch
@@ -38,7 +40,10 @@ def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> None:
             f"resources.gpus_per_worker: a trial wants {wanted:g} GPU{'s' if wanted > 1 else ''}, this machine has {present}; "
             "use --set resources.gpus_per_worker=0 for the CPU, or --address to join a cluster"
         )
-    trials = study.grid_trials() or [study.search_trial(0, point) for point in (study.search.first[:1] if study.search else ())]
+    trials = study.grid_trials()
+    if study.search is not None:
+        trials += [study.search_trial(len(trials), point) for point in (*study.search.first, *ends(study.space))]
+    problems += _models(trials) + _batches(study, trials)
     for name, root, num_classes in dict.fromkeys(
         (trial.settings["data"]["dataset"], trial.settings["data"]["root"], trial.settings["data"]["num_classes"])
         for trial in trials
@@ -63,6 +68,12 @@ def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> None:
                 except ValueError as error:
                     problems.append(f"data.labelled: {error}")
                     break
+                needy = [trial.row for trial in trials if METHODS[trial.settings["method"]["name"]].needs_unlabelled]
+                if needy and not made.unlabelled:
+                    problems.append(
+                        f"data.labelled: {count} labels all training images, but {needy[0]} learns from unlabelled ones"
+                    )
+                    break
                 before = begun.get((dataset.info.name, count, split), made.hash)
                 if made.hash != before:
                     problems.append(
@@ -72,6 +83,37 @@ def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> None:
                     )
     if problems:
         raise StudyError(problems, study.name)
+
+
+def _models(trials: Sequence[TrialSpec]) -> list[str]:
+    """What is wrong with the networks; nothing is downloaded."""
+    problems = []
+    settings = [trial.settings["model"] for trial in trials]
+    for encoder, stride, pretrained in dict.fromkeys(
+        (each["encoder"], each["output_stride"], each["pretrained"]) for each in settings
+    ):
+        try:
+            make_encoder(encoder, stride, pretrained if isinstance(pretrained, str) or encoder == "tiny" else False)
+        except (OSError, ValueError) as error:
+            problems.append(f"model: {error}")
+    return problems
+
+
+def _batches(study: Study, trials: Sequence[TrialSpec]) -> list[str]:
+    """Batch statistics need two images where they are not shared over GPUs."""
+    workers = study.resources.workers
+    if workers > 1 and study.resources.gpus_per_worker:
+        return []
+    small = dict.fromkeys(
+        (key, trial.settings["data"][key])
+        for trial in trials
+        for key in ("labelled_batch", "unlabelled_batch")
+        if trial.settings["data"][key] // workers < 2
+    )
+    return [
+        f"data.{key}: {batch} over {workers} worker(s) is less than 2 images each, which BatchNorm needs"
+        for key, batch in small
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +128,7 @@ class Estimate:
     seconds: float
 
 
-def estimate(study: Study, *, steps: int = 3, concurrent: int | None = None) -> Estimate:
+def estimate(study: Study) -> Estimate:
     """Time a few steps of every row on random images of the study's size, one worker's share of the batch, on this machine.
 
     It needs no data set. The first step of each row warms up and is not counted.
@@ -97,22 +139,21 @@ def estimate(study: Study, *, steps: int = 3, concurrent: int | None = None) -> 
     rows: dict[str, list[TrialSpec]] = {}
     for trial in trials:
         rows.setdefault(trial.row, []).append(trial)
-    timed = {row: _seconds_a_step(study, specs[0], device, steps) for row, specs in rows.items()}
+    timed = {row: _seconds_a_step(study, specs[0], device) for row, specs in rows.items()}
     total = sum(timed[trial.row] * trial.settings["train"]["iterations"] for trial in trials)
     if study.search is not None:
-        drawn = (
-            study.search.first[0]
-            if study.search.first
-            else {path: distribution.values[0] for path, distribution in study.space.items()}
-        )
+        drawn = study.search.first[0] if study.search.first else ends(study.space)[0]
         trial = study.search_trial(len(trials), drawn)
-        timed[f"search: {trial.row}"] = _seconds_a_step(study, trial, device, steps)
+        timed[f"search: {trial.row}"] = _seconds_a_step(study, trial, device)
         total += timed[f"search: {trial.row}"] * trial.settings["train"]["iterations"] * study.search.trials
-    seconds = total * len(study.splits) / (concurrent or study.resources.concurrent_trials)
+    seconds = total * len(study.splits) / study.resources.concurrent_trials
     return Estimate(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", timed, seconds)
 
 
-def _seconds_a_step(study: Study, trial: TrialSpec, device: torch.device, steps: int) -> float:
+TIMED_STEPS = 3
+
+
+def _seconds_a_step(study: Study, trial: TrialSpec, device: torch.device) -> float:
     data = trial.settings["data"]
     num_classes = data["num_classes"] or 21
     method = build_method(trial.settings, num_classes).to(device)
@@ -127,9 +168,10 @@ def _seconds_a_step(study: Study, trial: TrialSpec, device: torch.device, steps:
         torch.ones(unlabelled, size, size, dtype=torch.bool),
     ).to(device)
     times = []
-    for _ in range(steps + 1):
+    for _ in range(TIMED_STEPS + 1):
         started = time.perf_counter()
-        total = method(batch, 0.5).total
+        with torch.autocast(device.type, torch.bfloat16, enabled=trial.settings["train"]["precision"] == "bf16"):
+            total = method(batch, 0.5).total
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

@@ -27,6 +27,7 @@ class TrialProgress:
     row: str
     source: str
     params: dict[str, Any]
+    iterations: int
     runs: dict[int, RunProgress] = field(default_factory=dict)
     status: str = "running"
     reason: str = ""
@@ -40,6 +41,7 @@ class Progress:
 
     def __init__(self, study: Study) -> None:
         self.study = study
+        self._grid = study.grid_trials()
         self.trials: dict[int, TrialProgress] = {}
         self.status = "new"
         self._since: tuple[float, int] | None = None
@@ -56,12 +58,18 @@ class Progress:
                 for trial in self.trials.values():
                     if trial.status == "failed":
                         trial.status, trial.reason = "running", ""
+                        for run in trial.runs.values():
+                            if run.status == "failed":
+                                run.status, run.reason = "running", ""
         elif kind == "study_interrupted":
             self.status = "interrupted"
         elif kind == "study_finished":
             self.status = event["status"]
         elif kind == "trial_started":
-            self.trials[event["trial"]] = TrialProgress(event["trial"], event["row"], event["source"], event["params"])
+            iterations = event["config"]["train.iterations"]
+            self.trials[event["trial"]] = TrialProgress(
+                event["trial"], event["row"], event["source"], event["params"], iterations
+            )
         elif kind == "trial_finished":
             trial = self.trials[event["trial"]]
             trial.status, trial.reason = event["status"], event["reason"]
@@ -73,6 +81,8 @@ class Progress:
         run = self.trials[event["trial"]].runs.setdefault(event["split"], RunProgress())
         objective = self.study.objective
         run.step = max(run.step, event.get("step", 0))
+        if kind in ("run_logged", "run_evaluated"):
+            run.status, run.reason = "running", ""
         if kind == "run_started" and self._since is None:
             self._since = event["time"], self.steps_done
         elif kind == "run_evaluated":
@@ -101,14 +111,21 @@ class Progress:
     @property
     def steps_done(self) -> int:
         """Steps behind us; a run that failed will take no more, so it counts as done."""
-        whole = self.study.train.iterations
         return sum(
-            whole if run.status == "failed" else run.step for trial in self.trials.values() for run in trial.runs.values()
+            trial.iterations if run.status == "failed" else run.step
+            for trial in self.trials.values()
+            for run in trial.runs.values()
         )
 
     @property
     def num_steps(self) -> int:
-        return self.num_runs * self.study.train.iterations
+        """Steps of the whole study; of a trial still to be drawn, as many as the study's own setting."""
+        planned = [self.study.train.iterations] * self.num_trials
+        for spec in self._grid:
+            planned[spec.index] = spec.settings["train"]["iterations"]
+        for trial in self.trials.values():
+            planned[trial.index] = trial.iterations
+        return sum(planned) * len(self.study.splits)
 
     @property
     def best(self) -> TrialProgress | None:

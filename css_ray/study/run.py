@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +29,10 @@ RunSpec = dict[str, Any]
 
 
 def run_spec(study: Study, trial: TrialSpec, split: int) -> RunSpec:
-    """The run of `trial` on `split`. Its seed depends on the split alone, so that all trials meet the same luck on it.
+    """The run of `trial` on `split`. Its seed depends on the split alone, so that all trials meet the same luck on it."""
+    from css_ray.study.schema import absolute_paths
 
-    Relative paths in the settings are made absolute: a worker's current folder is another.
-    """
-    settings = copy.deepcopy(trial.settings)
-    for section, key in (("data", "root"), ("model", "pretrained")):
-        path = settings[section][key]
-        if isinstance(path, str) and "://" not in path:
-            settings[section][key] = str(Path(path).resolve())
+    settings = absolute_paths(trial.settings)
     return {"trial": trial.index, "split": split, "seed": study.seed + split, "settings": settings}
 
 

@@ -30,8 +30,10 @@ from css_ray.study.journal import Journal, is_uri, studies_in, study_folder
 from css_ray.study.run import run_spec
 from css_ray.study.sampling import suggest
 from css_ray.study.schema import Study, TrialSpec, parse
-from css_ray.study.trial import run_trial
+from css_ray.study.trial import last_line, run_trial
 from css_ray.tracking import Tracker, default_uri
+
+_log = logging.getLogger(__name__)
 
 
 class StudyExistsError(RuntimeError):
@@ -123,38 +125,51 @@ class Runner:
             for event in journal.events:
                 self.tracker.record(event)
             interrupted = False
-            try:
-                with _interruptible():
-                    # Before the first event: a study that no cluster can hold leaves nothing behind.
-                    concurrent = 0 if self._ended() else connect(self.study, self.address)
-                    self.started = True
-                    if not exists:
-                        self.emit(
-                            "study_started",
-                            study=self.study.name,
-                            study_id=uuid.uuid4().hex,
-                            spec=dict(self.study.spec),
-                            versions=_versions(),
-                        )
-                    elif not self._ended():
-                        self.emit("study_resumed")
-                    if not self._ended():
-                        self._tune(concurrent)
-            except KeyboardInterrupt:
-                interrupted = True
-                self.emit("study_interrupted", reason="interrupted by the user")
-            finally:
-                # Ray's orderly goodbye can take longer than a user who pressed Ctrl-C wants to wait; the journal and
-                # checkpoints need none.
-                shutdown = threading.Thread(target=ray.shutdown, daemon=True)
-                shutdown.start()
-                unsent = self.tracker.close(timeout=5 if interrupted else 30)
-                shutdown.join(5 if interrupted else 30)
-        records = records_from_events(journal.events)
+            with _interruptible():
+                try:
+                    self._go_on(exists)
+                except KeyboardInterrupt:
+                    interrupted = True
+                    # Read again: the interrupt may have come between an event's writing and its being noted here.
+                    self.journal = Journal(self.folder)
+                    if self.started:
+                        self.emit("study_interrupted", reason="interrupted by the user")
+                finally:
+                    # Ray's orderly goodbye can take longer than a user who pressed Ctrl-C wants to wait; the journal and
+                    # the checkpoints need none.
+                    shutdown = threading.Thread(target=ray.shutdown, daemon=True)
+                    shutdown.start()
+                    unsent = self.tracker.close(timeout=5 if interrupted else 30)
+                    shutdown.join(5 if interrupted else 30)
+        records = records_from_events(self.journal.events)
         if interrupted:
             return Outcome("interrupted", self.study, records, unsent)
-        failed = any(event["event"] == "trial_finished" and event["status"] != "finished" for event in self.ends().values())
-        return Outcome("failed" if failed else "finished", self.study, records, unsent)
+        whole = len(self.ends()) == self.study.num_trials and all(end["status"] == "finished" for end in self.ends().values())
+        return Outcome("finished" if whole else "failed", self.study, records, unsent)
+
+    def _go_on(self, exists: bool) -> None:
+        # Before the first event: a study that no cluster can hold leaves nothing behind.
+        concurrent = 0 if self._ended() else connect(self.study, self.address)
+        self.started = True
+        if not exists:
+            self.emit(
+                "study_started",
+                study=self.study.name,
+                study_id=uuid.uuid4().hex,
+                spec=self.study.resolved(),
+                versions=_versions(),
+            )
+        elif not self._ended():
+            self.emit("study_resumed")
+        if not self._ended():
+            self._tune(concurrent)
+        last = next(event["event"] for event in reversed(self.journal.events) if event["event"].startswith("study_"))
+        ends = self.ends()
+        if last != "study_finished" and len(ends) == self.study.num_trials:
+            finished = [end for end in ends.values() if end["status"] == "finished"]
+            best = max(finished, key=lambda end: end["mean"], default=None)
+            status = "finished" if len(finished) == len(ends) else "failed"
+            self.emit("study_finished", status=status, best_trial=None if best is None else best["trial"])
 
     # -------------------------------------------------------------------------------------------------- what the journal says
 
@@ -208,15 +223,6 @@ class Runner:
                 ),
             )
             tuner.fit()
-        ends = self.ends()
-        best = max(
-            (end for end in ends.values() if end["status"] == "finished" and end["mean"] is not None),
-            key=lambda end: end["mean"],
-            default=None,
-        )
-        if len(ends) == self.study.num_trials:
-            status = "finished" if all(end["status"] == "finished" for end in ends.values()) else "failed"
-            self.emit("study_finished", status=status, best_trial=None if best is None else best["trial"])
 
     def next_trial(self, running: set[int]) -> TrialSpec | Literal["finished"] | None:
         """What to start next; None where the next suggestion needs a result that is not there yet."""
@@ -271,8 +277,11 @@ class Runner:
             status, reason = "failed", error
         else:
             reasons = [f"split {record.split}: {record.reason}" for record in records if record.status == "failed"]
-            status, reason = ("partial" if reasons else "finished"), "; ".join(reasons)
-        self.emit("trial_finished", trial=trial, status=status, reason=reason, **trial_value(self.study, records, trial))
+            status, reason = "finished", "; ".join(reasons)
+        value = trial_value(self.study, records, trial)
+        if status == "finished" and value["n"] < value["num_splits"]:
+            status = "partial"
+        self.emit("trial_finished", trial=trial, status=status, reason=reason, **value)
 
 
 class _Hand:
@@ -319,6 +328,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
 class _Listener(ray.tune.Callback):  # type: ignore[misc]
     def __init__(self, runner: Runner) -> None:
         self.hand = _Hand(runner)
+        self.errors: dict[int, str] = {}
 
     @property
     def runner(self) -> Runner:
@@ -328,30 +338,28 @@ class _Listener(ray.tune.Callback):  # type: ignore[misc]
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         for event in result.get("events", ()):
             self.runner.take(event)
+        if "error" in result:
+            self.errors[trial.config["trial"]] = result["error"]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.runner.end(trial.config["trial"], None)
+        index = trial.config["trial"]
+        self.runner.end(index, self.errors.pop(index, None))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.runner.end(trial.config["trial"], _reason(trial))
-
-
-def _reason(trial: Any) -> str:
-    """The last line of a trial's error, which names the exception."""
-    error = trial.get_error()
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:1000] if lines else "the trial's process ended without a word"
+        self.runner.end(trial.config["trial"], last_line(trial.get_error()))
 
 
 # ------------------------------------------------------------------------------------------------------------------------- Ray
 
 
 def connect(study: Study, address: str | None) -> int:
-    """Start Ray here, or join the cluster at `address`; returns how many trials fit side by side (at most as many as the study
-    wants).
+    """Start Ray here, or join the cluster at `address`; returns how many trials run side by side.
 
-    Raises RuntimeError where not even one trial fits, with what it needs and what is there.
+    On this machine as many as fit; on a cluster as many as the study wants, since an autoscaler may bring nodes.
+    Raises RuntimeError where not even one trial fits on this machine, with what it needs and what is there.
     """
+    if address is not None and address.startswith("ray://"):
+        raise RuntimeError(f"--address {address}: a Ray Client cannot drive a study; run this on the head with --address auto")
     settings = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2" if address is None else "2",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0" if address is None else "1",
@@ -378,12 +386,16 @@ def connect(study: Study, address: str | None) -> int:
     needs = {"CPU": resources.workers * resources.cpus_per_worker, "GPU": resources.workers * resources.gpus_per_worker}
     has = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fits = min(int(has.get(name, 0) // need) for name, need in needs.items() if need)
+    words = ", ".join(f"{need:g} {name}" for name, need in needs.items() if need)
+    there = ", ".join(f"{has.get(name, 0):g} {name}" for name, need in needs.items() if need)
+    if address is not None:
+        if fits < 1:
+            _log.warning("a trial needs %s, the cluster has %s now; the study waits for nodes", words, there)
+        return resources.concurrent_trials
     if fits < 1:
-        words = ", ".join(f"{need:g} {name}" for name, need in needs.items() if need)
-        there = ", ".join(f"{has.get(name, 0):g} {name}" for name, need in needs.items() if need)
         raise RuntimeError(
-            f"a trial needs {words}, but the cluster has {there}; "
-            "lower resources.workers or join a larger cluster with --address"
+            f"a trial needs {words}, but this machine has {there}; "
+            "lower resources.workers or resources.cpus_per_worker, or join a cluster with --address"
         )
     return min(fits, resources.concurrent_trials)
 

@@ -10,7 +10,6 @@ suggestion: there is no second state to keep in step.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,9 +55,8 @@ def suggest(
 def _sampler(search: Search, seed: int) -> optuna.samplers.BaseSampler:
     if search.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=search.startup_trials)
+    # Running trials count as bad ones (constant_liar, Optuna's default), so that neighbours do not try the same.
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=search.startup_trials, constant_liar=True)
 
 
 def _distribution(distribution: Distribution) -> optuna.distributions.BaseDistribution:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import json
 import math
 import re
 import types
@@ -48,7 +49,7 @@ Count = typing.Annotated[int, Field(ge=1)]
 class Objective(Section):
     """What a trial is judged by: the mean over splits of `metric`, at the last step or at the best evaluation."""
 
-    metric: Literal["val/miou", "val/pixel_accuracy"] = "val/miou"
+    metric: Literal["val/miou"] = "val/miou"
     mode: Literal["max"] = "max"
     at: Literal["last", "best"] = "last"
 
@@ -95,7 +96,6 @@ class Table(Section):
     columns: a setting of the grid. compare_with: a table of the paper, such as `paper/table1`, whose numbers stand beside ours.
     """
 
-    rows: Literal["method.row"] = "method.row"
     columns: str | None = None
     compare_with: Literal[tuple(f"paper/table{number}" for number in range(1, 8))] | None = None  # type: ignore[valid-type]
 
@@ -162,6 +162,19 @@ class Study:
         assert self.search is not None
         return self._trial(index, "search", {"method": self.search.method, **drawn})
 
+    def resolved(self) -> dict[str, Any]:
+        """The spec with every default of data, views, model and train written out and every path absolute, for the journal.
+
+        A resumed study is then the same one, from whatever folder and whatever the defaults have become.
+        """
+        sections = {
+            "data": self.data.model_dump(),
+            "views": dataclasses.asdict(self.views),
+            "model": dataclasses.asdict(self.model),
+            "train": dataclasses.asdict(self.train),
+        }
+        return json.loads(json.dumps({**self.spec, **absolute_paths(sections)}))  # type: ignore[no-any-return]
+
     @property
     def num_trials(self) -> int:
         """Trials of the grid and the search together."""
@@ -188,8 +201,29 @@ class Study:
                 settings[section][key] = value
         name = method.pop("name")
         defaults = dataclasses.asdict(METHODS[name].Config(**_tuples(method)))
+        # What varies was checked setting by setting; built together, each section checks its rules between settings.
+        for section, config in (("views", Views), ("model", ModelConfig), ("train", TrainConfig)):
+            settings[section] = dataclasses.asdict(config(**_tuples(settings[section])))
+        for key in ("labelled_batch", "unlabelled_batch"):
+            if settings["data"][key] % self.resources.workers:
+                raise ValueError(_batch_problem(key, settings["data"][key], self.resources.workers))
         settings["method"] = {"name": name, **defaults}
         return TrialSpec(index, row, source, params, settings)
+
+
+def absolute_paths(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A copy of the sections in which local paths no longer depend on the current folder; a worker's is another."""
+    located = {section: dict(values) for section, values in settings.items()}
+    for section, key in (("data", "root"), ("model", "pretrained")):
+        path = located[section][key]
+        if isinstance(path, str) and "://" not in path:
+            located[section][key] = str(Path(path).resolve())
+    return located
+
+
+def _batch_problem(key: str, batch: int, workers: int) -> str:
+    up = math.ceil(batch / workers) * workers
+    return f"data.{key}: {batch} does not divide over {workers} workers; use {up}"
 
 
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
@@ -376,10 +410,8 @@ class _Checker:
             self.problem("method", "missing: name a method here, or list methods under grid.method")
         if data and resources:
             for key in ("labelled_batch", "unlabelled_batch"):
-                batch = getattr(data, key)
-                if batch % resources.workers:
-                    up = math.ceil(batch / resources.workers) * resources.workers
-                    self.problem(f"data.{key}", f"{batch} does not divide over {resources.workers} workers; use {up}")
+                if getattr(data, key) % resources.workers:
+                    self.problems.append(_batch_problem(key, getattr(data, key), resources.workers))
         if table and table.columns and table.columns not in (grid or {}):
             self.problem(
                 "table.columns",
@@ -519,6 +551,8 @@ class _Checker:
                 space[path] = distribution
                 for end in distribution.values:
                     self.setting(path, end, f"search.space.{path}", names)
+        if len(search.first) > search.trials:
+            self.problem("search.first", f"has {len(search.first)} points, but search.trials is {search.trials}; raise trials")
         for index, point in enumerate(search.first):
             for path, setting in point.items():
                 where = f"search.first[{index}].{path}"
@@ -599,8 +633,13 @@ class _Checker:
 def _probe(study: Study) -> Iterator[Any]:
     yield study.grid_trials
     if study.search:
-        for point in study.search.first:
+        for point in (*study.search.first, *ends(study.space)):
             yield lambda point=point: study.search_trial(0, point)
+
+
+def ends(space: Mapping[str, Distribution]) -> list[dict[str, Any]]:
+    """Two points of a space: every setting at its first value, and every one at its last."""
+    return [{path: distribution.values[end] for path, distribution in space.items()} for end in (0, -1)]
 
 
 def contains(distribution: Distribution, value: Any) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+import ray.tune
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -28,12 +29,13 @@ class _Bridge(TuneReportCallback):  # type: ignore[misc]
 def run_trial(config: dict[str, Any]) -> None:
     """The Tune trainable. config: name, storage, resources, and what `worker.train_splits` takes.
 
-    The same name and storage go on from the last checkpoint, in this process or in one of a later day.
+    The same name and storage go on from the last checkpoint, in this process or in one of a later day. Where Ray Train has
+    spent its retries on the workers, the error is reported, not raised: Tune's retries are for the death of this process.
     """
     resources = config["resources"]
     gpus = resources["gpus_per_worker"]
     per_worker = {"CPU": resources["cpus_per_worker"]} | ({"GPU": gpus} if gpus else {})
-    TorchTrainer(
+    trainer = TorchTrainer(
         _train,
         train_loop_config={key: config[key] for key in ("trial", "runs", "cpus_per_worker", "models")},
         scaling_config=ScalingConfig(num_workers=resources["workers"], use_gpu=gpus > 0, resources_per_worker=per_worker),
@@ -46,4 +48,14 @@ def run_trial(config: dict[str, Any]) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=[_Bridge()],  # type: ignore[no-untyped-call, list-item]
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        ray.tune.report({"error": last_line(error)})
+
+
+def last_line(error: object) -> str:
+    """The last line of an error's text, which names the exception."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:1000] if lines else "the process ended without a word"

@@ -20,6 +20,7 @@ def evaluate(predictor: Segmenter, batches: Iterable[tuple[Tensor, Tensor]], dev
 
     batches: pairs of images [B, 3, H, W] in [0, 1] and labels [B, H, W]; over the ranks, each image once. The predictor is
     put into eval mode and back. The matrices of all ranks are summed before any ratio is taken.
+    Raises ValueError where no pixel of the images is labelled.
     """
     num_classes = predictor.num_classes
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
@@ -32,6 +33,8 @@ def evaluate(predictor: Segmenter, batches: Iterable[tuple[Tensor, Tensor]], dev
         num_images += len(images)
     predictor.train(training)
     matrix = distributed.all_reduce_sum(matrix).cpu()
+    if not matrix.any():
+        raise ValueError("the validation images have no labelled pixel; prepare the data set with masks for them")
     mean, _ = mean_iou(matrix)
     return Evaluation(
         miou=100 * mean,

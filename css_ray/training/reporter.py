@@ -78,5 +78,7 @@ class FolderReporter(PrintingReporter):
         pending.symlink_to(new.name)
         pending.replace(link)
         for old in self.folder.glob("step-*"):
-            if old.is_dir() and old.name != new.name:
+            if old.is_symlink():  # left by a kill just above
+                old.unlink()
+            elif old.name != new.name:
                 shutil.rmtree(old)

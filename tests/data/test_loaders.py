@@ -151,7 +151,7 @@ def test_an_image_is_changed_anew_at_each_step_and_seed(dataset: DataSet) -> Non
         for batch in load(dataset, one, seed=seed, labelled_batch=1, unlabelled_batch=1, num_steps=10)
     ]
     for images in ([batch.labelled_images for batch in batches], [batch.unlabelled_images for batch in batches]):
-        assert len({image.numpy().tobytes() for image in images}) > 14  # 20 draws; 10 if a step or a seed played no part
+        assert len({image.numpy().tobytes() for image in images}) > 12  # 20 draws; 10 if a step or a seed played no part
 
 
 def test_ranks_share_the_global_batch(dataset: DataSet, split: Split) -> None:

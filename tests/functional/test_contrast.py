@@ -107,3 +107,15 @@ def test_negative_classes_follow_the_relation_graph() -> None:
     torch.testing.assert_close(q[2], torch.tensor([0.5, 0.5, 0.0, 0.0]))
     torch.testing.assert_close(q.sum(dim=1), torch.ones(4))
     assert torch.isfinite(negative_class_distribution(prototypes, torch.zeros(4, dtype=torch.bool), 0.5)).all()
+
+
+@pytest.mark.parametrize("negatives", ["shared", "per_anchor"])
+def test_representations_that_are_not_finite_give_a_loss_that_is_not(negatives: str) -> None:
+    # A run whose weights became NaN must end by its loss, not by a failing draw of negatives.
+    representations = torch.full((1, 4, 4, 4), torch.nan)
+    labels = torch.arange(16).view(1, 4, 4) % 3
+    loss = contrastive_loss(
+        representations, labels, torch.ones(1, 4, 4, dtype=torch.bool), torch.full((3, 4), torch.nan), torch.ones(3, dtype=torch.bool),
+        temperature=0.5, num_queries=4, num_negatives=4, negatives=negatives,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert not loss.isfinite()

@@ -33,7 +33,7 @@ def finished(time: float, trial: int, split: int, miou: float) -> dict[str, Any]
 
 EVENTS = [
     event("study_started", 0.0),
-    event("trial_started", 1.0, 0, row="Sup.", source="grid", params={}),
+    event("trial_started", 1.0, 0, row="Sup.", source="grid", params={}, config={"train.iterations": 100}),
     event("run_started", 10.0, 0, 0),
     event("run_logged", 15.0, 0, 0, step=50, metrics={}),
     finished(20.0, 0, 0, 40.0),
@@ -51,7 +51,7 @@ EVENTS = [
         num_splits=2,
         values={"0": 40.0, "1": 50.0},
     ),
-    event("trial_started", 31.0, 1, row="CSS", source="grid", params={}),
+    event("trial_started", 31.0, 1, row="CSS", source="grid", params={}, config={"train.iterations": 100}),
     event("run_started", 32.0, 1, 0),
     event("run_evaluated", 36.0, 1, 0, step=50, metrics={"val/miou": 44.0}),
 ]

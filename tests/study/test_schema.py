@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,12 @@ def test_all_problems_come_at_once() -> None:
         ({"search": {**SEARCH, "first": [{"method.temperature": 0.5}]}},
          "search.first[0]: method.hard_threshold is missing; a first trial gives every setting of the space"),
         ({"table": {"columns": "data.labelled"}}, "table.columns: data.labelled does not vary in the grid"),
+        ({"grid": {"method": [{"name": "css"}], "train.lr": [1e-5]}}, "grid: TrainConfig: min_lr must be <= lr (1e-05), got 0.0001"),
+        ({"grid": {"method": [{"name": "css"}], "data.labelled_batch": [3]}, "resources": {"workers": 2}},
+         "grid: data.labelled_batch: 3 does not divide over 2 workers; use 4"),
+        ({"search": {**SEARCH, "space": {"train.lr": {"loguniform": [1e-5, 0.1]}}}}, "grid: TrainConfig: min_lr must be <= lr"),
+        ({"search": {**SEARCH, "trials": 1, "first": [{"method.temperature": 0.5, "method.hard_threshold": 0.8}] * 2}},
+         "search.first: has 2 points, but search.trials is 1; raise trials"),
         ({"train__min_lr": 0.5}, "train.min_lr: must be <= lr (0.1), got 0.5"),
     ],
 )  # fmt: skip
@@ -192,6 +199,13 @@ def test_a_missing_file_offers_its_neighbour() -> None:
         read(ROOT / "studies" / "quickstrat.yaml")
 
 
-def test_the_resolved_spec_is_the_same_study_again() -> None:
+def test_the_resolved_spec_is_the_same_study_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = parse(minimal(search=SEARCH))
-    assert parse(dict(study.spec)) == study
+    written = json.dumps(study.resolved())
+    monkeypatch.chdir(tmp_path)
+    again = parse(json.loads(written))
+    assert again.data.root == str(ROOT / "data" / "digits")
+    assert again.spec["train"]["momentum"] == 0.9  # a default that may change
+    assert again.grid_trials()[1].params == study.grid_trials()[1].params
+    same = ("views", "model", "train", "splits", "grid", "search", "space", "resources")
+    assert all(getattr(again, name) == getattr(study, name) for name in same)
