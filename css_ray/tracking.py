@@ -235,10 +235,6 @@ class Projection:
         self._name_dataset(run, event)
 
     def _run_measured(self, position: int, run: _Run, event: Event) -> None:
-        parent = self._runs[event["trial"], None]
-        if position >= parent.projected and parent.status != "RUNNING":
-            self._reopen(parent)
-            parent.seen = position + 1
         self._measure(run, event["metrics"], event, step=event["step"])
         run.tags["css_ray.step"] = str(event["step"])
         self._reopen(run)
