@@ -283,7 +283,10 @@ def _drive(study_: Study, storage: str, address: str | None, *, resume: bool) ->
     console = Console()
     progress = _progress(*_open(study_.name, storage)) if resume else Progress(study_)
     watcher = Watcher(progress, console)
-    runner = Runner(study_, storage, address=address, observer=watcher)
+    try:
+        runner = Runner(study_, storage, address=address, observer=watcher)
+    except JournalError as error:
+        raise BadInput(str(error)) from None
     again = (
         f"css-ray study resume {study_.name}"
         + ("" if storage == "runs" else f" --storage {storage}")

@@ -95,7 +95,7 @@ def trial_value(study: Study, records: Sequence[Record], trial: int) -> dict[str
 
 
 class Runner:
-    """Runs or resumes one study to its end."""
+    """Runs or resumes one study to its end. Raises JournalError where its journal is damaged."""
 
     def __init__(self, study: Study, storage: str, *, address: str | None = None, observer: Observer | None = None) -> None:
         self.study = study
@@ -103,18 +103,22 @@ class Runner:
         self.address = address
         self.observer = observer
         self.folder = study_folder(storage, study.name)
-        self.started = False
+        self.journal = Journal(self.folder)
+
+    @property
+    def started(self) -> bool:
+        """True once the study is in the journal."""
+        return any(event["event"] == "study_started" for event in self.journal.events)
 
     def run(self, *, resume: bool) -> Outcome:
         """Take the study to its end. Raises StudyExistsError, StudyLockedError, or what Ray raises where no cluster answers.
 
         An interrupt (SIGINT, SIGTERM) ends it within seconds with status `interrupted`.
         """
-        journal = Journal(self.folder)
-        with journal.driving():
+        with self.journal.driving():
             # Read again under the lock: what another driver wrote before it ended is part of the study.
-            self.journal = journal = Journal(self.folder)
-            exists = any(event["event"] == "study_started" for event in journal.events)
+            self.journal = Journal(self.folder)
+            exists = self.started
             if exists and not resume:
                 raise StudyExistsError(
                     f"the study {self.study.name} exists in {self.storage}; "
@@ -122,7 +126,7 @@ class Runner:
                     "another `study:` name (or --set study=NAME) starts anew"
                 )
             self.tracker = Tracker(tracking_uri(self.study, self.storage))
-            for event in journal.events:
+            for event in self.journal.events:
                 self.tracker.record(event)
             interrupted = False
             with _interruptible():
@@ -150,7 +154,6 @@ class Runner:
     def _go_on(self, exists: bool) -> None:
         # Before the first event: a study that no cluster can hold leaves nothing behind.
         concurrent = 0 if self._ended() else connect(self.study, self.address)
-        self.started = True
         if not exists:
             self.emit(
                 "study_started",

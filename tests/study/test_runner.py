@@ -222,6 +222,28 @@ def test_a_finished_study_is_not_run_again(undisturbed: Place) -> None:
     assert undisturbed.events() == before
 
 
+def test_mlflow_is_rebuilt_from_the_journal(place: Place, undisturbed: Place) -> None:
+    (place.folder / "runs").mkdir()
+    shutil.copytree(undisturbed.folder / "runs" / "small", place.folder / "runs" / "small")
+    code, output = place.call("study", "table", "small", "--source", "mlflow")
+    assert code == 1 and "css-ray study sync small" in output
+    code, output = place.call("study", "sync", "small")
+    assert code == 0 and "10 MLflow runs created" in output, output
+    place.check_mlflow()
+    code, output = place.call("study", "sync", "small")
+    assert code == 0 and "0 MLflow runs created, 0 metric points sent" in output, output
+
+
+def test_a_finished_study_is_shown(undisturbed: Place) -> None:
+    code, output = undisturbed.call("study", "status", "small")
+    assert code == 0 and "small: finished" in output and "trials 3/3" in output and "runs 6/6" in output
+    code, output = undisturbed.call("study", "list")
+    assert code == 0 and "small" in output and "trials 3/3" in output
+    for format_, mark in (("md", "| Sup. |"), ("latex", r"\begin{tabular}"), ("html", "<table>"), ("text", "n=2 splits")):
+        code, output = undisturbed.call("study", "table", "small", "--format", format_)
+        assert code == 0 and mark in output, output
+
+
 def test_the_best_weights_load_without_the_platform(undisturbed: Place) -> None:
     from css_ray.models import ModelConfig, make_segmenter
     from css_ray.training.checkpoint import read_tensors
@@ -339,6 +361,6 @@ def test_two_workers_share_the_batch(place: Place) -> None:
 
 
 def test_a_study_that_fits_nowhere_starts_nothing(place: Place) -> None:
-    code, output = place.run("resources.workers=64", "data.labelled_batch=64", "data.unlabelled_batch=64")
+    code, output = place.run("resources.workers=64", "data.labelled_batch=128", "data.unlabelled_batch=128")
     assert code == 2 and "a trial needs 64 CPU, but this machine has" in output, output
     assert place.events() == []
