@@ -49,6 +49,8 @@ def prepare(
         source = reader(root, resize)
     elif Path(name_or_description).suffix in (".yaml", ".yml"):
         source = folder_source(name_or_description, root, resize)
+        if source.info.name in DATASETS:
+            raise ValueError(f"{name_or_description}: the name {source.info.name} is taken by css-ray; choose another")
     else:
         raise ValueError(_unknown(str(name_or_description), out))
     done = 0

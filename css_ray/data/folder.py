@@ -210,15 +210,15 @@ def _listed(described: Description, root: Path, problems: _Problems) -> dict[str
     absent += [root / part.list for part in parts if part.list is not None and not (root / part.list).is_file()]
     if absent:
         raise FileNotFoundError(f"absent: {', '.join(map(str, dict.fromkeys(absent)))}; is {root} the right root?")
-    train = _items("train", described.train, root, problems)
-    val = _items("val", described.val, root, problems)
+    train = _items(described.train, root, problems)
+    val = _items(described.val, root, problems)
     known = {item.id for item in train}
     seen = {item.id for item in val}
     for item in train:
         if item.id in seen:
             problems.add("is in train and in val", item.id)
     if described.unlabelled is not None:
-        for item in _items("unlabelled", described.unlabelled, root, problems):
+        for item in _items(described.unlabelled, root, problems):
             if item.id in seen and described.unlabelled.list is not None:
                 problems.add("is in unlabelled and in val", item.id)
             if item.id not in known | seen:
@@ -229,7 +229,7 @@ def _listed(described: Description, root: Path, problems: _Problems) -> dict[str
     return {"train": train, "val": val}
 
 
-def _items(name: str, part: Part, root: Path, problems: _Problems) -> list[_Item]:
+def _items(part: Part, root: Path, problems: _Problems) -> list[_Item]:
     images = _files(root, part.images, IMAGE_SUFFIXES, problems)
     masks = {} if part.masks is None else _files(root, part.masks, MASK_SUFFIXES, problems)
     if part.list is None:

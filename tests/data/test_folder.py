@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,28 @@ def test_masks_of_other_modes_are_refused(folder: Folder, mode: str) -> None:
     assert "b: mask has mode" in folder.refused()
 
 
+def test_grey_masks_of_few_bits_are_refused(folder: Folder) -> None:
+    # Pillow would read the 4-bit index 1 as 17, and 15 as 255, which is void by default.
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 16, 12, 4, 0, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + b"\xff" * 8) * 12)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    (folder.root / "masks" / "b.png").write_bytes(png)
+    assert "b: mask has mode L with 4 bits" in folder.refused()
+
+
+def test_unlabelled_list_adds_what_is_new_and_holds_nothing_of_val(folder: Folder) -> None:
+    (folder.root / "train.txt").write_text("a\nb\n")
+    (folder.root / "more.txt").write_text("a\nb\nc\nd\n")
+    folder.describe(unlabelled={"images": "images", "list": "more.txt"})
+    assert "d: is in unlabelled and in val" in folder.refused()
+    (folder.root / "more.txt").write_text("a\nb\nc\n")
+    train = folder.prepared().train
+    assert train.ids == ("a", "b", "c") and [classes is None for classes in train.classes] == [False, False, True]
+
+
 def test_many_images_with_one_problem_take_one_line(folder: Folder) -> None:
     for id in "abcde":
         folder.mask(id, Image.new("L", (16, 12), 9))
@@ -272,3 +296,9 @@ def test_names(folder: Folder, tmp_path: Path) -> None:
         prepare("digits", tmp_path / "other", resize=(8, 8))
     with pytest.raises(ValueError, match="needs a description"):
         prepare("folder", tmp_path / "other")
+
+
+def test_a_description_may_not_take_a_built_in_name(folder: Folder) -> None:
+    # Else a study that asks for digits would train on it.
+    folder.describe(name="digits")
+    assert "the name digits is taken" in folder.refused()
