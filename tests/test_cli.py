@@ -189,3 +189,11 @@ def test_every_command_of_the_readme_exists() -> None:
             command, rest = found, rest[1:]
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in rest if word.startswith("--")} <= options, words
+
+
+def test_the_study_of_the_readme_is_one() -> None:
+    from css_ray.study.schema import parse
+
+    (block,) = [block for block in (ROOT / "README.md").read_text().split("```yaml")[1:] if block.lstrip().startswith("study:")]
+    study = parse(yaml.safe_load(block.split("```")[0]), "README.md")
+    assert len(study.grid_trials()) == 4
