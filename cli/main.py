@@ -9,7 +9,7 @@ import click
 
 COMMANDS = {
     "study": ("study", "Plan, run, resume and read studies."),
-    "train": ("train", "Train one run of a study, without Ray."),
+    "train": ("train", "Train one run of a study, with or without Ray."),
     "data": ("data", "Prepare data sets and look at them."),
     "methods": ("methods", "List the methods and every setting."),
     "ui": ("ui", "Open the MLflow pages of your studies."),

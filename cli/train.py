@@ -1,16 +1,19 @@
-"""`css-ray train`: one run of a study in this process, without Ray: for a debugger, a profiler, a bare GPU machine."""
+"""`css-ray train`: one run of a study, in this process (for a debugger, a profiler, a bare GPU machine) or under Ray Train."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import BadInput
 from .study import read_study, set_option
+
+if TYPE_CHECKING:
+    from css_ray.study.schema import Study
 
 
 @click.command()
@@ -23,9 +26,20 @@ from .study import read_study, set_option
     help="Folder for checkpoints and the best weights; an interrupted run goes on from it.",
 )
 @click.option("--device", help="cpu or cuda; cuda where there is one if not given.")
+@click.option("--ray", "with_ray", is_flag=True, help="Train on the study's workers under Ray Train; needs --out.")
+@click.option("--address", metavar="ADDRESS", help="With --ray: join a cluster instead of starting Ray here.")
 @set_option
-def train(file: str, trial: int, split: int | None, out: str | None, device: str | None, overrides: tuple[str, ...]) -> None:
-    """Train one run of the study in FILE: one trial on one split."""
+def train(
+    file: str,
+    trial: int,
+    split: int | None,
+    out: str | None,
+    device: str | None,
+    overrides: tuple[str, ...],
+    with_ray: bool,
+    address: str | None,
+) -> None:
+    """Train one run of the study in FILE: one trial on one split, in this process or with --ray."""
     study = read_study(file, overrides)
     import torch
 
@@ -40,6 +54,8 @@ def train(file: str, trial: int, split: int | None, out: str | None, device: str
     if not 0 <= trial < len(trials):
         raise BadInput(f"--trial {trial}: the study has trials 0 to {len(trials) - 1} that are known before it runs")
     split = study.splits[0] if split is None else split
+    if with_ray and out is None:
+        raise BadInput("--ray needs --out DIR, a folder for its checkpoints that all workers see")
     if split not in study.splits:
         raise BadInput(f"--split {split}: the study has the splits {', '.join(map(str, study.splits))}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,6 +70,9 @@ def train(file: str, trial: int, split: int | None, out: str | None, device: str
         torch.cuda.set_device(device)  # its generator is the one that a checkpoint keeps
     if out is not None:
         _claim(Path(out), prepared.spec)
+    if with_ray:
+        _train_with_ray(study, prepared.spec, Path(str(out)), address)
+        return
     reporter = PrintingReporter(click.echo) if out is None else FolderReporter(Path(out), click.echo)
     checkpoint = reporter.checkpoint if isinstance(reporter, FolderReporter) else None
     click.echo(
@@ -85,3 +104,34 @@ def _claim(folder: Path, spec: dict[str, Any]) -> None:
     if mark.exists() and mark.read_text() != text:
         raise BadInput(f"--out {folder} holds another run, or this one with other settings; give another folder or remove it")
     mark.write_text(text)
+
+
+def _train_with_ray(study: Study, spec: dict[str, Any], out: Path, address: str | None) -> None:
+    """The same run as a Ray Train worker group of the study's resources, and its last word."""
+    from ray.train import TrainingFailedError
+
+    from css_ray.study.runner import connect
+    from css_ray.study.trial import last_line, make_trainer
+
+    resources = study.resources.model_dump()
+    config = {
+        "trial": spec["trial"],
+        "runs": [spec],
+        "name": "train",
+        "storage": str(out.resolve()),
+        "models": str(out.resolve() / "models"),
+        "resources": resources,
+        "cpus_per_worker": resources["cpus_per_worker"],
+    }
+    try:
+        connect(study, address)
+        metrics = make_trainer(config, []).fit().metrics or {}
+    except TrainingFailedError as error:
+        raise click.ClickException(last_line(error)) from None
+    except (ConnectionError, RuntimeError) as error:
+        raise BadInput(str(error)) from None
+    end = metrics["events"][-1]
+    if end["event"] == "run_failed":
+        raise click.ClickException(end["reason"])
+    last, best = end["last"]["val/miou"], end["best"]["val/miou"]
+    click.echo(f"last {last:.2f} %, best {best:.2f} % at step {end['best_step']}, {end['seconds']:.0f} s")

@@ -26,16 +26,15 @@ class _Bridge(TuneReportCallback):  # type: ignore[misc]
             super().after_report(run_context, [{"events": events}], None)
 
 
-def run_trial(config: dict[str, Any]) -> None:
-    """The Tune trainable. config: name, storage, resources, and what `worker.train_splits` takes.
+def make_trainer(config: dict[str, Any], callbacks: list[Any]) -> TorchTrainer:
+    """The Ray Train run of a trial. config: name, storage, resources, and what `worker.train_splits` takes.
 
-    The same name and storage go on from the last checkpoint, in this process or in one of a later day. Where Ray Train has
-    spent its retries on the workers, the error is reported, not raised: Tune's retries are for the death of this process.
+    The same name and storage go on from the last checkpoint, in this process or in one of a later day.
     """
     resources = config["resources"]
     gpus = resources["gpus_per_worker"]
     per_worker = {"CPU": resources["cpus_per_worker"]} | ({"GPU": gpus} if gpus else {})
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _train,
         train_loop_config={key: config[key] for key in ("trial", "runs", "cpus_per_worker", "models")},
         scaling_config=ScalingConfig(num_workers=resources["workers"], use_gpu=gpus > 0, resources_per_worker=per_worker),
@@ -46,11 +45,19 @@ def run_trial(config: dict[str, Any]) -> None:
             failure_config=FailureConfig(max_failures=resources["retries"]),
             # Two, so that a death while one is being replaced leaves the other.
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[_Bridge()],  # type: ignore[no-untyped-call, list-item]
+            callbacks=callbacks,
         ),
     )
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """The Tune trainable, with the config of `make_trainer`.
+
+    Where Ray Train has spent its retries on the workers, the error is reported, not raised: Tune's retries are for the death
+    of this process.
+    """
     try:
-        trainer.fit()
+        make_trainer(config, [_Bridge()]).fit()  # type: ignore[no-untyped-call]
     except TrainingFailedError as error:
         ray.tune.report({"error": last_line(error)})
 

@@ -364,3 +364,14 @@ def test_a_study_that_fits_nowhere_starts_nothing(place: Place) -> None:
     code, output = place.run("resources.workers=64", "data.labelled_batch=128", "data.unlabelled_batch=128")
     assert code == 2 and "a trial needs 64 CPU, but this machine has" in output, output
     assert place.events() == []
+
+
+def test_one_run_with_ray_is_the_run_without_it(place: Place) -> None:
+    arguments = ["train", str(place.file), "--trial", "0", "--split", "1", "--device", "cpu"]
+    code, alone = place.call(*arguments, "--out", "alone")
+    assert code == 0, alone
+    code, with_ray = place.call(*arguments, "--ray", "--out", "with-ray")
+    assert code == 0, with_ray
+    assert with_ray.splitlines()[-1].rpartition(",")[0] == alone.splitlines()[-1].rpartition(",")[0]
+    code, output = place.call(*arguments, "--ray")
+    assert code == 2 and "--ray needs --out" in output
