@@ -107,30 +107,13 @@ def _claim(folder: Path, spec: dict[str, Any]) -> None:
 
 
 def _train_with_ray(study: Study, spec: dict[str, Any], out: Path, address: str | None) -> None:
-    """The same run as a Ray Train worker group of the study's resources, and its last word."""
-    from ray.train import TrainingFailedError
+    """The same run on the study's workers, and its last word."""
+    from css_ray.study.runner import train_one
 
-    from css_ray.study.runner import connect
-    from css_ray.study.trial import last_line, make_trainer
-
-    resources = study.resources.model_dump()
-    config = {
-        "trial": spec["trial"],
-        "runs": [spec],
-        "name": "train",
-        "storage": str(out.resolve()),
-        "models": str(out.resolve() / "models"),
-        "resources": resources,
-        "cpus_per_worker": resources["cpus_per_worker"],
-    }
     try:
-        connect(study, address)
-        metrics = make_trainer(config, []).fit().metrics or {}
-    except TrainingFailedError as error:
-        raise click.ClickException(last_line(error)) from None
+        end = train_one(study, spec, str(out.resolve()), address)
     except (ConnectionError, RuntimeError) as error:
-        raise BadInput(str(error)) from None
-    end = metrics["events"][-1]
+        raise click.ClickException(str(error)) from None
     if end["event"] == "run_failed":
         raise click.ClickException(end["reason"])
     last, best = end["last"]["val/miou"], end["best"]["val/miou"]

@@ -23,14 +23,15 @@ from typing import Any, Literal, Protocol
 
 import ray
 import ray.tune
+from ray.train import TrainingFailedError
 from ray.tune.search import Searcher
 
 from css_ray.records import Event, Record, mean_std, records_from_events
 from css_ray.study.journal import Journal, is_uri, studies_in, study_folder
-from css_ray.study.run import run_spec
+from css_ray.study.run import RunSpec, run_spec
 from css_ray.study.sampling import suggest
 from css_ray.study.schema import Study, TrialSpec, parse
-from css_ray.study.trial import last_line, run_trial
+from css_ray.study.trial import last_line, make_trainer, run_trial
 from css_ray.tracking import Tracker, default_uri
 
 _log = logging.getLogger(__name__)
@@ -401,6 +402,30 @@ def connect(study: Study, address: str | None) -> int:
             "lower resources.workers or resources.cpus_per_worker, or join a cluster with --address"
         )
     return min(fits, resources.concurrent_trials)
+
+
+def train_one(study: Study, spec: RunSpec, folder: str, address: str | None) -> Event:
+    """Train one run on the study's workers under Ray Train, without Tune; returns its `run_finished` or `run_failed` event.
+
+    folder: where its checkpoints and best weights go; the same folder goes on from the last checkpoint.
+    Raises RuntimeError with the reason where the workers failed more often than `resources.retries`.
+    """
+    connect(study, address)
+    config = {
+        "trial": spec["trial"],
+        "runs": [spec],
+        "name": "train",
+        "storage": folder,
+        "models": f"{folder}/models",
+        "resources": study.resources.model_dump(),
+        "cpus_per_worker": study.resources.cpus_per_worker,
+    }
+    try:
+        result = make_trainer(config, []).fit()
+    except TrainingFailedError as error:
+        raise RuntimeError(last_line(error)) from None
+    end: Event = (result.metrics or {})["events"][-1]
+    return end
 
 
 def _versions() -> dict[str, str]:
