@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,30 +22,26 @@ class Batch:
     labels: [B_l, H, W] int64 in {0..C-1, IGNORE_INDEX}; padding is IGNORE_INDEX.
     unlabelled_images: [B_u, 3, H, W] float32 RGB in [0, 1], cropped only: the weak view, which the teacher sees.
     unlabelled_valid: [B_u, H, W] bool, False where the crop shows padding.
+    labelled_epoch: how often the labelled images were gone through before, in whole batches (the released code's epoch).
     """
 
     labelled_images: Tensor
     labels: Tensor
     unlabelled_images: Tensor
     unlabelled_valid: Tensor
+    labelled_epoch: int = 0
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; copies from pinned memory overlap with the computation."""
-        return Batch(
-            labelled_images=self.labelled_images.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            unlabelled_images=self.unlabelled_images.to(device, non_blocking=True),
-            unlabelled_valid=self.unlabelled_valid.to(device, non_blocking=True),
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Called by the DataLoader where it pins; page-locked copies make `to` asynchronous."""
-        return Batch(
-            labelled_images=self.labelled_images.pin_memory(),
-            labels=self.labels.pin_memory(),
-            unlabelled_images=self.unlabelled_images.pin_memory(),
-            unlabelled_valid=self.unlabelled_valid.pin_memory(),
-        )
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Batch(**{name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()})
 
 
 class Prediction(NamedTuple):
@@ -62,11 +60,13 @@ class Losses:
     """The losses of one step.
 
     terms: scalars with their weights already applied; the step minimises their sum.
-    logs: detached scalars for the curves (pass rates, weights in force, ...); no gradient.
+    logs: detached scalars of every step, whose means make the curves (pass rates, weights in force, ...).
+    diagnostics: gives more such scalars when called; what costs time is computed at the points of the curves only.
     """
 
     terms: dict[str, Tensor]
     logs: dict[str, Tensor] = field(default_factory=dict)
+    diagnostics: Callable[[], dict[str, Tensor]] = dict
 
     @property
     def total(self) -> Tensor:

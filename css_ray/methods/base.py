@@ -59,6 +59,13 @@ class Method(nn.Module, ABC):
         """The segmenter that is evaluated and kept."""
         return self.student
 
+    def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> labels [B, H, W] by source, IGNORE_INDEX where the method would reject them: what Table 4 scores.
+
+        The networks are in eval mode and no state changes. A method without pseudo-labels has none.
+        """
+        return {}
+
     def strong_colours(self, images: Tensor) -> Tensor:
         """Colour jitter and blur on the batch's device; labelled images and the student's unlabelled view both get them."""
         views = self.views
