@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -27,6 +28,26 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """[B, ...] of equal shape on all ranks -> [ranks * B, ...], rank 0's first; no gradient flows."""
+    if not _grouped():
+        return tensor
+    numbers = tensor.detach().to(torch.uint8) if tensor.dtype == torch.bool else tensor.detach()
+    parts = [torch.empty_like(numbers, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, numbers.contiguous())
+    return torch.cat(parts).to(tensor.dtype)
+
+
+def share_of_rank(count: Tensor) -> Tensor:
+    """This rank's `count` over the mean count of all ranks: the weight that makes a mean of ranks' means the joint mean.
+
+    DDP averages the gradients of ranks, which would let a rank with few labelled pixels weigh as much as one with many.
+    """
+    if not _grouped():
+        return torch.ones_like(count, dtype=torch.float32)
+    return count * (world_size() / all_reduce_sum(count.float()).clamp(min=1))
 
 
 def broadcast_from_rank_zero(tensor: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +40,9 @@ class Batch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Batch(**{name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return Batch(**(values | changed))
 
 
 class Prediction(NamedTuple):
@@ -82,9 +83,11 @@ class Evaluation:
     iou: one IoU a class, in class order; None where the class is absent from prediction and ground truth.
     pixel_accuracy: share of the pixels that are not ignored whose class is right.
     num_images: how many images were counted, each exactly once over all ranks.
+    num_absent_classes: how many classes have an empty union; `miou` leaves them out.
     """
 
     miou: float
     iou: tuple[float | None, ...]
     pixel_accuracy: float
     num_images: int
+    num_absent_classes: int

@@ -1,21 +1,26 @@
 """The contrastive loss (Eq. 9) with hard sampling and prototype-guided negative sampling (Sec. 3.4).
 
-All classes are computed at once in tensors of fixed shape, so that nothing waits for the host; classes that do not take part
-weigh 0. C: classes, Q: anchors a class, N: negatives, D: channels, M = B * h * w: pixels.
+C: classes, Q: anchors a class, N: negatives, D: channels, M = B * h * w: pixels. On a GPU all classes are computed at once in
+tensors of fixed shape, so that nothing waits for the host, and those that do not take part weigh 0; a CPU leaves them out.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from css_ray.functional.precision import at_least_float32
 from css_ray.types import IGNORE_INDEX
 
+_ON_HOST = ("cpu",)
+"""Devices where asking how many classes take part costs nothing."""
+
 Negatives = Literal["shared", "per_anchor"]
+ClassMean = Literal["present", "active"]
 
 
 def negative_class_distribution(prototypes: Tensor, present: Tensor, temperature: float) -> Tensor:
@@ -25,7 +30,7 @@ def negative_class_distribution(prototypes: Tensor, present: Tensor, temperature
     easily taken for c are met more often (Sec. 3.4, negative sampling). A row without any candidate is uniform, and so is one
     of prototypes that are not finite: the loss then says so, where drawing from the row would fail.
     """
-    unit = F.normalize(prototypes.float(), dim=1)
+    unit = F.normalize(at_least_float32(prototypes), dim=1)
     allowed = present & ~torch.eye(len(present), dtype=torch.bool, device=present.device)
     allowed = allowed | ~allowed.any(dim=1, keepdim=True)
     return (unit @ unit.T / temperature).masked_fill(~allowed, -torch.inf).softmax(dim=1).nan_to_num(1.0)
@@ -42,17 +47,20 @@ def contrastive_loss(
     num_queries: int,
     num_negatives: int,
     negatives: Negatives = "shared",
+    mean_over: ClassMean = "present",
 ) -> Tensor:
-    """Scalar: mean over the present classes of the cross entropy that tells each hard anchor's prototype from its negatives.
+    """Scalar: mean over classes of the cross entropy that tells each hard anchor's prototype from its negatives (Eq. 9).
 
     representations: [B, D, h, w]; the gradient flows through the anchors only.
     labels: [B, h, w], IGNORE_INDEX where a pixel is not valid. hard: [B, h, w] bool: which valid pixels may be anchors.
     prototypes, seen: [C, D], [C] bool. A class is present if it has a valid pixel and a prototype.
 
     Departs from Eq. 9 where the published code does: 1 / temperature also in the numerator (its absence is a misprint); Q
-    anchors and N negatives are drawn with replacement instead of taking all; the mean counts present classes, with hard pixels
-    or without. With fewer than two present classes there is nothing to tell apart: 0 with a zero gradient.
+    anchors and N negatives are drawn with replacement instead of taking all; the mean counts the present classes, with hard
+    pixels or without, instead of all C. With fewer than two present classes there is nothing to tell apart: 0 with a zero
+    gradient.
     negatives: shared draws one set of N a class, the literal reading of Eq. 9; per_anchor N for each anchor, as published.
+    mean_over: present as said; active counts only the present classes that have hard pixels.
     """
     with torch.autocast(representations.device.type, enabled=False):
         num_classes, height_width = len(prototypes), labels[0].numel()
@@ -62,38 +70,88 @@ def contrastive_loss(
         pixels = _PixelsByClass(labels, num_classes)
         hard_pixels = _PixelsByClass(torch.where(hard.flatten(), labels, IGNORE_INDEX), num_classes)
         present = pixels.counts > 0
-        num_present = present.sum()
+        active = (hard_pixels.counts > 0) & (present.sum() > 1)
         classes = torch.arange(num_classes, device=labels.device)
+        if labels.device.type in _ON_HOST:
+            classes = classes[active]
+            if not len(classes):
+                return 0 * at_least_float32(representations).sum()
 
         rows = representations.flatten(2).transpose(1, 2)  # [B, hw, D], a view: only the drawn rows are copied
 
         def unit_rows(index: Tensor, source: Tensor) -> Tensor:
-            return F.normalize(source[index // height_width, index % height_width].float(), dim=-1)
+            return F.normalize(at_least_float32(source[index // height_width, index % height_width]), dim=-1)
 
         anchors = unit_rows(hard_pixels.draw(classes[:, None].expand(-1, num_queries)), rows)  # [C, Q, D]
         with torch.no_grad():
-            positives = F.normalize(prototypes.float(), dim=1)
-            distribution = negative_class_distribution(prototypes, present, temperature)
+            positives = F.normalize(at_least_float32(prototypes), dim=1)[classes]
+            distribution = negative_class_distribution(prototypes, present, temperature)[classes]
             draws = num_negatives if negatives == "shared" else num_queries * num_negatives
-            index = pixels.draw(torch.multinomial(distribution, draws, replacement=True))
-
-        towards = torch.einsum("cqd,cd->cq", anchors, positives)
+            index = pixels.draw(_categories(distribution, draws))
         if negatives == "shared":
+            towards = torch.einsum("cqd,cd->cq", anchors, positives)
             away = torch.bmm(anchors, unit_rows(index, rows.detach()).transpose(1, 2))  # [C, Q, N]
+            scores = torch.cat([towards.unsqueeze(2), away], dim=2) / temperature
+            losses = scores.logsumexp(dim=2) - scores[..., 0]
         else:
-            # [Q, N, D] a class is large: it is gathered again in the backward pass instead of kept.
-            def similarities(anchors_of_class: Tensor, index_of_class: Tensor) -> Tensor:
-                return torch.einsum("qd,qnd->qn", anchors_of_class, unit_rows(index_of_class, rows.detach()))
+            keys = F.normalize(at_least_float32(rows.detach().flatten(0, 1)), dim=1)
+            towards = positives.repeat_interleave(num_queries, dim=0)
+            losses = noise_contrast(anchors.flatten(0, 1), towards, keys, index.view(-1, num_negatives), temperature)
+        loss_by_class = losses.view(len(classes), num_queries).mean(dim=1)
+        counted = present if mean_over == "present" else active
+        return torch.where(active[classes], loss_by_class, 0).sum() / counted.sum().clamp(min=1)
 
-            per_class = zip(anchors, index.view(num_classes, num_queries, num_negatives), strict=True)
-            # Nothing random happens inside, and saving the generator's state would wait for the device.
-            away = torch.stack(
-                [checkpoint(similarities, *pair, use_reentrant=False, preserve_rng_state=False) for pair in per_class]
-            )
-        scores = torch.cat([towards.unsqueeze(2), away], dim=2) / temperature
-        loss_by_class = (scores.logsumexp(dim=2) - scores[..., 0]).mean(dim=1)
-        counted = (hard_pixels.counts > 0) & (num_present > 1)
-        return torch.where(counted, loss_by_class, 0).sum() / num_present.clamp(min=1)
+
+def noise_contrast(anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor, temperature: float) -> Tensor:
+    """[R, D], [R, D], [M, D], [R, N] -> [R]: the bracket of Eq. 9, -log, for each anchor with negatives of its own.
+
+    Anchor r is told from its positive and the rows `index[r]` of `keys`; all rows are unit vectors. Positives and keys get no
+    gradient. The anchor's, (sum_j softmax_j k_j - k_positive) / temperature, is found in the same pass, so that the [R, N, D]
+    keys exist a block of anchors at a time and are gathered once.
+    """
+    losses: Tensor = _NoiseContrast.apply(anchors, positives, keys, index, temperature)  # type: ignore[no-untyped-call]
+    return losses
+
+
+_BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+"""Of gathered keys: what a CPU's cache holds; on a GPU, enough that launching kernels costs nothing."""
+
+
+class _NoiseContrast(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor, temperature: float
+    ) -> Tensor:
+        block_bytes = _BLOCK_BYTES.get(anchors.device.type, _BLOCK_BYTES["cuda"])
+        block = max(1, block_bytes // (index.shape[1] * keys.shape[1] * keys.element_size()))
+        losses, slopes = [], []
+        for anchor, positive, places in zip(
+            torch.split(anchors, block), torch.split(positives, block), torch.split(index, block), strict=True
+        ):
+            negatives = keys[places]  # [block, N, D]
+            towards = (anchor * positive).sum(dim=1, keepdim=True)
+            scores = torch.cat([towards, torch.bmm(negatives, anchor.unsqueeze(2)).squeeze(2)], dim=1) / temperature
+            total = scores.logsumexp(dim=1)
+            losses.append(total - scores[:, 0])
+            weights = (scores - total.unsqueeze(1)).exp()
+            pull = torch.bmm(weights[:, None, 1:], negatives).squeeze(1)
+            slopes.append((pull + (weights[:, :1] - 1) * positive) / temperature)
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(losses)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (slopes,) = ctx.saved_tensors
+        return gradient.unsqueeze(1) * slopes, None, None, None, None
+
+
+def _categories(distribution: Tensor, draws: int) -> Tensor:
+    """[K, C] rows of probabilities -> [K, draws] classes: by the inverse of the distribution function."""
+    steps = distribution.cumsum(dim=1)
+    drawn = torch.rand(len(steps), draws, dtype=steps.dtype, device=steps.device) * steps[:, -1:]
+    # Right: a draw of exactly 0 must not fall on a class whose probability is 0.
+    return torch.searchsorted(steps, drawn, right=True).clamp(max=steps.shape[1] - 1)
 
 
 class _PixelsByClass:

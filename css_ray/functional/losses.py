@@ -1,7 +1,7 @@
 """Losses in logit space: supervised (Eq. 7), with hard example mining, and unsupervised (Eq. 8 and two other reductions).
 
-All take logits [B, C, H, W] at the size of the labels [B, H, W], work in float32, never see IGNORE_INDEX, never ask the host,
-and are 0 with a zero gradient where no pixel is left.
+All take logits [B, C, H, W] at the size of the labels [B, H, W], work in float32 (float64 stays), never see IGNORE_INDEX, never
+ask the host, and are 0 with a zero gradient where no pixel is left.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from css_ray.functional.precision import at_least_float32
 from css_ray.types import IGNORE_INDEX
 
-UnsupReduction = Literal["image_fraction", "pixel", "pixel_fixmatch"]
+UnsupReduction = Literal["image_fraction", "pixel", "pixel_fixmatch", "image_fraction_overcounted"]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -22,7 +23,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Eq. 7 averages over images; here each labelled pixel weighs the same, as in the published code.
     """
-    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    total = F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE_INDEX, reduction="sum")
     return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
 
 
@@ -31,7 +32,7 @@ def ohem_cross_entropy(logits: Tensor, labels: Tensor, *, threshold: float, min_
 
     At least the `min_kept` hardest pixels of the batch count (all pixels, if there are fewer). Shrivastava et al., CVPR 2016.
     """
-    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
+    losses = F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE_INDEX, reduction="none")
     labelled = labels != IGNORE_INDEX
     probability = torch.exp(-losses.detach()).masked_fill(~labelled, torch.inf)
     # The min_kept-th smallest probability is infinite where fewer pixels are labelled: then all of them count.
@@ -48,17 +49,20 @@ def unsupervised_cross_entropy(
     With V the pixels that have a pseudo-label:
     pixel: mean over V that passed (Eq. 8).
     pixel_fixmatch: sum over V that passed / |V| (Sohn et al., NeurIPS 2020).
-    image_fraction: all of V, each image weighted by the share of its V that passed, / |V|. The published code's form (French et
-    al., BMVC 2020), which departs from Eq. 8; unlike that code, ignored pixels do not count in the numerator of the share.
+    image_fraction: all of V, each image weighted by the share of its V that passed, / |V|. Departs from Eq. 8 as the published
+    code does (French et al., BMVC 2020): pixels are not selected, their image is weighted.
+    image_fraction_overcounted: the same, but ignored pixels that passed count in the numerator of the share, though not in its
+    denominator, as in the published code: with most pixels ignored the loss is scaled up many times.
     """
-    losses = F.cross_entropy(logits.float(), pseudo_labels, ignore_index=IGNORE_INDEX, reduction="none")
+    losses = F.cross_entropy(at_least_float32(logits), pseudo_labels, ignore_index=IGNORE_INDEX, reduction="none")
     labelled = pseudo_labels != IGNORE_INDEX
-    passed = passed & labelled
+    counted, passed = passed, passed & labelled
     if reduction == "pixel":
         return torch.where(passed, losses, 0).sum() / passed.sum().clamp(min=1)
     if reduction == "pixel_fixmatch":
         return torch.where(passed, losses, 0).sum() / labelled.sum().clamp(min=1)
-    share = passed.sum(dim=(1, 2)) / labelled.sum(dim=(1, 2)).clamp(min=1)
+    numerator = counted if reduction == "image_fraction_overcounted" else passed
+    share = numerator.sum(dim=(1, 2)).to(losses.dtype) / labelled.sum(dim=(1, 2)).clamp(min=1)
     return (share * losses.sum(dim=(1, 2))).sum() / labelled.sum().clamp(min=1)
 
 
@@ -67,5 +71,5 @@ def probability_consistency(logits: Tensor, probabilities: Tensor, valid: Tensor
 
     Tarvainen & Valpola, NeurIPS 2017: the mean is over pixels and classes.
     """
-    squares = (logits.float().softmax(dim=1) - probabilities).square().mean(dim=1)
+    squares = (at_least_float32(logits).softmax(dim=1) - probabilities).square().mean(dim=1)
     return torch.where(valid, squares, 0).sum() / valid.sum().clamp(min=1)

@@ -34,3 +34,11 @@ def mean_iou(matrix: Tensor) -> tuple[float, int]:
 def pixel_accuracy(matrix: Tensor) -> float:
     """[C, C] -> share of the counted pixels whose class is right, in [0, 1]; NaN without pixels."""
     return float(matrix.diagonal().sum() / matrix.sum())
+
+
+def quantiles(name: str, values: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """Values and `valid` (bool) of equal shape -> scalars `<name>_q05`, `_q50`, `_q95` of the valid ones; NaN without any."""
+    ordered = values[valid].sort().values
+    if not len(ordered):
+        ordered = values.new_full((1,), torch.nan)
+    return {f"{name}_q{share:02d}": ordered[round(share / 100 * (len(ordered) - 1))] for share in (5, 50, 95)}

@@ -25,14 +25,10 @@ def half_area_boxes(num_images: int, height: int, width: int, device: torch.devi
     return down[:, :, None] & across[:, None, :]
 
 
-def mix_with_next(boxes: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
-    """Each map [B, ..., H, W] with the inside of `boxes` [B, H, W] taken from the next item; the last takes it from the first.
+def mix(boxes: Tensor, items: Tensor, partners: Tensor) -> Tensor:
+    """[B, H, W] bool, [B, ..., H, W] twice -> `items` with the inside of the boxes taken from `partners`.
 
-    The same boxes and partners serve images and maps of any meaning, so that labels follow their pixels. Partners come from the
-    local batch; the published code pairs every rank with the images of rank 0.
+    The same boxes serve images and maps of any meaning, so that labels follow their pixels.
     """
-    mixed = []
-    for item in maps:
-        inside = boxes.view(boxes.shape[0], *[1] * (item.dim() - 3), *boxes.shape[1:])
-        mixed.append(torch.where(inside, item.roll(-1, dims=0), item))
-    return tuple(mixed)
+    inside = boxes.view(boxes.shape[0], *[1] * (items.dim() - 3), *boxes.shape[1:])
+    return torch.where(inside, partners, items)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from css_ray.functional.precision import at_least_float32
+
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, K, h, w] -> [B, K, H, W] float32 for `size` (H, W): bilinear, corners aligned, as the network's decoder does it."""
-    return F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=True)
+    """[B, K, h, w] -> [B, K, H, W] float32 or float64 for `size` (H, W): bilinear, corners aligned, as the decoder does it."""
+    return F.interpolate(at_least_float32(maps), size=size, mode="bilinear", align_corners=True)
 
 
 def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:

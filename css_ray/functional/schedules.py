@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
+
+ContrastSchedule = Literal["ramp_down", "constant", "published_epochs"]
+PUBLISHED_EPOCHS = 200
 
 
 def poly(progress: float, *, base: float = 1.0, floor: float = 0.0, power: float = 0.9) -> float:
@@ -11,10 +15,28 @@ def poly(progress: float, *, base: float = 1.0, floor: float = 0.0, power: float
 
 
 def exponential_ramp_down(progress: float) -> float:
-    """exp(-5 progress^2): from 1 to 0.007. The published code counts its own epochs; here 1 is the end of training."""
+    """exp(-5 progress^2): from 1 to 0.007."""
     return math.exp(-5 * progress**2)
 
 
 def exponential_ramp_up(progress: float, length: float) -> float:
     """exp(-5 (1 - progress / length)^2) over the first `length` of training, 1 from then on; a length of 0 is 1 at once."""
     return 1.0 if progress >= length else math.exp(-5 * (1 - progress / length) ** 2)
+
+
+def contrast_ramp(schedule: ContrastSchedule, progress: float, labelled_epoch: int) -> float:
+    """The factor of λ_c. Eq. 6 gives none, which is `constant`.
+
+    ramp_down: exp(-5 progress^2), over the whole training. published_epochs: exp(-5 (epoch / 200)^2), and 0 after epoch 200,
+    with the released code's epoch, a pass over the labelled images: 92 of them in batches of 16 end it at step 1,000 of 40,000.
+    """
+    if schedule == "constant":
+        return 1.0
+    if schedule == "ramp_down":
+        return exponential_ramp_down(progress)
+    return 0.0 if labelled_epoch > PUBLISHED_EPOCHS else exponential_ramp_down(labelled_epoch / PUBLISHED_EPOCHS)
+
+
+def teacher_keep(num_updates: int, decay: float) -> float:
+    """min(1 - 1 / (t + 1), decay): what the t-th update (from 0) keeps of the teacher; the first one copies the student."""
+    return min(1 - 1 / (num_updates + 1), decay)

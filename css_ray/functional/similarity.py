@@ -1,4 +1,4 @@
-"""Prototypes and the similarity to them (Eq. 2 to 5). In float32, also under autocast.
+"""Prototypes and the similarity to them (Eq. 2 to 5). In float32, also under autocast; float64 stays.
 
 B, D, h, w: batch, representation channels, height and width at the decoder's stride; C: classes.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from css_ray.types import IGNORE_INDEX
+from css_ray.functional.precision import at_least_float32
 
 
 def class_sums(representations: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -22,8 +22,9 @@ def class_sums(representations: Tensor, labels: Tensor, num_classes: int) -> tup
     with torch.autocast(representations.device.type, enabled=False):
         classes = torch.arange(num_classes, device=labels.device)
         # One-hot rows and a matrix product give the same bits at every call; atomic additions on a GPU do not.
-        members = (labels.flatten(1).unsqueeze(1) == classes[:, None]).float()  # [B, C, hw]
-        sums = torch.bmm(members, representations.float().flatten(2).transpose(1, 2)).sum(dim=0)
+        rows = at_least_float32(representations).flatten(2).transpose(1, 2)  # [B, hw, D]
+        members = (labels.flatten(1).unsqueeze(1) == classes[:, None]).to(rows.dtype)  # [B, C, hw]
+        sums = torch.bmm(members, rows).sum(dim=0)
         return sums, members.sum(dim=(0, 2))
 
 
@@ -46,8 +47,8 @@ def moving_average(value: Tensor, seen: Tensor, sums: Tensor, counts: Tensor, de
 def cosine_similarity(representations: Tensor, prototypes: Tensor) -> Tensor:
     """[B, D, h, w], [C, D] -> [B, C, h, w]: sim(z, prototype) of Eq. 4, in [-1, 1]; 0 for a prototype of zeros."""
     with torch.autocast(representations.device.type, enabled=False):
-        unit = F.normalize(representations.float(), dim=1)
-        return torch.einsum("bdhw,cd->bchw", unit, F.normalize(prototypes.float(), dim=1))
+        unit = F.normalize(at_least_float32(representations), dim=1)
+        return torch.einsum("bdhw,cd->bchw", unit, F.normalize(at_least_float32(prototypes), dim=1))
 
 
 def softmax_similarity(similarity: Tensor, seen: Tensor, temperature: float) -> Tensor:
@@ -57,7 +58,7 @@ def softmax_similarity(similarity: Tensor, seen: Tensor, temperature: float) -> 
     Interpolate the cosines before, never the result: a masked class has no value between pixels.
     """
     masked = ~seen & seen.any()
-    return (similarity.float() / temperature).masked_fill(masked[:, None, None], -torch.inf).softmax(dim=1)
+    return (at_least_float32(similarity) / temperature).masked_fill(masked[:, None, None], -torch.inf).softmax(dim=1)
 
 
 def indicator_bound(num_classes: int, temperature: float) -> float:
@@ -68,7 +69,15 @@ def indicator_bound(num_classes: int, temperature: float) -> float:
     return 1 / (1 + (num_classes - 1) * math.exp(-2 / temperature))
 
 
-def present_classes(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels of any shape -> [C] bool: the classes that occur."""
-    found = labels.new_zeros(max(num_classes, IGNORE_INDEX) + 1, dtype=torch.bool)
-    return found.index_fill(0, labels.flatten(), True)[:num_classes]
+def highest_temperature(num_classes: int, threshold: float) -> float:
+    """The temperature below which `indicator_bound` lies above `threshold`; infinite where every temperature does it."""
+    odds = (num_classes - 1) * threshold / (1 - threshold)
+    return 2 / math.log(odds) if odds > 1 else math.inf
+
+
+def closest_prototypes(prototypes: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[C, D], [C] bool -> the largest cosine between two seen prototypes, and their classes; NaN with fewer than two."""
+    unit = F.normalize(at_least_float32(prototypes), dim=1)
+    pairs = torch.ones_like(unit @ unit.T, dtype=torch.bool).triu(1) & seen & seen.unsqueeze(1)
+    cosine, place = (unit @ unit.T).masked_fill(~pairs, -torch.inf).flatten().max(dim=0)
+    return torch.where(pairs.any(), cosine, torch.nan), place // len(seen), place % len(seen)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from css_ray import config
 from css_ray.config import knob
+from css_ray.distributed import share_of_rank
 from css_ray.functional.augmentation import colour_jitter, gaussian_blur
 from css_ray.functional.losses import cross_entropy, ohem_cross_entropy
 from css_ray.functional.resizing import upsample
 from css_ray.models import Segmenter
-from css_ray.types import Batch, Losses, Prediction
+from css_ray.types import IGNORE_INDEX, Batch, Losses, Prediction
 from css_ray.views import Views
 
 
@@ -27,11 +29,15 @@ class Method(nn.Module, ABC):
 
     name: its key in METHODS and in a study. needs_unlabelled: whether `forward` reads the unlabelled images.
     needs_representations: whether `make_segmenter` must give a representation head.
+    presets: named sets of defaults; what a study says of a setting goes before its preset.
+    rank_local: buffers that may differ between ranks in training.
     """
 
     name: ClassVar[str]
     needs_unlabelled: ClassVar[bool] = True
     needs_representations: ClassVar[bool] = False
+    presets: ClassVar[tuple[str, ...]] = ("default",)
+    rank_local: ClassVar[tuple[str, ...]] = ()
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
@@ -47,6 +53,23 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.config, self.views = config, views
         self.student = make_segmenter()
+
+    @classmethod
+    def preset_values(cls, preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Where `preset` departs from the defaults of `Config`, for a configuration that says `settings` itself."""
+        return {}
+
+    @classmethod
+    def configure(cls, preset: str = "default", **settings: Any) -> Config:
+        """The Config of a preset with `settings` on top. Raises ValueError for an unknown preset, and as Config does."""
+        if preset not in cls.presets:
+            raise ValueError(f"{cls.name} has no preset {preset!r}; it has {', '.join(cls.presets)}")
+        return cls.Config(**(cls.preset_values(preset, settings) | settings))
+
+    @classmethod
+    def warnings(cls, config: Any, num_classes: int) -> list[str]:
+        """What in a valid `config` will hardly be meant, one sentence each, with the remedy."""
+        return []
 
     @abstractmethod
     def forward(self, batch: Batch, progress: float) -> Losses:
@@ -73,11 +96,26 @@ class Method(nn.Module, ABC):
             colour_jitter(images, views.jitter, views.jitter_probability), views.blur_sigma, views.blur_probability
         )
 
-    def supervised(self, batch: Batch) -> tuple[Tensor, Prediction]:
-        """The supervised loss (Eq. 7) and the student's prediction on the labelled images [B_l, ...]."""
-        prediction: Prediction = self.student(self.strong_colours(batch.labelled_images))
-        logits = upsample(prediction.logits, (batch.labels.shape[1], batch.labels.shape[2]))
-        if not self.config.ohem:
-            return cross_entropy(logits, batch.labels), prediction
-        min_kept = self.config.ohem_min_kept * len(batch.labels)
-        return ohem_cross_entropy(logits, batch.labels, threshold=self.config.ohem_threshold, min_kept=min_kept), prediction
+    def supervised(self, prediction: Prediction, labels: Tensor) -> Tensor:
+        """Eq. 7 over the labelled pixels of all ranks: the student's prediction against labels [B_l, H, W].
+
+        With `ohem` each rank mines its own pixels, as in the published code, and ranks weigh the same.
+        """
+        logits = upsample(prediction.logits, (labels.shape[1], labels.shape[2]))
+        if self.config.ohem:
+            min_kept = self.config.ohem_min_kept * len(labels)
+            return ohem_cross_entropy(logits, labels, threshold=self.config.ohem_threshold, min_kept=min_kept)
+        return cross_entropy(logits, labels) * share_of_rank((labels != IGNORE_INDEX).sum())
+
+    def see(self, labelled: Tensor, strong: Tensor, *, joint: bool) -> tuple[Prediction, Prediction]:
+        """The student's predictions for the labelled images [B_l, 3, H, W], their colours changed here, and the strong view.
+
+        joint: one forward pass for both, faster on a GPU; batch statistics are then of both together.
+        """
+        labelled = self.strong_colours(labelled)
+        if not joint:
+            return self.student(labelled), self.student(strong)
+        both: Prediction = self.student(torch.cat([labelled, strong]))
+        parts = [(None, None) if item is None else torch.split(item, [len(labelled), len(strong)]) for item in both]
+        first, second = (Prediction(*(part[index] for part in parts)) for index in (0, 1))  # type: ignore[arg-type]
+        return first, second

@@ -1,25 +1,34 @@
-"""Collaborative space supervision (Wang et al., ICCV 2023). Its `logits` row with confidence gates is the paper's Baseline."""
+"""Collaborative space supervision (Wang et al., ICCV 2023), every row of its Tables 1, 5, 6 and 7 from one code path."""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from css_ray.config import knob
-from css_ray.functional.contrast import Negatives, contrastive_loss
+from css_ray.distributed import share_of_rank
+from css_ray.functional.contrast import ClassMean, Negatives, contrastive_loss
 from css_ray.functional.losses import UnsupReduction, unsupervised_cross_entropy
-from css_ray.functional.pseudo_labels import PseudoLabelling, at_class, collaborate, most_likely
+from css_ray.functional.metrics import quantiles
+from css_ray.functional.pseudo_labels import PseudoLabelling, agreement, at_class, collaborate, most_likely
 from css_ray.functional.resizing import nearest, upsample
-from css_ray.functional.schedules import exponential_ramp_down
-from css_ray.functional.similarity import cosine_similarity, indicator_bound, present_classes, softmax_similarity
+from css_ray.functional.schedules import ContrastSchedule, contrast_ramp
+from css_ray.functional.similarity import (
+    closest_prototypes,
+    cosine_similarity,
+    highest_temperature,
+    indicator_bound,
+    softmax_similarity,
+)
 from css_ray.methods.base import Method
 from css_ray.methods.prototypes import Prototypes
-from css_ray.methods.strong_view import strong_view
+from css_ray.methods.strong_view import Partner, strong_view
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
 from css_ray.types import IGNORE_INDEX, Batch, Losses, Prediction
@@ -27,46 +36,101 @@ from css_ray.views import Views
 
 Gate = Literal["confidence", "similarity"]
 
+_GATES: dict[str, tuple[Gate, Gate, Gate]] = {
+    "confidence": ("confidence", "confidence", "confidence"),
+    "similarity": ("similarity", "similarity", "similarity"),
+    "mix": ("confidence", "similarity", "similarity"),
+}
+"""The gates of the unsupervised loss, of valid and of hard pixels, by indicator: the rows of Table 6."""
+
+_PUBLISHED_GATES: dict[str, tuple[Gate, Gate, Gate]] = {
+    "logits": ("confidence", "confidence", "confidence"),
+    "cross": ("similarity", "confidence", "similarity"),
+    "mix": ("confidence", "confidence", "similarity"),
+    "representations": ("confidence", "confidence", "similarity"),  # no script of its own: as mix
+}
+
 
 class CSS(Method):
-    """Pseudo-labels from logits and from prototypes supervise both spaces; similarity gates the contrastive loss."""
+    """Pseudo-labels from logits and from prototypes supervise both spaces; similarity gates the contrastive loss.
+
+    Table 5 varies `pseudo_labelling`, Table 6 `indicator`, Table 7 both. The paper's Baseline is logits with confidence.
+
+    Presets: `default` is right, and faithful in intent. `paper` takes the equations literally. `published` computes what the
+    released code computes wherever that changes the mathematics; its crashes and slow paths are left out, and so are its images
+    and confidences rounded to 8 bits on the way through PIL.
+    """
 
     name = "css"
     needs_representations = True
+    presets = ("default", "paper", "published")
+    rank_local = ("prototypes.value", "prototypes.seen")
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        """Thresholds are compared with the gate of the same name: confidence (max softmax) or similarity (Eq. 5)."""
+        """Thresholds are compared with the gate of the same name: confidence (softmax of the logits) or similarity (Eq. 5)."""
 
         pseudo_labelling: PseudoLabelling = knob("mix", help="which space labels unlabelled pixels for which loss (Sec. 3.3)")
-        unsup_gate: Gate = knob("confidence", help="indicator of the unsupervised loss")
-        valid_gate: Gate = knob("similarity", help="the teacher's indicator of the pixels for contrast and prototypes")
-        hard_gate: Gate = knob("similarity", help="the student's indicator of the contrast's hard anchors")
+        indicator: Literal["confidence", "similarity", "mix"] = knob(
+            "mix", help="what all three gates look at (Table 6); mix: confidence in logit space, similarity in the other"
+        )
+        unsup_gate: Gate | None = knob(None, help="indicator of the unsupervised loss; null: as `indicator` says")
+        valid_gate: Gate | None = knob(
+            None, help="the teacher's indicator of the pixels for contrast and prototypes; null: as `indicator` says"
+        )
+        hard_gate: Gate | None = knob(
+            None, help="the student's indicator of the contrast's hard anchors; null: as `indicator` says"
+        )
         unsup_threshold: float = knob(0.97, help="a pixel counts in the unsupervised loss from here (δ_u)", ge=0, le=1)
         valid_threshold: float = knob(0.7, help="a pixel may be contrasted from here (δ_w)", ge=0, le=1)
         hard_threshold: float = knob(0.8, help="a pixel is a hard anchor below this (δ_s)", ge=0, le=1)
         temperature: float = knob(0.5, help="temperature of the contrast and of its negative sampling (τ)", gt=0)
-        similarity_temperature: float = knob(
-            0.1, help="temperature of the indicator (Eq. 5); at τ = 0.5 it could not reach the thresholds", gt=0
+        similarity_temperature: float | None = knob(
+            0.1, help="temperature of the indicator (Eq. 5); at 0.5 it cannot reach the thresholds; null: τ, as the paper", gt=0
         )
         prototype_decay: float = knob(0.99, help="share of a prototype that an update keeps (α)", ge=0, lt=1)
         prototype_source: Literal["teacher", "student"] = knob(
             "teacher", help="whose representations make the prototypes: the teacher's (Eq. 2) or the student's (published code)"
         )
-        prototype_warm_up: float = knob(
-            0.05, help="share of training before prototypes give labels; the paper has none but for cross", ge=0, le=1
+        prototype_ranks: Literal["joint", "own"] = knob(
+            "joint", help="one set of prototypes for all workers, or one each that drift apart (published code)"
         )
-        cross_warm_up: float = knob(0.1, help="the same for cross; the paper says 20 epochs", ge=0, le=1)
+        unseen_prototypes: Literal["masked", "zero"] = knob(
+            "masked", help="a class without a prototype is no candidate; zero: its zero vector is one (published code)"
+        )
+        prototype_warm_up: float = knob(
+            0.05, help="share of training in which logits label alone while a class has no prototype", ge=0, le=1
+        )
+        cross_warm_up: float = knob(
+            0.1, help="share of training in which logits label alone before cross; the paper's 20 of 200 epochs", ge=0, le=1
+        )
+        padding: Literal["ignored", "labelled"] = knob(
+            "ignored", help="whether mirrored padding of a crop gets pseudo-labels (published code)"
+        )
+        cutmix_partner: Partner = knob("local", help="whose images CutMix pastes: the rank's own, all ranks', or rank 0's")
+        joint_forward: bool = knob(False, help="the student sees labelled and unlabelled images in one batch; faster on a GPU")
         teacher_decay: float = knob(0.99, help="share of the teacher that an update keeps", ge=0, lt=1)
         unsup_weight: float = knob(1.0, help="weight of the unsupervised loss", ge=0)
         unsup_reduction: UnsupReduction = knob("image_fraction", help="how the pixels that passed weigh; pixel is Eq. 8")
         contrast_weight: float = knob(1.0, help="weight of the contrastive loss at the start (λ_c)", ge=0)
-        contrast_schedule: Literal["ramp_down", "constant"] = knob(
+        contrast_schedule: ContrastSchedule = knob(
             "ramp_down", help="ramp_down: λ_c falls as exp(-5 progress²); the paper gives no schedule"
         )
+        contrast_mean: ClassMean = knob("present", help="classes that the contrast's mean counts: present, or with hard pixels")
         num_queries: int = knob(256, help="anchors a class", ge=1)
         num_negatives: int = knob(512, help="negatives a class, or an anchor", ge=1)
         negatives: Negatives = knob("shared", help="shared: one set a class (Eq. 9); per_anchor: as the published code")
+
+        @property
+        def gates(self) -> tuple[Gate, Gate, Gate]:
+            """The gates of the unsupervised loss, of valid and of hard pixels."""
+            unsup, valid, hard = _GATES[self.indicator]
+            return self.unsup_gate or unsup, self.valid_gate or valid, self.hard_gate or hard
+
+        @property
+        def indicator_temperature(self) -> float:
+            """τ of Eq. 5."""
+            return self.temperature if self.similarity_temperature is None else self.similarity_temperature
 
     config: Config
 
@@ -76,53 +140,102 @@ class CSS(Method):
         if channels is None:
             raise ValueError("css needs a representation head; make the segmenter with representation=True")
         self.teacher = Teacher(self.student, config.teacher_decay)
-        self.prototypes = Prototypes(num_classes, channels, config.prototype_decay)
-        bound = indicator_bound(num_classes, config.similarity_temperature)
-        gates = {"unsup": config.unsup_gate, "valid": config.valid_gate, "hard": config.hard_gate}
-        thresholds = {"unsup": config.unsup_threshold, "valid": config.valid_threshold, "hard": config.hard_threshold}
-        for gate, threshold in thresholds.items():
-            if gates[gate] == "similarity" and bound < threshold < 1:  # 1 is a plain way to say none, or all
-                warnings.warn(
-                    f"{gate}_threshold {threshold:g} is out of reach: with {num_classes} classes no similarity is above "
-                    f"{bound:.3f} at similarity_temperature {config.similarity_temperature:g}; lower one of the two",
-                    stacklevel=2,
+        self.prototypes = Prototypes(num_classes, channels, config.prototype_decay, joint=config.prototype_ranks == "joint")
+        for warning in self.warnings(config, num_classes):
+            warnings.warn(warning, stacklevel=2)
+
+    @classmethod
+    def preset_values(cls, preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """`published` follows the script of the pseudo-labelling: mix_label, cross_label, or ori_pseudo for logits."""
+        if preset == "paper":
+            return {
+                "similarity_temperature": None,
+                "prototype_warm_up": 0.0,
+                "unsup_reduction": "pixel",
+                "contrast_schedule": "constant",
+            }
+        if preset != "published":
+            return {}
+        labelling = settings.get("pseudo_labelling", "mix")
+        values: dict[str, Any] = {
+            "similarity_temperature": 0.5,
+            "prototype_source": "student",
+            "prototype_ranks": "own",
+            "unseen_prototypes": "zero",
+            "prototype_warm_up": 0.0,
+            "cross_warm_up": 0.0,
+            "padding": "labelled",
+            "cutmix_partner": "rank_zero",
+            "unsup_reduction": "image_fraction_overcounted",
+            "contrast_schedule": "published_epochs",
+            "negatives": "per_anchor",
+        }
+        if "indicator" not in settings and labelling in _PUBLISHED_GATES:
+            values |= zip(("unsup_gate", "valid_gate", "hard_gate"), _PUBLISHED_GATES[labelling], strict=True)
+        if labelling == "logits":
+            values |= {"hard_threshold": 0.97, "contrast_schedule": "constant"}
+        return values
+
+    @classmethod
+    def warnings(cls, config: Any, num_classes: int) -> list[str]:
+        """Names each threshold that the similarity cannot reach for this number of classes (method of Eq. 5)."""
+        temperature = config.indicator_temperature
+        bound = indicator_bound(num_classes, temperature)
+        orthogonal = 1 / (1 + (num_classes - 1) * math.exp(-1 / temperature))
+        found = []
+        names = ("unsup_threshold", "valid_threshold", "hard_threshold")
+        effects = ("no pixel is pseudo-labelled", "no unlabelled pixel is contrasted", "every valid pixel is hard")
+        for name, gate, effect in zip(names, config.gates, effects, strict=True):
+            threshold = getattr(config, name)
+            if gate == "similarity" and bound < threshold < 1:  # 1 is a plain way to say none, or all
+                highest = math.floor(1000 * highest_temperature(num_classes, threshold)) / 1000
+                found.append(
+                    f"{name} {threshold:g} is out of reach, so {effect}: with {num_classes} classes no similarity is above "
+                    f"{bound:.3f} at temperature {temperature:g} (and {orthogonal:.3f} where prototypes are orthogonal); "
+                    f"lower {name}, or set similarity_temperature to at most {highest:g}"
                 )
+        return found
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         config, images = self.config, batch.unlabelled_images
         logs: dict[str, Tensor] = {}
         with torch.no_grad():
             weak = self.teacher(images)
-            unsup_labels, contrast_labels, passed = self._pseudo_labels(weak, batch, progress, logs)
+            valid = torch.ones_like(batch.unlabelled_valid) if config.padding == "labelled" else batch.unlabelled_valid
+            labels = self._pseudo_labels(weak, valid, progress, logs)
             strong_images, (unsup_labels, strong_labels, passed) = strong_view(
                 self,
                 images,
-                (unsup_labels, contrast_labels, passed),
+                (labels.unsup, labels.contrast, labels.passed),
                 (IGNORE_INDEX, IGNORE_INDEX, False),
-                cutmix=True,
+                partner=config.cutmix_partner,
             )
 
-        supervised, labelled = self.supervised(batch)
-        strong: Prediction = self.student(strong_images)
-        size = (images.shape[2], images.shape[3])
-        unsupervised = unsupervised_cross_entropy(upsample(strong.logits, size), unsup_labels, passed, config.unsup_reduction)
+        labelled, strong = self.see(batch.labelled_images, strong_images, joint=config.joint_forward)
+        supervised = self.supervised(labelled, batch.labels)
+        logits = upsample(strong.logits, (images.shape[2], images.shape[3]))
+        counted = unsup_labels != IGNORE_INDEX
+        counted = passed & counted if config.unsup_reduction == "pixel" else counted
+        unsupervised = unsupervised_cross_entropy(logits, unsup_labels, passed, config.unsup_reduction)
+        unsupervised = unsupervised * share_of_rank(counted.sum())
 
         representations = torch.cat([_representations(labelled), _representations(strong)])
-        labels = torch.cat([_at_stride(batch.labels, labelled), _at_stride(strong_labels, strong)])
+        contrast_labels = torch.cat([_at_stride(batch.labels, labelled), _at_stride(strong_labels, strong)])
         with torch.no_grad():
             if config.prototype_source == "student":
-                self.prototypes.update(representations, labels)
+                # Departs from Eq. 2, as the published code: the student's strong view.
+                self.prototypes.update(representations, contrast_labels)
             else:
                 # The labelled images as they came, and the weak view: what the teacher says without the student's changes.
                 plain = self.teacher(batch.labelled_images)
                 self.prototypes.update(
                     torch.cat([_representations(plain), _representations(weak)]),
-                    torch.cat([_at_stride(batch.labels, plain), _at_stride(contrast_labels, weak)]),
+                    torch.cat([_at_stride(batch.labels, plain), _at_stride(labels.contrast, weak)]),
                 )
-            hard = self._hard(labelled, strong, representations, labels, logs)
+            hard = self._hard(labelled, strong, representations, contrast_labels, logs)
         contrast = contrastive_loss(
             representations,
-            labels,
+            contrast_labels,
             hard,
             self.prototypes.value,
             self.prototypes.seen,
@@ -130,13 +243,16 @@ class CSS(Method):
             num_queries=config.num_queries,
             num_negatives=config.num_negatives,
             negatives=config.negatives,
+            mean_over=config.contrast_mean,
         )
-        falling = config.contrast_schedule == "ramp_down"
-        weight = config.contrast_weight * (exponential_ramp_down(progress) if falling else 1.0)
+        weight = config.contrast_weight * contrast_ramp(config.contrast_schedule, progress, batch.labelled_epoch)
         logs["contrast_weight"] = torch.full_like(supervised.detach(), weight)
         logs["num_seen_classes"] = self.prototypes.seen.sum().float()
-        terms = {"sup": supervised, "unsup": config.unsup_weight * unsupervised, "contrast": weight * contrast}
-        return Losses(terms=terms, logs=logs)
+        return Losses(
+            terms={"sup": supervised, "unsup": config.unsup_weight * unsupervised, "contrast": weight * contrast},
+            logs=logs,
+            diagnostics=lambda: self._diagnostics(labels, valid),
+        )
 
     def after_step(self) -> None:
         self.teacher.update(self.student)
@@ -144,60 +260,105 @@ class CSS(Method):
     def predictor(self) -> Segmenter:
         return self.teacher.model
 
-    def _pseudo_labels(
-        self, weak: Prediction, batch: Batch, progress: float, logs: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """[B_u, H, W] each: labels for L_u, labels for L_c that passed its valid gate, and the pixels that passed L_u's gate.
+    def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
+        """The three sources of Table 4: logits where δ_u passes, representations where δ_w does, mix where L_u's gate does."""
+        config = self.config
+        spaces = self._spaces(self.teacher.model(images), (images.shape[2], images.shape[3]))
+        passed = spaces.indicator(config.gates[0]) >= config.unsup_threshold
+        return {
+            "logits": torch.where(spaces.confidence >= config.unsup_threshold, spaces.from_logits, IGNORE_INDEX),
+            "representations": torch.where(
+                spaces.similarity >= config.valid_threshold, spaces.from_representations, IGNORE_INDEX
+            ),
+            "mix": torch.where(passed, agreement(spaces.from_logits, spaces.from_representations), IGNORE_INDEX),
+        }
 
-        Until the warm-up is over, and while a class of this batch's labels has no prototype, logits label alone.
+    def _spaces(self, prediction: Prediction, size: tuple[int, int]) -> _Spaces:
+        """What the teacher says in both spaces at the size of the images (Eq. 1, 4 and 5)."""
+        probabilities = upsample(prediction.logits, size).softmax(dim=1)
+        cosines = upsample(cosine_similarity(_representations(prediction), self.prototypes.value), size)
+        similarities = softmax_similarity(cosines, self._candidates(), self.config.indicator_temperature)
+        return _Spaces(probabilities, similarities)
+
+    def _candidates(self) -> Tensor:
+        """[C] bool: the classes whose prototypes may win."""
+        seen = self.prototypes.seen
+        return torch.ones_like(seen) if self.config.unseen_prototypes == "zero" else seen
+
+    def _pseudo_labels(self, weak: Prediction, valid: Tensor, progress: float, logs: dict[str, Tensor]) -> _Labels:
+        """The targets of the losses for the weak view, `valid` [B_u, H, W] bool.
+
+        Prototypes label once every class has one or the warm-up is over, and cross not before its own warm-up.
         """
-        config, valid = self.config, batch.unlabelled_valid
-        size = (valid.shape[1], valid.shape[2])
-        probabilities = upsample(weak.logits, size).softmax(dim=1)
-        cosines = upsample(cosine_similarity(_representations(weak), self.prototypes.value), size)
-        similarities = softmax_similarity(cosines, self.prototypes.seen, config.similarity_temperature)
-        confidence, from_logits = most_likely(probabilities)
-        similarity, from_representations = most_likely(similarities)
-
-        unsup_labels = contrast_labels = from_logits
-        warm_up = config.cross_warm_up if config.pseudo_labelling == "cross" else config.prototype_warm_up
-        if progress >= warm_up:
+        config = self.config
+        unsup_gate, valid_gate, _ = config.gates
+        spaces = self._spaces(weak, (valid.shape[1], valid.shape[2]))
+        unsup = contrast = spaces.from_logits
+        if config.pseudo_labelling != "cross" or progress >= config.cross_warm_up:
+            for_unsup, for_contrast = collaborate(config.pseudo_labelling, spaces.from_logits, spaces.from_representations)
             seen = self.prototypes.seen
-            ready = seen.any() & (seen | ~present_classes(batch.labels, len(seen))).all()
-            for_unsup, for_contrast = collaborate(config.pseudo_labelling, from_logits, from_representations)
-            unsup_labels = torch.where(ready, for_unsup, from_logits)
-            contrast_labels = torch.where(ready, for_contrast, from_logits)
-        unsup_labels = torch.where(valid, unsup_labels, IGNORE_INDEX)
-        contrast_labels = torch.where(valid, contrast_labels, IGNORE_INDEX)
+            ready = seen.any() if progress >= config.prototype_warm_up else seen.all()
+            ready = ready | (config.unseen_prototypes == "zero")
+            unsup, contrast = torch.where(ready, for_unsup, unsup), torch.where(ready, for_contrast, contrast)
+        unsup, contrast = torch.where(valid, unsup, IGNORE_INDEX), torch.where(valid, contrast, IGNORE_INDEX)
 
         # L_u asks how sure the teacher is at all, as in the published code; L_c how near the pixel is to the class it is given.
-        passed = (confidence if config.unsup_gate == "confidence" else similarity) >= config.unsup_threshold
-        passed = passed & (unsup_labels != IGNORE_INDEX)
-        nearness = at_class(probabilities if config.valid_gate == "confidence" else similarities, contrast_labels)
-        contrast_labels = torch.where(nearness >= config.valid_threshold, contrast_labels, IGNORE_INDEX)
+        passed = (spaces.indicator(unsup_gate) >= config.unsup_threshold) & valid
+        nearness = at_class(spaces.probabilities if valid_gate == "confidence" else spaces.similarities, contrast)
+        contrast = torch.where(nearness >= config.valid_threshold, contrast, IGNORE_INDEX)
 
         num_valid = valid.sum().clamp(min=1)
-        logs["confidence"] = confidence.median()
-        logs["similarity"] = similarity.median()
-        logs["agreement"] = ((from_logits == from_representations) & valid).sum() / num_valid
-        logs["unsup_pass_rate"] = passed.sum() / num_valid
-        logs["valid_pass_rate"] = (contrast_labels != IGNORE_INDEX).sum() / num_valid
-        return unsup_labels, contrast_labels, passed
+        logs["agreement"] = ((spaces.from_logits == spaces.from_representations) & valid).sum() / num_valid
+        logs["unsup_pass_rate"] = (passed & (unsup != IGNORE_INDEX)).sum() / num_valid
+        logs["valid_pass_rate"] = (contrast != IGNORE_INDEX).sum() / num_valid
+        return _Labels(unsup, contrast, passed, spaces.confidence, spaces.similarity)
 
     def _hard(
         self, labelled: Prediction, strong: Prediction, representations: Tensor, labels: Tensor, logs: dict[str, Tensor]
     ) -> Tensor:
         """[B_l + B_u, h, w] bool: labelled pixels whose own class the student is not near, by the hard gate."""
-        config = self.config
-        if config.hard_gate == "similarity":
+        if self.config.gates[2] == "similarity":
             cosines = cosine_similarity(representations, self.prototypes.value)
-            indicator = softmax_similarity(cosines, self.prototypes.seen, config.similarity_temperature)
+            indicator = softmax_similarity(cosines, self._candidates(), self.config.indicator_temperature)
         else:
             indicator = torch.cat([labelled.logits, strong.logits]).float().softmax(dim=1)
         contrasted = labels != IGNORE_INDEX
-        hard = contrasted & (at_class(indicator, labels) < config.hard_threshold)
+        hard = contrasted & (at_class(indicator, labels) < self.config.hard_threshold)
         logs["hard_pass_rate"] = hard.sum() / contrasted.sum().clamp(min=1)
         return hard
+
+    def _diagnostics(self, labels: _Labels, valid: Tensor) -> dict[str, Tensor]:
+        """Quantiles of both indicators over the weak view, and the two classes whose prototypes are most alike."""
+        cosine, first, second = closest_prototypes(self.prototypes.value, self.prototypes.seen)
+        return {
+            **quantiles("confidence", labels.confidence, valid),
+            **quantiles("similarity", labels.similarity, valid),
+            "closest_prototypes": cosine,
+            "closest_prototypes_first_class": first.float(),
+            "closest_prototypes_second_class": second.float(),
+        }
+
+
+class _Spaces:
+    """What both spaces say of each pixel: [B, C, H, W] of every class, and [B, H, W] of the likeliest."""
+
+    def __init__(self, probabilities: Tensor, similarities: Tensor) -> None:
+        self.probabilities, self.similarities = probabilities, similarities
+        self.confidence, self.from_logits = most_likely(probabilities)
+        self.similarity, self.from_representations = most_likely(similarities)
+
+    def indicator(self, gate: Gate) -> Tensor:
+        return self.confidence if gate == "confidence" else self.similarity
+
+
+class _Labels(NamedTuple):
+    """Of the weak view, [B, H, W] each: targets of L_u and (where the valid gate passed) of L_c, L_u's gate, the indicators."""
+
+    unsup: Tensor
+    contrast: Tensor
+    passed: Tensor
+    confidence: Tensor
+    similarity: Tensor
 
 
 def _representations(prediction: Prediction) -> Tensor:

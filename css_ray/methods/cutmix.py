@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from css_ray.config import knob
 from css_ray.methods.mean_teacher import MeanTeacher
+from css_ray.methods.strong_view import Partner
+from css_ray.models import Segmenter
+from css_ray.views import Views
 
 
 class CutMix(MeanTeacher):
     """The mean teacher whose student sees mixed images and equally mixed pseudo-labels. French et al., BMVC 2020."""
 
     name = "cutmix"
-    cutmix = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MeanTeacher.Config):
+        """As the mean teacher, and whose images are pasted."""
+
+        cutmix_partner: Partner = knob("local", help="whose images CutMix pastes: the rank's own, all ranks', or rank 0's")
+
+    config: Config
+
+    def __init__(self, make_segmenter: Callable[[], Segmenter], config: Config, views: Views) -> None:
+        super().__init__(make_segmenter, config, views)
+        self.partner = config.cutmix_partner

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from css_ray.config import knob
+from css_ray.distributed import share_of_rank
 from css_ray.functional.losses import UnsupReduction, probability_consistency, unsupervised_cross_entropy
+from css_ray.functional.metrics import quantiles
 from css_ray.functional.pseudo_labels import most_likely
 from css_ray.functional.resizing import upsample
 from css_ray.functional.schedules import exponential_ramp_up
 from css_ray.methods.base import Method
-from css_ray.methods.strong_view import strong_view
+from css_ray.methods.strong_view import Partner, strong_view
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
 from css_ray.types import IGNORE_INDEX, Batch, Losses
@@ -25,7 +28,6 @@ class MeanTeacher(Method):
     """The student learns on a strong view what its moving average says of the weak one. Tarvainen & Valpola, NeurIPS 2017."""
 
     name = "mean_teacher"
-    cutmix: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -39,12 +41,14 @@ class MeanTeacher(Method):
         ramp_up: float = knob(0.0, help="share of training over which the unsupervised weight rises from 0", ge=0, le=1)
         unsup_threshold: float = knob(0.97, help="confidence that a pseudo-label must reach (δ_u)", ge=0, le=1)
         unsup_reduction: UnsupReduction = knob("image_fraction", help="how the pixels that passed weigh; pixel is Eq. 8")
+        joint_forward: bool = knob(False, help="the student sees labelled and unlabelled images in one batch; faster on a GPU")
 
     config: Config
 
     def __init__(self, make_segmenter: Callable[[], Segmenter], config: Config, views: Views) -> None:
         super().__init__(make_segmenter, config, views)
         self.teacher = Teacher(self.student, config.teacher_decay)
+        self.partner: Partner | None = None
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         config, valid = self.config, batch.unlabelled_valid
@@ -54,23 +58,34 @@ class MeanTeacher(Method):
             confidence, labels = most_likely(probabilities)
             passed = (confidence >= config.unsup_threshold) & valid
             labels = torch.where(valid, labels, IGNORE_INDEX)
-            logs = {"confidence": confidence.median(), "unsup_pass_rate": passed.sum() / valid.sum().clamp(min=1)}
+            logs = {"unsup_pass_rate": passed.sum() / valid.sum().clamp(min=1)}
+            weak_valid = valid
             soft = config.consistency == "probabilities"
             target, fill = (probabilities, 0.0) if soft else (labels, IGNORE_INDEX)
             images, (target, passed, valid) = strong_view(
-                self, batch.unlabelled_images, (target, passed, valid), (fill, False, False), cutmix=self.cutmix
+                self, batch.unlabelled_images, (target, passed, valid), (fill, False, False), partner=self.partner
             )
-        supervised, _ = self.supervised(batch)
-        logits = upsample(self.student(images).logits, size)
+        labelled, strong = self.see(batch.labelled_images, images, joint=config.joint_forward)
+        logits = upsample(strong.logits, size)
         if soft:
-            unsupervised = probability_consistency(logits, target, valid)
+            unsupervised = probability_consistency(logits, target, valid) * share_of_rank(valid.sum())
         else:
             unsupervised = unsupervised_cross_entropy(logits, target, passed, config.unsup_reduction)
+            counted = passed if config.unsup_reduction == "pixel" else target != IGNORE_INDEX
+            unsupervised = unsupervised * share_of_rank(counted.sum())
         weight = config.unsup_weight * exponential_ramp_up(progress, config.ramp_up)
-        return Losses(terms={"sup": supervised, "unsup": weight * unsupervised}, logs=logs)
+        return Losses(
+            terms={"sup": self.supervised(labelled, batch.labels), "unsup": weight * unsupervised},
+            logs=logs,
+            diagnostics=lambda: quantiles("confidence", confidence, weak_valid),
+        )
 
     def after_step(self) -> None:
         self.teacher.update(self.student)
 
     def predictor(self) -> Segmenter:
         return self.teacher.model
+
+    def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
+        confidence, labels = most_likely(self.teacher.model.predict(images).softmax(dim=1))
+        return {"logits": torch.where(confidence >= self.config.unsup_threshold, labels, IGNORE_INDEX)}

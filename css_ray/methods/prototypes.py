@@ -10,14 +10,18 @@ from css_ray.functional.similarity import class_sums, moving_average
 
 
 class Prototypes(nn.Module):
-    """value: [C, D] float32; seen: [C] bool, False until a class has had its first pixel."""
+    """value: [C, D] float32; seen: [C] bool, False until a class has had its first pixel.
+
+    joint: one set for all ranks, the same bits on each. Otherwise, as in the released code, a rank without a pixel of a class
+    leaves that class alone, and the ranks' sets drift apart; at each evaluation all take over rank 0's.
+    """
 
     value: Tensor
     seen: Tensor
 
-    def __init__(self, num_classes: int, representation_dim: int, decay: float) -> None:
+    def __init__(self, num_classes: int, representation_dim: int, decay: float, *, joint: bool = True) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay, self.joint = decay, joint
         self.register_buffer("value", torch.zeros(num_classes, representation_dim))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
 
@@ -29,6 +33,7 @@ class Prototypes(nn.Module):
         """
         sums, counts = class_sums(representations, labels, len(self.seen))
         reduced = all_reduce_sum(torch.cat([sums, counts.unsqueeze(1)], dim=1))
-        value, seen = moving_average(self.value, self.seen, reduced[:, :-1], reduced[:, -1], self.decay)
+        present = reduced[:, -1] if self.joint else torch.where(counts > 0, reduced[:, -1], 0)
+        value, seen = moving_average(self.value, self.seen, reduced[:, :-1], present, self.decay)
         self.value.copy_(value)
         self.seen.copy_(seen)

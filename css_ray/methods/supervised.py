@@ -13,5 +13,5 @@ class Supervised(Method):
     needs_unlabelled = False
 
     def forward(self, batch: Batch, progress: float) -> Losses:
-        loss, _ = self.supervised(batch)
-        return Losses(terms={"sup": loss})
+        prediction = self.student(self.strong_colours(batch.labelled_images))
+        return Losses(terms={"sup": self.supervised(prediction, batch.labels)})

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from css_ray.functional.schedules import teacher_keep
 from css_ray.models import Segmenter
 from css_ray.types import Prediction
 
@@ -25,6 +26,10 @@ class Teacher(nn.Module):
         self.model = copy.deepcopy(student).requires_grad_(False)
         self.decay = decay
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        # What the buffer says, on the host, where the decay is computed without waiting for a GPU; unknown after a load.
+        self._num_updates: int | None = None
+        self.register_load_state_dict_post_hook(_forget_num_updates)  # type: ignore[no-untyped-call]
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Prediction:
@@ -33,11 +38,17 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: Segmenter) -> None:
-        """teacher <- d * teacher + (1 - d) * student, d = min(1 - 1 / (t + 1), decay), t updates done: the first one copies."""
-        weight = 1 - (1 - 1 / (self.num_updates + 1)).clamp(max=self.decay)  # a tensor: nothing waits for the host
+        """teacher <- d * teacher + (1 - d) * student, d = min(1 - 1 / (t + 1), decay) after t updates: the first one copies."""
+        if self._num_updates is None:
+            self._num_updates = int(self.num_updates)
+        if self._pairs is None:
+            self._pairs = list(self.model.parameters()), list(student.parameters())
+        followers, leaders = self._pairs
+        torch._foreach_lerp_(followers, leaders, 1 - teacher_keep(self._num_updates, self.decay))
+        self._num_updates += 1
         self.num_updates += 1
-        followers: list[Tensor] = list(self.model.parameters())
-        leaders: list[Tensor] = list(student.parameters())
-        steps = torch._foreach_sub(leaders, followers)
-        torch._foreach_mul_(steps, weight)
-        torch._foreach_add_(followers, steps)
+
+
+def _forget_num_updates(teacher: nn.Module, keys: object) -> None:
+    assert isinstance(teacher, Teacher)
+    teacher._num_updates = None

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from css_ray.functional.contrast import contrastive_loss, negative_class_distribution
+from css_ray.functional import contrast
+from css_ray.functional.contrast import contrastive_loss, negative_class_distribution, noise_contrast
 from css_ray.types import IGNORE_INDEX as V
 
 TAU = 0.5
@@ -119,3 +120,94 @@ def test_representations_that_are_not_finite_give_a_loss_that_is_not(negatives: 
         temperature=0.5, num_queries=4, num_negatives=4, negatives=negatives,  # type: ignore[arg-type]
     )  # fmt: skip
     assert not loss.isfinite()
+
+
+def test_noise_contrast_by_a_loop_and_its_gradient_by_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(contrast._BLOCK_BYTES, "cpu", 2 * 3 * 4 * 8)  # two anchors a block, so that blocks meet
+    generator = torch.Generator().manual_seed(3)
+
+    def unit(rows: int) -> torch.Tensor:
+        return F.normalize(torch.randn(rows, 4, generator=generator, dtype=torch.float64), dim=1)
+
+    anchors, positives, keys = unit(5).requires_grad_(), unit(5), unit(7)
+    index = torch.randint(7, (5, 3), generator=generator)  # a key may stand twice among an anchor's negatives
+    found = noise_contrast(anchors, positives, keys, index, TAU)
+    for r in range(5):
+        with torch.no_grad():
+            towards = math.exp(float(anchors[r] @ positives[r]) / TAU)
+            away = sum(math.exp(float(anchors[r] @ keys[i]) / TAU) for i in index[r].tolist())
+        assert found[r].item() == pytest.approx(-math.log(towards / (towards + away)), abs=1e-12)
+    assert torch.autograd.gradcheck(lambda a: noise_contrast(a, positives, keys, index, TAU), anchors)
+
+
+def test_per_anchor_is_the_loop_over_its_own_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole of Eq. 9 in float64, pixel by pixel, with the sampled anchors and negatives read from the draws."""
+    generator = torch.Generator().manual_seed(4)
+    representations = torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    prototypes = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 3, (2, 3, 4), generator=generator)  # class 3 never appears
+    labels[0, 0] = V
+    hard = torch.rand(2, 3, 4, generator=generator) < 0.6
+    drawn = []
+    draw = contrast._PixelsByClass.draw
+
+    def remember(self: contrast._PixelsByClass, classes: torch.Tensor) -> torch.Tensor:
+        drawn.append(draw(self, classes))
+        return drawn[-1]
+
+    monkeypatch.setattr(contrast._PixelsByClass, "draw", remember)
+    for negatives in ("per_anchor", "shared"):
+        drawn.clear()
+        found = loss(
+            representations, prototypes, labels=labels, hard=hard, num_queries=6, num_negatives=5, negatives=negatives
+        )
+        anchors, others = drawn
+        flat_labels, flat_hard = labels.flatten().tolist(), hard.flatten().tolist()
+        rows = [representations[b, :, y, x] for b in range(2) for y in range(3) for x in range(4)]
+        total = torch.zeros((), dtype=torch.float64)
+        for c in range(3):
+            for q in range(6):
+                i = int(anchors[c, q])
+                assert flat_labels[i] == c and flat_hard[i]
+                mine = others[c].view(-1, 5)[q if negatives == "per_anchor" else 0].tolist()
+                assert all(flat_labels[j] not in (c, V) for j in mine)
+                unit = rows[i] / rows[i].norm()
+                positive = (unit @ prototypes[c] / prototypes[c].norm() / TAU).exp()
+                away = sum((unit @ rows[j].detach() / rows[j].detach().norm() / TAU).exp() for j in mine)
+                total = total - (positive / (positive + away)).log() / 6 / 3
+        torch.testing.assert_close(found, total, atol=1e-10, rtol=1e-10)
+        gradient, expected = (torch.autograd.grad(x, representations, retain_graph=True)[0] for x in (found, total))
+        torch.testing.assert_close(gradient, expected, atol=1e-10, rtol=1e-10)
+
+
+def test_active_leaves_classes_without_hard_pixels_out_of_the_mean() -> None:
+    representations, prototypes = make(2)
+    losses = []
+    for mean_over in ("present", "active"):
+        torch.manual_seed(0)
+        losses.append(loss(representations, prototypes, mean_over=mean_over).item())
+    assert losses[1] == pytest.approx(losses[0] * 3 / 2)  # classes 0, 2, 3 are present; of class 3 nothing is hard
+
+
+def test_negative_classes_are_drawn_by_their_probabilities() -> None:
+    torch.manual_seed(0)
+    distribution = torch.tensor([[0.0, 0.2, 0.0, 0.8, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
+    drawn = contrast._categories(distribution, 20_000)
+    shares = torch.stack([(drawn == c).float().mean(dim=1) for c in range(5)], dim=1)
+    torch.testing.assert_close(shares, distribution, atol=0.015, rtol=0)
+    assert not shares[distribution == 0].any()
+
+
+def test_a_gpu_and_a_cpu_take_the_same_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All classes in fixed shapes, as on a GPU, give the loss of the classes that take part."""
+    representations, prototypes = make(5)
+    labels = torch.where(LABELS == 3, V, LABELS)
+    with torch.no_grad():  # all pixels of a class alike, so that the draws, which differ, do not matter
+        representations[0, :, 0, 1] = representations[0, :, 0, 0]
+        representations[0, :, 1, 1] = representations[0, :, 1, 0]
+    for negatives in ("shared", "per_anchor"):
+        cpu = loss(representations, prototypes, labels=labels, negatives=negatives)
+        monkeypatch.setattr(contrast, "_ON_HOST", ())
+        fixed = loss(representations, prototypes, labels=labels, negatives=negatives)
+        monkeypatch.undo()
+        torch.testing.assert_close(cpu, fixed)

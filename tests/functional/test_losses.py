@@ -1,6 +1,7 @@
-"""Losses against loops written from their equations, values and gradients."""
+"""Losses by hand, at their edges, and under autocast; test_oracles.py has their equations."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,48 +21,8 @@ def logits() -> torch.Tensor:
 
 
 LABELS = torch.tensor([[[0, IGNORE_INDEX], [2, 1]], [[IGNORE_INDEX, IGNORE_INDEX], [1, 1]]])
+REDUCTIONS = ("image_fraction", "image_fraction_overcounted", "pixel", "pixel_fixmatch")
 PASSED = torch.tensor([[[True, True], [False, False]], [[True, False], [True, False]]])
-
-
-def pixel_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[list[tuple[int, int, torch.Tensor]]]:
-    """Per image: (row, column, -log softmax at the label) of each labelled pixel."""
-    images = []
-    for image, marks in zip(logits, labels, strict=True):
-        pixels = []
-        for row in range(labels.shape[1]):
-            for column in range(labels.shape[2]):
-                label = int(marks[row, column])
-                if label != IGNORE_INDEX:
-                    scores = image[:, row, column]
-                    pixels.append((row, column, -(scores[label] - scores.exp().sum().log())))
-        images.append(pixels)
-    return images
-
-
-def same_with_gradient(loss: torch.Tensor, expected: torch.Tensor, logits: torch.Tensor) -> None:
-    torch.testing.assert_close(loss, expected)
-    gradient, expected_gradient = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (loss, expected))
-    torch.testing.assert_close(gradient, expected_gradient)
-
-
-def test_cross_entropy_averages_over_labelled_pixels(logits: torch.Tensor) -> None:
-    pixels = [loss for image in pixel_losses(logits, LABELS) for _, _, loss in image]
-    same_with_gradient(cross_entropy(logits, LABELS), torch.stack(pixels).mean(), logits)
-
-
-@pytest.mark.parametrize("reduction", ["image_fraction", "pixel", "pixel_fixmatch"])
-def test_unsupervised_reductions(logits: torch.Tensor, reduction: str) -> None:
-    images = pixel_losses(logits, LABELS)
-    num_labelled = sum(len(image) for image in images)
-    passed = [[loss for row, column, loss in image if PASSED[index, row, column]] for index, image in enumerate(images)]
-    num_passed = sum(len(image) for image in passed)
-    expected = {
-        # Image 0: 1 of 3 labelled pixels passed; the ignored pixel that passed counts nowhere. Image 1: 1 of 2.
-        "image_fraction": (sum(p[2] for p in images[0]) / 3 + sum(p[2] for p in images[1]) / 2) / num_labelled,
-        "pixel": (sum(passed[0]) + sum(passed[1])) / num_passed,
-        "pixel_fixmatch": (sum(passed[0]) + sum(passed[1])) / num_labelled,
-    }[reduction]
-    same_with_gradient(unsupervised_cross_entropy(logits, LABELS, PASSED, reduction), expected, logits)  # type: ignore[arg-type]
 
 
 def test_ohem_keeps_pixels_below_the_threshold_and_the_hardest_in_any_case() -> None:
@@ -89,8 +50,50 @@ def test_nothing_labelled_is_zero_with_a_zero_gradient(logits: torch.Tensor) -> 
     void = torch.full((2, 2, 2), IGNORE_INDEX)
     passed = torch.ones_like(void, dtype=torch.bool)
     losses = [cross_entropy(logits, void), ohem_cross_entropy(logits, void, threshold=0.7, min_kept=2)]
-    losses += [unsupervised_cross_entropy(logits, void, passed, r) for r in ("image_fraction", "pixel", "pixel_fixmatch")]  # type: ignore[arg-type]
+    losses += [unsupervised_cross_entropy(logits, void, passed, r) for r in REDUCTIONS]  # type: ignore[arg-type]
     losses += [unsupervised_cross_entropy(logits, LABELS, torch.zeros_like(passed), "pixel")]
     for loss in losses:
         assert loss.item() == 0
         assert not torch.autograd.grad(loss, logits, retain_graph=True)[0].any()
+
+
+def test_eq_7_and_8_of_a_2x2_image() -> None:
+    # Softmaxes .8 / .2, .4 / .6, .5 / .5, and one pixel of which nothing is known.
+    first = torch.tensor([[0.8, 0.4], [0.5, 0.9]])
+    logits = torch.stack([first.log(), (1 - first).log()]).unsqueeze(0)
+    labels = torch.tensor([[[0, 1], [0, IGNORE_INDEX]]])
+    losses = [-math.log(0.8), -math.log(0.6), -math.log(0.5)]
+    assert float(cross_entropy(logits, labels)) == pytest.approx(sum(losses) / 3)
+    passed = torch.tensor([[[True, False], [True, True]]])
+    for reduction, expected in {
+        "pixel": (losses[0] + losses[2]) / 2,
+        "pixel_fixmatch": (losses[0] + losses[2]) / 3,
+        "image_fraction": 2 / 3 * sum(losses) / 3,
+        "image_fraction_overcounted": 3 / 3 * sum(losses) / 3,
+    }.items():
+        found = unsupervised_cross_entropy(logits, labels, passed, reduction)  # type: ignore[arg-type]
+        assert float(found) == pytest.approx(expected), reduction
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda logits: cross_entropy(logits, LABELS),
+        lambda logits: ohem_cross_entropy(logits, LABELS, threshold=0.5, min_kept=2),
+        lambda logits: unsupervised_cross_entropy(logits, LABELS, PASSED, "image_fraction"),
+        lambda logits: unsupervised_cross_entropy(logits, LABELS, PASSED, "image_fraction_overcounted"),
+        lambda logits: unsupervised_cross_entropy(logits, LABELS, PASSED, "pixel"),
+        lambda logits: unsupervised_cross_entropy(logits, LABELS, PASSED, "pixel_fixmatch"),
+        lambda logits: probability_consistency(logits, torch.full((2, 3, 2, 2), 1 / 3), PASSED),
+    ],
+    ids=["supervised", "ohem", *REDUCTIONS, "consistency"],
+)
+def test_float32_under_autocast(logits: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    half = logits.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(half)
+    whole = half.detach().float().requires_grad_()
+    expected = loss(whole)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    gradient, exact = torch.autograd.grad(found, half)[0], torch.autograd.grad(expected, whole)[0]
+    assert exact.any() and torch.equal(gradient, exact.bfloat16())

@@ -1,4 +1,4 @@
-"""Prototypes and indicators against loops over pixels and hand-worked numbers."""
+"""Prototypes and indicators by hand, at their edges, and under autocast; test_oracles.py has their equations."""
 
 import math
 
@@ -6,29 +6,18 @@ import pytest
 import torch
 
 from css_ray.functional.pseudo_labels import most_likely
+from css_ray.functional.resizing import upsample
 from css_ray.functional.similarity import (
-    class_means,
     class_sums,
     cosine_similarity,
     indicator_bound,
     moving_average,
-    present_classes,
     softmax_similarity,
 )
 from css_ray.types import IGNORE_INDEX as V
 
 LABELS = torch.tensor([[[0, V], [2, 2]], [[0, 2], [V, 2]]])
 REPRESENTATIONS = torch.randn(2, 5, 2, 2, generator=torch.Generator().manual_seed(0))
-
-
-def test_class_sums_and_means_over_a_loop() -> None:
-    sums, counts = class_sums(REPRESENTATIONS, LABELS, 3)
-    assert counts.tolist() == [2, 0, 4]
-    for c in range(3):
-        rows = [REPRESENTATIONS[b, :, y, x] for b in range(2) for y in range(2) for x in range(2) if LABELS[b, y, x] == c]
-        expected = torch.stack(rows).sum(dim=0) if rows else torch.zeros(5)
-        torch.testing.assert_close(sums[c], expected)
-        torch.testing.assert_close(class_means(sums, counts)[c], expected / max(len(rows), 1))
 
 
 def test_moving_average_starts_with_the_mean_and_skips_absent_classes() -> None:
@@ -39,6 +28,14 @@ def test_moving_average_starts_with_the_mean_and_skips_absent_classes() -> None:
     # Class 0: .9 * 1 + .1 * 4 and .9 * 1 + .1 * 0. Class 1 is absent. Class 2 is new: its mean, not a tenth of it.
     torch.testing.assert_close(value, torch.tensor([[1.3, 0.9], [2.0, 2.0], [2.0, 3.0]]))
     assert seen.tolist() == [True, True, True]
+
+
+def test_class_sums_of_2x2_images() -> None:
+    # The representation is the pixel's number, and its negative: 0 1 / 2 3 in the first image, 4 5 / 6 7 in the second.
+    numbers = torch.arange(8.0).view(2, 1, 2, 2)
+    sums, counts = class_sums(torch.cat([numbers, -numbers], dim=1), LABELS, 3)
+    assert sums.tolist() == [[0 + 4, -4], [0, 0], [2 + 3 + 5 + 7, -17]]
+    assert counts.tolist() == [2, 0, 4]
 
 
 def test_cosine_and_indicator_by_hand() -> None:
@@ -71,14 +68,21 @@ def test_the_bound_is_reached_by_the_best_possible_cosines(num_classes: int, tem
     )
 
 
-def test_present_classes() -> None:
-    assert present_classes(LABELS, 4).tolist() == [True, False, True, False]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float32_under_autocast(dtype: torch.dtype) -> None:
+    representations, prototypes = REPRESENTATIONS.to(dtype), torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    seen = torch.ones(3, dtype=torch.bool)
 
+    def everything(representations: torch.Tensor) -> list[torch.Tensor]:
+        sums, counts = class_sums(representations, LABELS, 3)
+        cosines = cosine_similarity(representations, prototypes)
+        moved, _ = moving_average(prototypes, seen, sums, counts, 0.9)
+        indicator = softmax_similarity(upsample(cosines, (5, 7)), seen, 0.1)
+        # Cosines and prototypes may come rounded: what is made of them is in float32 again.
+        rounded = softmax_similarity(cosines.bfloat16(), seen, 0.1), cosine_similarity(representations, prototypes.bfloat16())
+        return [sums, counts, moved, cosines, indicator, *rounded, upsample(representations, (5, 7))]
 
-def test_float32_under_autocast() -> None:
-    prototypes = torch.randn(3, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        sums, _ = class_sums(REPRESENTATIONS, LABELS, 3)
-        cosines = cosine_similarity(REPRESENTATIONS, prototypes)
-    assert torch.equal(sums, class_sums(REPRESENTATIONS, LABELS, 3)[0])
-    assert torch.equal(cosines, cosine_similarity(REPRESENTATIONS, prototypes))
+        found = everything(representations)
+    for value, expected in zip(found, everything(representations.float()), strict=True):
+        assert value.dtype == torch.float32 and torch.equal(value, expected)

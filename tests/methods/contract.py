@@ -129,8 +129,10 @@ class MethodContract:
             for base in self.method_class.__mro__
             if issubclass(base, Method)
         )
+        properties = inspect.getmembers(self.method_class.Config, lambda member: isinstance(member, property))
+        source += "".join(inspect.getsource(member.fget) for _, member in properties)
         for field in dataclasses.fields(self.method_class.Config):
-            assert re.search(rf"\bconfig\.{field.name}\b", source), f"{field.name} is never read"
+            assert re.search(rf"\b(config|self)\.{field.name}\b", source), f"{field.name} is never read"
 
     def test_the_predictor_gives_logits_at_image_size(self) -> None:
         predictor = self.make().predictor().eval()
