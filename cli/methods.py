@@ -1,6 +1,8 @@
-"""`css-ray methods`: what can be trained, and every setting with its bounds and default."""
+"""`css-ray methods`: what can be trained, its presets, and every setting with its value in each, its bounds and its meaning."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
@@ -9,30 +11,85 @@ from .errors import BadInput
 
 @click.command()
 @click.argument("name", required=False)
-def methods(name: str | None) -> None:
-    """List the methods, or every setting of the method NAME."""
-    import dataclasses
-    import typing
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+def methods(name: str | None, settings: tuple[str, ...]) -> None:
+    """List the methods, or every setting of the method NAME in each of its presets.
 
-    from css_ray.config import bounds_text
+    A preset may depend on other settings: `css-ray methods css pseudo_labelling=cross`.
+    """
     from css_ray.methods import METHODS
     from css_ray.study.schema import did_you_mean
 
     if name is None:
         for key, method in METHODS.items():
             click.echo(f"{key:14} {_first_sentence(method)}")
-        click.echo("\nevery setting of one: css-ray methods css")
+            if len(method.presets) > 1:
+                click.echo(f"{'':14} presets: {', '.join(method.presets)}")
+        click.echo("\nevery setting of one, preset by preset: css-ray methods css")
         return
     if name not in METHODS:
         raise BadInput(f"no method {name!r}{did_you_mean(name, list(METHODS))}")
-    config = METHODS[name].Config
-    hints = typing.get_type_hints(config)
-    click.echo(f"{name}: {_first_sentence(METHODS[name])}\n")
-    for field in dataclasses.fields(config):
-        choices = typing.get_args(hints[field.name]) if typing.get_origin(hints[field.name]) is typing.Literal else ()
-        bounds = " | ".join(map(str, choices)) or bounds_text(field.metadata["bounds"])
-        click.echo(f"  {field.name} = {field.default}" + (f"   ({bounds})" if bounds else ""))
-        click.echo(f"      {field.metadata['help']}")
+    method = METHODS[name]
+    configs = _configs(method, _parsed(settings))
+    click.echo(f"{name}: {_first_sentence(method)}\n")
+    _print_settings(method, configs)
+    if len(method.presets) > 1:
+        click.echo(
+            f"\n* departs from default. In a study: {{name: {name}, preset: {method.presets[-1]}, ...}}; a setting goes first."
+        )
+
+
+def _parsed(settings: tuple[str, ...]) -> dict[str, Any]:
+    import yaml
+
+    for setting in settings:
+        if "=" not in setting:
+            raise BadInput(f"a setting is KEY=VALUE, such as pseudo_labelling=cross; got {setting!r}")
+    pairs = (setting.partition("=") for setting in settings)
+    return {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
+def _configs(method: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The Config of each preset, checked as a study's would be."""
+    from css_ray.study.schema import StudyError, check_settings
+
+    try:
+        return {preset: check_settings(method, preset, settings) for preset in method.presets}
+    except StudyError as error:
+        raise BadInput(str(error)) from None
+
+
+def _print_settings(method: Any, configs: dict[str, Any]) -> None:
+    import dataclasses
+    import typing
+
+    from css_ray.config import bounds_text, choices
+
+    fields = dataclasses.fields(method.Config)
+    hints = typing.get_type_hints(method.Config)
+    shown = {preset: {field.name: _text(getattr(config, field.name)) for field in fields} for preset, config in configs.items()}
+    default = shown["default"]
+    for preset, values in shown.items():
+        if preset != "default":
+            shown[preset] = {key: value if value == default[key] else f"{value} *" for key, value in values.items()}
+    columns = [max(map(len, (field.name for field in fields)))]
+    columns += [max(len(preset), *map(len, values.values())) for preset, values in shown.items()]
+    if len(shown) > 1:
+        click.echo("  " + _line(["", *shown], columns))
+    for field in fields:
+        click.echo("  " + _line([field.name, *(values[field.name] for values in shown.values())], columns))
+        allowed = choices(hints[field.name])
+        bounds = " | ".join(map(_text, allowed)) or bounds_text(field.metadata["bounds"])
+        click.echo(f"      {field.metadata['help']}" + (f" ({bounds})" if bounds else ""))
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _text(value: Any) -> str:
+    """As a study file writes it."""
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _first_sentence(method: type) -> str:

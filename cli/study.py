@@ -211,7 +211,8 @@ def _preflight(study_: Study, *, local: bool, events: list[Any] | None = None) -
     from css_ray.study.schema import StudyError
 
     try:
-        check(study_, local=local, events=events or ())
+        for warning in check(study_, local=local, events=events or ()):
+            click.echo(f"warning: {warning}", err=True)
     except StudyError as error:
         raise BadInput(str(error)) from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -49,6 +50,16 @@ def within(value: float, bounds: dict[str, float]) -> bool:
     )
 
 
+def choices(hint: Any) -> tuple[Any, ...]:
+    """The values that an annotation of literals allows, `Literal["a", "b"] | None` included; empty for any other."""
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    literals = [member for member in members if typing.get_origin(member) is typing.Literal]
+    if not literals or any(member is not type(None) for member in members if member not in literals):
+        return ()
+    values = tuple(value for member in literals for value in typing.get_args(member))
+    return (*values, None) if type(None) in members else values
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Base of all settings. Subclass as `@dataclass(frozen=True, kw_only=True)`.
@@ -73,6 +84,6 @@ class Config:
                 if bounds and numeric and not within(number, bounds):
                     yield f"{field.name} must be {bounds_text(bounds)}, got {value!r}"
                     break
-            hint = hints[field.name]
-            if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
-                yield f"{field.name} must be one of {', '.join(map(str, typing.get_args(hint)))}, got {value!r}"
+            allowed = choices(hints[field.name])
+            if allowed and value not in allowed:
+                yield f"{field.name} must be one of {', '.join(map(str, allowed))}, got {value!r}"

@@ -147,7 +147,29 @@ def test_methods_shows_every_setting_with_its_default() -> None:
         assert name in listed
         shown = call("methods", name).output
         for field in dataclasses.fields(method.Config):
-            assert f"  {field.name} = {field.default}" in shown
+            default = "null" if field.default is None else str(field.default)
+            assert re.search(rf"^  {field.name} +{re.escape(default)}\b", shown, re.M | re.I), field.name
+
+
+def test_methods_shows_what_a_preset_changes() -> None:
+    shown = call("methods", "css", "pseudo_labelling=logits").output
+    assert re.search(r"^ +default +paper +published$", shown, re.M)
+    assert re.search(r"^  hard_threshold +0\.8 +0\.8 +0\.97 \*$", shown, re.M)
+    assert re.search(r"^  contrast_schedule +ramp_down +constant \* +constant \*$", shown, re.M)
+    wrong = refused("methods", "css", "pseudo_labelling=mixed", "temprature=1")
+    assert "must be one of" in wrong and "did you mean temperature?" in wrong
+    assert "KEY=VALUE" in refused("methods", "css", "mix")
+
+
+def test_a_threshold_out_of_reach_is_a_warning_before_anything_starts(file: Path) -> None:
+    result = call("study", "plan", str(file), "--no-measure", "--set", "grid.method=[{name: css, row: lit, preset: paper}]")
+    assert result.exit_code == 0
+    # Eq. 5 at τ = 0.5 with the 6 classes of the digits: 1 / (1 + 5 exp(-4)) = 0.916; δ_w and δ_s lie below, 0.95 does not.
+    assert "warning" not in result.output
+    grid = "grid.method=[{name: css, row: lit, preset: paper, valid_threshold: 0.95}]"
+    result = call("study", "plan", str(file), "--no-measure", "--set", grid)
+    assert result.exit_code == 0
+    assert "warning: lit: valid_threshold 0.95 is out of reach" in result.output and "above 0.916" in result.output
 
 
 def test_doctor_names_what_is_wrong_and_how_to_mend_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

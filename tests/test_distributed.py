@@ -14,10 +14,16 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from css_ray import distributed
+from css_ray.functional.contrast import contrastive_loss
+from css_ray.functional.similarity import class_means, class_sums
+from css_ray.methods import CSS
 from css_ray.methods.prototypes import Prototypes
-from css_ray.types import IGNORE_INDEX
+from css_ray.types import IGNORE_INDEX, Batch
+from css_ray.views import Views
 
 sys.path.append(str(Path(__file__).parent / "methods"))
+
+from contract import make_batch, make_method
 
 NUM_CLASSES = 4
 
@@ -32,6 +38,76 @@ def shard(rank: int, step: int) -> tuple[Tensor, Tensor]:
     else:
         labels[0, :2] = IGNORE_INDEX
     return representations, labels
+
+
+def scene() -> tuple[Batch, Tensor]:
+    """A batch of two ranks together, and the CutMix boxes of its images: class 2 and most void pixels are on the second."""
+    batch = make_batch(num_labelled=4, num_unlabelled=4)
+    labels = batch.labels.clone()
+    labels[:2] = torch.where(labels[:2] == 2, 1, labels[:2])
+    labels[2:, 4:10] = IGNORE_INDEX
+    valid = batch.unlabelled_valid.clone()
+    valid[3, :12] = False
+    generator = torch.Generator().manual_seed(7)
+    boxes = torch.rand(4, *labels.shape[1:], generator=generator) < 0.5
+    return Batch(batch.labelled_images, labels, batch.unlabelled_images, valid), boxes
+
+
+def joint_step(rank: int, world_size: int) -> dict[str, Any]:
+    """Losses, gradients and prototypes of a step of CSS without chance, on this rank's part of `scene`, by reduction."""
+    from css_ray.methods import strong_view
+
+    batch, boxes = scene()
+    part = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
+    batch = Batch(
+        *(item[part] for item in (batch.labelled_images, batch.labels, batch.unlabelled_images, batch.unlabelled_valid))
+    )
+    found: dict[str, Any] = {}
+    still = Views(
+        scale=(1.0, 1.0), strong_scale=(1.0, 1.0), flip=False, jitter=0.0, jitter_probability=0.0, blur_probability=0.0
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strong_view, "half_area_boxes", lambda *size: boxes[part])
+        for reduction in ("image_fraction", "pixel", "pixel_fixmatch"):
+            torch.manual_seed(0)
+            # Which anchors and negatives are drawn is each rank's own chance: the contrast is compared by itself, below.
+            settings = {"unsup_reduction": reduction, "contrast_weight": 0.0, "num_queries": 4, "num_negatives": 4}
+            method = make_method(
+                CSS,
+                still,
+                unsup_threshold=0.8,
+                valid_threshold=0.0,
+                prototype_warm_up=0.0,
+                cutmix_partner="global",
+                **settings,
+            )
+            with torch.no_grad():  # an untrained head is nowhere sure
+                method.teacher.model.logits_head[-1].weight.mul_(300)
+            method.prototypes.value.normal_()
+            method.prototypes.seen.fill_(True)
+            method.eval()  # BatchNorm by its running statistics, which ranks do not share on a CPU
+            wrapped = DistributedDataParallel(method) if world_size > 1 else method
+            losses = wrapped(batch, 0.5)
+            losses.total.backward()
+            found[reduction] = {
+                "sup": losses.terms["sup"].detach(),
+                "unsup": losses.terms["unsup"].detach(),
+                "gradients": {name: p.grad for name, p in method.student.named_parameters() if p.grad is not None},
+                "prototypes": method.prototypes.value.clone(),
+            }
+    # All pixels of a class alike, two classes: whatever is drawn, the loss is the same.
+    table = torch.randn(2, 5, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    labels = (torch.arange(32).view(2, 4, 4) % 2)[rank * 2 // world_size : (rank + 1) * 2 // world_size]
+    sums, counts = class_sums(table.detach()[labels].permute(0, 3, 1, 2), labels, 2)
+    means = class_means(distributed.all_reduce_sum(sums), distributed.all_reduce_sum(counts))
+    for negatives in ("shared", "per_anchor"):
+        contrast = contrastive_loss(
+            table[labels].permute(0, 3, 1, 2), labels, torch.ones_like(labels, dtype=torch.bool), means, torch.ones(2, dtype=torch.bool),
+            temperature=0.5, num_queries=4, num_negatives=4, negatives=negatives,  # type: ignore[arg-type]
+        )  # fmt: skip
+        gradient = torch.autograd.grad(contrast, table)[0]
+        found[negatives] = contrast.detach(), distributed.all_reduce_sum(gradient) / world_size
+    return found
 
 
 def on_rank(rank: int, world_size: int, directory: str) -> None:
@@ -51,10 +127,6 @@ def on_rank(rank: int, world_size: int, directory: str) -> None:
         prototypes.update(*shard(rank, step))
     found["prototypes"] = prototypes.state_dict()
 
-    from contract import make_batch, make_method
-
-    from css_ray.methods import CSS
-
     torch.manual_seed(0)
     method = make_method(CSS, unsup_threshold=0.0, valid_threshold=0.0, num_queries=8, num_negatives=8)
     torch.manual_seed(rank + 1)  # each rank draws its own views
@@ -67,6 +139,12 @@ def on_rank(rank: int, world_size: int, directory: str) -> None:
         method.after_step()
     found["parameters"] = {name: value.detach() for name, value in method.named_parameters()}
     found["css_prototypes"] = method.prototypes.state_dict()
+    found["joint"] = joint_step(rank, world_size)
+    drifting = Prototypes(NUM_CLASSES, 5, decay=0.5, joint=False)
+    for step in range(3):
+        drifting.update(*shard(rank, step))
+    found["drifting"] = drifting.state_dict()
+    found["gathered"] = distributed.all_gather(torch.tensor([[rank, 1]]))
     torch.save(found, f"{directory}/rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -109,3 +187,35 @@ def test_ranks_agree_on_student_teacher_and_prototypes(ranks: list[dict[str, Any
         for name, value in first[part].items():
             assert torch.equal(value, second[part][name]), name
     assert any(name.startswith("teacher.") for name in first["parameters"])
+
+
+def test_a_step_of_two_ranks_equals_one_process_on_the_joined_batch(ranks: list[dict[str, Any]]) -> None:
+    alone = joint_step(0, 1)
+    first, second = (found["joint"] for found in ranks)
+    for reduction in ("image_fraction", "pixel", "pixel_fixmatch"):
+        mine, halves = alone[reduction], (first[reduction], second[reduction])
+        assert mine["unsup"] > 0
+        for term in ("sup", "unsup"):
+            assert not torch.isclose(halves[0][term], halves[1][term])  # the ranks see different pixels
+            torch.testing.assert_close((halves[0][term] + halves[1][term]) / 2, mine[term])
+        for half in halves:
+            torch.testing.assert_close(half["prototypes"], mine["prototypes"])
+            assert half["gradients"].keys() == mine["gradients"].keys()
+            for name, gradient in mine["gradients"].items():
+                torch.testing.assert_close(half["gradients"][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+        assert torch.equal(halves[0]["prototypes"], halves[1]["prototypes"])
+    for negatives in ("shared", "per_anchor"):
+        for half in (first, second):
+            torch.testing.assert_close(half[negatives], alone[negatives])
+
+
+def test_prototypes_of_the_published_code_drift_apart(ranks: list[dict[str, Any]]) -> None:
+    first, second = (found["drifting"] for found in ranks)
+    assert first["seen"].tolist() == [True, True, False, False]  # rank 0 never has class 2
+    assert second["seen"].tolist() == [True, True, True, False]
+    torch.testing.assert_close(first["value"][:2], second["value"][:2])  # where both have pixels the joint sums serve both
+
+
+def test_all_gather_is_in_the_order_of_ranks(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert found["gathered"].tolist() == [[0, 1], [1, 1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +14,15 @@ from css_ray.data.splits import make_split
 from css_ray.methods import METHODS
 from css_ray.models.encoders import make_encoder
 from css_ray.records import Event
-from css_ray.study.run import build_method
+from css_ray.study.run import build_method, method_config
 from css_ray.study.schema import Study, StudyError, TrialSpec, ends
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
 from css_ray.types import Batch
 
 
-def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> None:
-    """Raise StudyError with every problem that would stop a trial later.
+def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> list[str]:
+    """Raise StudyError with every problem that would stop a trial later; return what is allowed but hardly meant.
 
     local: the study runs on this machine, so that its GPUs are counted here; a cluster's are counted once it is joined.
     events: of a study that goes on; its splits must still be those it began with.
@@ -44,6 +44,7 @@ def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> None:
     if study.search is not None:
         trials += [study.search_trial(len(trials), point) for point in (*study.search.first, *ends(study.space))]
     problems += _models(trials) + _batches(study, trials)
+    num_classes_in: dict[str, int] = {}
     for name, root, num_classes in dict.fromkeys(
         (trial.settings["data"]["dataset"], trial.settings["data"]["root"], trial.settings["data"]["num_classes"])
         for trial in trials
@@ -53,6 +54,7 @@ def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> None:
         except (OSError, ValueError) as error:
             problems.append(f"data: {error}")
             continue
+        num_classes_in[root] = dataset.info.num_classes
         if num_classes is not None and num_classes != dataset.info.num_classes:
             problems.append(
                 f"data.num_classes: {num_classes} here, but the shards in {root} have {dataset.info.num_classes}; "
@@ -83,6 +85,19 @@ def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> None:
                     )
     if problems:
         raise StudyError(problems, study.name)
+    return _warnings(trials, num_classes_in)
+
+
+def _warnings(trials: Sequence[TrialSpec], num_classes_in: Mapping[str, int]) -> list[str]:
+    """What the methods say of their settings, each sentence once, with the rows it holds for."""
+    rows: dict[str, list[str]] = {}
+    for trial in trials:
+        config = method_config(trial.settings)
+        for warning in METHODS[trial.settings["method"]["name"]].warnings(
+            config, num_classes_in[trial.settings["data"]["root"]]
+        ):
+            rows.setdefault(warning, []).append(trial.row)
+    return [f"{', '.join(dict.fromkeys(where))}: {warning}" for warning, where in rows.items()]
 
 
 def _models(trials: Sequence[TrialSpec]) -> list[str]:

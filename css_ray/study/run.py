@@ -12,7 +12,7 @@ from torch import Tensor
 
 from css_ray import distributed
 from css_ray.data.catalogue import ensure_dataset
-from css_ray.data.loaders import make_train_loader, make_val_loader
+from css_ray.data.loaders import make_train_loader, make_unlabelled_val_loader, make_val_loader
 from css_ray.data.splits import Split, make_split
 from css_ray.methods import METHODS, Method
 from css_ray.models.segmenter import ModelConfig, make_segmenter
@@ -39,7 +39,6 @@ def run_spec(study: Study, trial: TrialSpec, split: int) -> RunSpec:
 def build_method(settings: Mapping[str, Any], num_classes: int, *, synchronise_batch_norm: bool = False) -> Method:
     """The method of a trial's settings, freshly initialised from torch's generator."""
     method = METHODS[settings["method"]["name"]]
-    values = {key: _tuple(value) for key, value in settings["method"].items() if key != "name"}
     model = ModelConfig(**{key: _tuple(value) for key, value in settings["model"].items()})
     views = Views(**{key: _tuple(value) for key, value in settings["views"].items()})
 
@@ -48,7 +47,13 @@ def build_method(settings: Mapping[str, Any], num_classes: int, *, synchronise_b
             model, num_classes, representation=method.needs_representations, synchronise_batch_norm=synchronise_batch_norm
         )
 
-    return method(segmenter, method.Config(**values), views)
+    return method(segmenter, method_config(settings), views)
+
+
+def method_config(settings: Mapping[str, Any]) -> Any:
+    """The Config of a trial's method; its preset has been applied, and is kept beside it for the record."""
+    values = {key: _tuple(value) for key, value in settings["method"].items() if key not in ("name", "preset")}
+    return METHODS[settings["method"]["name"]].Config(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,16 @@ def execute(
             num_workers=data["loader_workers"],
         )
 
+    unlabelled = None
+    if method.needs_unlabelled:
+        unlabelled = make_unlabelled_val_loader(
+            dataset,
+            prepared.split,
+            count=train.diagnose_images,
+            rank=rank,
+            world_size=world_size,
+            batch_size=data["val_batch"],
+        )
     return fit(
         method,
         train,
@@ -119,6 +134,8 @@ def execute(
         class_names=tuple(dataset.info.class_names),
         seed=spec["seed"],
         reporter=reporter,
+        unlabelled_batches=unlabelled,
+        crop=data["crop"],
         device=device,
         checkpoint=checkpoint,
         keep_best=keep_best,

@@ -24,7 +24,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from css_ray.config import Config, bounds_text
-from css_ray.methods import METHODS
+from css_ray.methods import METHODS, Method
 from css_ray.models.segmenter import ModelConfig
 from css_ray.training.settings import TrainConfig
 from css_ray.views import Views
@@ -199,15 +199,15 @@ class Study:
                 method[key] = value
             else:
                 settings[section][key] = value
-        name = method.pop("name")
-        defaults = dataclasses.asdict(METHODS[name].Config(**_tuples(method)))
+        name, preset = method.pop("name"), method.pop("preset", "default")
+        values = dataclasses.asdict(METHODS[name].configure(preset, **_tuples(method)))
         # What varies was checked setting by setting; built together, each section checks its rules between settings.
         for section, config in (("views", Views), ("model", ModelConfig), ("train", TrainConfig)):
             settings[section] = dataclasses.asdict(config(**_tuples(settings[section])))
         for key in ("labelled_batch", "unlabelled_batch"):
             if settings["data"][key] % self.resources.workers:
                 raise ValueError(_batch_problem(key, settings["data"][key], self.resources.workers))
-        settings["method"] = {"name": name, **defaults}
+        settings["method"] = {"name": name, "preset": preset, **values}
         return TrialSpec(index, row, source, params, settings)
 
 
@@ -253,6 +253,15 @@ def parse(spec: Mapping[str, Any], source: str = "the study") -> Study:
         raise StudyError(checker.problems, source)
     assert study is not None
     return study
+
+
+def check_settings(method: type[Method], preset: str, settings: Mapping[str, Any]) -> Any:
+    """The Config of `preset` with `settings` on top, checked as in a study. Raises StudyError that lists every problem."""
+    checker = _Checker({})
+    config = checker.config_of(method.name, method.Config, dict(settings), method.preset_values(preset, settings))
+    if checker.problems:
+        raise StudyError(checker.problems, "the settings")
+    return config
 
 
 # ------------------------------------------------------------------------------------------------------------------ YAML
@@ -445,11 +454,14 @@ class _Checker:
         value = self.spec.get(path)
         return self.config_of(path, config, {} if value is None else value)
 
-    def config_of(self, path: str, config: type[Config], value: Any) -> Any:
+    def config_of(
+        self, path: str, config: type[Config], value: Any, defaults: Mapping[str, Any] = types.MappingProxyType({})
+    ) -> Any:
+        """The Config of the section `value`, with `defaults` where it says nothing; None if it is wrong."""
         if self.validated(path, checker_of(config), value) is None:  # type: ignore[arg-type]
             return None
         try:
-            return config(**_tuples(value))
+            return config(**{**defaults, **_tuples(value)})
         except ValueError as error:
             for problem in str(error).partition(": ")[2].split("; "):
                 field, _, sentence = problem.partition(" ")
@@ -490,8 +502,12 @@ class _Checker:
         if not isinstance(value.get("row", ""), str):
             self.problem(f"{path}.row", f"must be text, got {value['row']!r}")
         method = METHODS[value["name"]]
-        settings = {key: setting for key, setting in value.items() if key not in ("name", "row")}
-        self.config_of(path, method.Config, settings)
+        preset = value.get("preset", "default")
+        if preset not in method.presets:
+            self.problem(f"{path}.preset", f"{preset!r} is unknown{did_you_mean(str(preset), method.presets)}")
+            preset = "default"
+        settings = {key: setting for key, setting in value.items() if key not in ("name", "row", "preset")}
+        self.config_of(path, method.Config, settings, method.preset_values(preset, settings))
         return method
 
     def grid(self) -> dict[str, tuple[Any, ...]]:
@@ -607,6 +623,11 @@ class _Checker:
             if section == "method"
             else [(section, models[section])]
         )
+        if path == "method.preset":
+            for name in dict.fromkeys(methods):
+                if value not in METHODS[name].presets:
+                    self.problem(where, f"method {name} has no preset {value!r}; it has {', '.join(METHODS[name].presets)}")
+            return
         for owner, model in owners:
             field = model.model_fields.get(key)
             if field is None:

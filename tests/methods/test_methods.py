@@ -123,7 +123,9 @@ def test_prototypes_follow_their_equations() -> None:
 
 def test_the_published_temperature_is_warned_about() -> None:
     # 4 classes at temperature 0.8: 1 / (1 + 3 exp(-2.5)) = 0.802. To reach 0.9, 2 / ln(3 * 0.9 / 0.1) = 0.6068.
-    expected = r"valid_threshold 0\.9 is out of reach, .* 4 classes .* above 0\.802 at .*similarity_temperature to at most 0\.606$"
+    expected = (
+        r"valid_threshold 0\.9 is out of reach, .* 4 classes .* above 0\.802 at .*similarity_temperature to at most 0\.606$"
+    )
     with pytest.warns(UserWarning, match=expected):
         make_method(CSS, similarity_temperature=0.8, valid_threshold=0.9, hard_threshold=0.8)
     with warnings.catch_warnings():
