@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: study test test-slow check bench ui clean
+.PHONY: study test test-slow check bench golden ui clean
 
 study: $(INSTALLED)  ## the quick-start study; goes on where it stopped if it was interrupted
 	@if [ -e runs/quickstart/journal.jsonl ]; then $(BIN)/css-ray study resume quickstart; else $(BIN)/css-ray study run studies/quickstart.yaml; fi
@@ -22,6 +22,9 @@ check: $(INSTALLED)  ## formatting, lint and types
 
 bench: $(INSTALLED)  ## what is measured, as ratios in one run; ONLY=method for one group
 	$(BIN)/python -m benchmarks $(ONLY)
+
+golden: $(INSTALLED)  ## rewrites the losses that a refactor must not change
+	$(BIN)/python tests/methods/golden.py
 
 ui: $(INSTALLED)  ## the MLflow pages of your studies
 	$(BIN)/css-ray ui

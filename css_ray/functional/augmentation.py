@@ -72,7 +72,7 @@ def colour_jitter(images: Tensor, strength: float, probability: float) -> Tensor
         changes = (2 * torch.rand(4, num_images, device=device) - 1) * strength * applied
         brightness, contrast, saturation = (1 + changes[:3])[..., None, None]
         angle = 2 * math.pi * changes[3]
-        to_yiq, from_yiq = (matrix.to(device, non_blocking=True) for matrix in (_TO_YIQ, _FROM_YIQ))
+        to_yiq, from_yiq = (matrix.to(device, images.dtype, non_blocking=True) for matrix in (_TO_YIQ, _FROM_YIQ))
         identity, grey = torch.eye(3, device=device), to_yiq[0].expand(3, 3)
         cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
         turn = torch.stack([one, zero, zero, zero, cos, sin, zero, -sin, cos], dim=1).view(-1, 3, 3)

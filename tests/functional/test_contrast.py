@@ -158,9 +158,7 @@ def test_per_anchor_is_the_loop_over_its_own_draws(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(contrast._PixelsByClass, "draw", remember)
     for negatives in ("per_anchor", "shared"):
         drawn.clear()
-        found = loss(
-            representations, prototypes, labels=labels, hard=hard, num_queries=6, num_negatives=5, negatives=negatives
-        )
+        found = loss(representations, prototypes, labels=labels, hard=hard, num_queries=6, num_negatives=5, negatives=negatives)
         anchors, others = drawn
         flat_labels, flat_hard = labels.flatten().tolist(), hard.flatten().tolist()
         rows = [representations[b, :, y, x] for b in range(2) for y in range(3) for x in range(4)]

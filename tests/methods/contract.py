@@ -42,11 +42,11 @@ def make_batch(seed: int = 0, num_labelled: int = 3, num_unlabelled: int = 2) ->
     return Batch(labelled_images, labels, unlabelled_images, valid)
 
 
-def make_method(method_class: type[Method], views: Views | None = None, **changes: Any) -> Method:
+def make_method(method_class: type[Method], views: Views | None = None, preset: str = "default", **changes: Any) -> Method:
     def segmenter() -> Segmenter:
         return make_segmenter(MODEL, NUM_CLASSES, representation=method_class.needs_representations)
 
-    return method_class(segmenter, method_class.Config(**changes), views or Views())
+    return method_class(segmenter, method_class.configure(preset, **changes), views or Views())
 
 
 def train(
@@ -74,10 +74,11 @@ class MethodContract:
 
     method_class: ClassVar[type[Method]]
     settings: ClassVar[dict[str, Any]] = {}
+    preset: ClassVar[str] = "default"
 
     def make(self, **changes: Any) -> Method:
         torch.manual_seed(0)
-        return make_method(self.method_class, **(self.settings | changes))
+        return make_method(self.method_class, preset=self.preset, **(self.settings | changes))
 
     def test_each_loss_is_finite_and_reaches_the_student_only(self) -> None:
         method = self.make()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from typing import Any, ClassVar
 
+import golden
 import pytest
 import torch
 from contract import NUM_CLASSES, MethodContract, make_batch, make_method, train
 
 from css_ray.functional.similarity import class_means, class_sums
-from css_ray.methods import CSS, METHODS, CutMix, MeanTeacher, Supervised
+from css_ray.methods import CSS, METHODS, CutMix, MeanTeacher, Supervised, css
 from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
-from css_ray.types import IGNORE_INDEX
+from css_ray.types import IGNORE_INDEX, Prediction
 from css_ray.views import Views
 
 OPEN = {"unsup_threshold": 0.0, "valid_threshold": 0.0, "hard_threshold": 1.0, "num_queries": 16, "num_negatives": 16}
@@ -69,6 +71,36 @@ class TestCSSCross(MethodContract):
     settings: ClassVar = OPEN | {"pseudo_labelling": "cross", "prototype_source": "student"}
 
 
+class TestCSSPaper(MethodContract):
+    method_class = CSS
+    preset = "paper"
+    settings: ClassVar = OPEN
+
+
+class TestCSSPublished(MethodContract):
+    method_class = CSS
+    preset = "published"
+    settings: ClassVar = OPEN | {"joint_forward": True}
+
+
+class TestBaselinePublished(MethodContract):
+    method_class = CSS
+    preset = "published"
+    settings: ClassVar = OPEN | {"pseudo_labelling": "logits", "contrast_mean": "active"}
+
+
+@pytest.mark.parametrize("case", golden.CASES)
+def test_the_first_losses_are_those_of_the_golden_file(case: str) -> None:
+    expected = json.loads(golden.FILE.read_text())[case]
+    assert len(expected) == golden.NUM_STEPS == 20
+    for step, (found, kept) in enumerate(zip(golden.losses(case), expected, strict=True)):
+        assert found == pytest.approx(kept, rel=1e-6, abs=1e-7), step
+
+
+def test_every_method_has_golden_losses() -> None:
+    assert {name for name, _, _ in golden.CASES.values()} == set(METHODS)
+
+
 def test_the_table_names_every_method_by_its_key() -> None:
     assert {name: method.name for name, method in METHODS.items()} == {
         name: name for name in ("supervised", "mean_teacher", "cutmix", "css")
@@ -119,6 +151,175 @@ def test_prototypes_follow_their_equations() -> None:
 
 
 # CSS
+
+
+def gates_and_thresholds(**settings: Any) -> tuple[Any, ...]:
+    config = CSS.configure(**settings)
+    return config.gates, (config.unsup_threshold, config.valid_threshold, config.hard_threshold)
+
+
+def test_presets_are_those_of_the_specification() -> None:
+    c, s = "confidence", "similarity"
+    assert gates_and_thresholds() == gates_and_thresholds(preset="paper") == ((c, s, s), (0.97, 0.7, 0.8))
+    # mix_label.py, cross_label.py, ori_pseudo.py.
+    assert gates_and_thresholds(preset="published") == ((c, c, s), (0.97, 0.7, 0.8))
+    assert gates_and_thresholds(preset="published", pseudo_labelling="cross") == ((s, c, s), (0.97, 0.7, 0.8))
+    assert gates_and_thresholds(preset="published", pseudo_labelling="logits") == ((c, c, c), (0.97, 0.7, 0.97))
+    assert gates_and_thresholds(preset="published", pseudo_labelling="logits", hard_threshold=0.5)[1][2] == 0.5
+    assert gates_and_thresholds(preset="published", indicator="similarity")[0] == (s, s, s)
+
+    # τ of the contrast and of the indicator, L_u, λ_c, prototypes, CutMix and padding, warm-up of cross.
+    def rest(preset: str, labelling: str) -> tuple[Any, ...]:
+        config = CSS.configure(preset, pseudo_labelling=labelling)
+        prototypes = config.prototype_source, config.prototype_ranks, config.unseen_prototypes
+        temperatures = config.temperature, config.indicator_temperature
+        views = config.cutmix_partner, config.padding, config.cross_warm_up
+        return *temperatures, config.unsup_reduction, config.contrast_schedule, prototypes, views
+
+    shipped = ("teacher", "joint", "masked"), ("local", "ignored", 0.1)
+    for labelling in ("mix", "cross", "logits"):
+        assert rest("default", labelling) == (0.5, 0.1, "image_fraction", "ramp_down", *shipped)
+        assert rest("paper", labelling) == (0.5, 0.5, "pixel", "constant", *shipped)
+        schedule = "constant" if labelling == "logits" else "published_epochs"
+        prototypes, views = ("student", "own", "zero"), ("rank_zero", "labelled", 0.0)
+        assert rest("published", labelling) == (0.5, 0.5, "image_fraction_overcounted", schedule, prototypes, views)
+    assert CSS.configure("paper", temperature=0.2).indicator_temperature == 0.2  # one τ
+    with pytest.raises(ValueError, match="css has no preset 'exact'; it has default, paper, published"):
+        CSS.configure("exact")
+    with pytest.raises(ValueError, match="cutmix has no preset 'paper'"):
+        CutMix.configure("paper")
+
+
+@pytest.mark.parametrize(
+    ("indicator", "gates"),
+    [
+        ("confidence", ("confidence", "confidence", "confidence")),
+        ("similarity", ("similarity", "similarity", "similarity")),
+        ("mix", ("confidence", "similarity", "similarity")),
+    ],
+)
+def test_the_rows_of_table_6_are_one_setting(indicator: str, gates: tuple[str, ...]) -> None:
+    assert CSS.configure(indicator=indicator).gates == gates
+    assert CSS.configure(indicator=indicator, valid_gate="confidence").gates == (gates[0], "confidence", gates[2])
+
+
+def two_spaces(monkeypatch: pytest.MonkeyPatch, method: CSS, logits: torch.Tensor, cosines: torch.Tensor) -> None:
+    """Let the teacher say `logits` [C] and cosines [C] at every pixel."""
+
+    def spread(values: torch.Tensor) -> torch.Tensor:
+        return values.view(1, -1, 1, 1).expand(2, -1, 4, 4)
+
+    monkeypatch.setattr(method.teacher, "forward", lambda images: Prediction(spread(logits), torch.zeros(2, 6, 4, 4)))
+    monkeypatch.setattr(css, "cosine_similarity", lambda representations, prototypes: spread(cosines))
+
+
+def test_valid_and_hard_gates_look_at_the_target_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cross teaches the contrast by the logits' class; what counts is the similarity to that class, not the largest."""
+    batch = make_batch()
+    logits = torch.tensor([0.0, 2.0, 0.0, 0.0])  # class 1
+    cosines = torch.tensor([0.2, 0.1, 0.0, 0.0])  # class 0 before class 1
+    similarity = torch.softmax(cosines / 0.1, dim=0)
+    between = float(similarity[0] + similarity[1]) / 2
+    for threshold, kept in ((between, False), (float(similarity[1]) - 1e-4, True)):
+        method = make_method(
+            CSS, STILL, pseudo_labelling="cross", cross_warm_up=0.0, prototype_warm_up=0.0, valid_threshold=threshold
+        )
+        assert isinstance(method, CSS)
+        method.prototypes.seen.fill_(True)
+        two_spaces(monkeypatch, method, logits, cosines)
+        unsup, contrast, _ = labels_of(method, batch, 0.5)
+        assert set(unsup[batch.unlabelled_valid].tolist()) == {0}
+        assert set(contrast[batch.unlabelled_valid].tolist()) == ({1} if kept else {IGNORE_INDEX})
+        # Hard: the student's similarity to the target class 1 lies below the threshold, to class 0 above.
+        student = Prediction(torch.zeros(2, 4, 4, 4), torch.zeros(2, 6, 4, 4))
+        targets = torch.tensor([[[0], [1]]]).expand(2, 2, 4).repeat_interleave(2, dim=1)
+        monkeypatch.setattr(method, "config", dataclasses.replace(method.config, hard_threshold=between))
+        hard = method._hard(student, student, torch.zeros(2, 6, 4, 4), targets, {})
+        assert torch.equal(hard, targets == 1)
+
+
+def test_a_zero_vector_competes_only_where_it_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cosines to seen classes negative: the unseen class 3, at cosine 0, wins in the released code alone."""
+    batch = make_batch()
+    cosines = torch.tensor([-0.3, -0.1, -0.5, 0.0])
+    for unseen, winner in (("masked", 1), ("zero", 3)):
+        method = make_method(CSS, STILL, pseudo_labelling="representations", prototype_warm_up=0.0, unseen_prototypes=unseen)
+        assert isinstance(method, CSS)
+        method.prototypes.seen[:3] = True
+        two_spaces(monkeypatch, method, torch.zeros(4), cosines)
+        assert set(labels_of(method, batch, 0.5)[0][batch.unlabelled_valid].tolist()) == {winner}
+
+
+@pytest.mark.parametrize("padding", ["ignored", "labelled"])
+def test_padding_is_labelled_only_where_it_is_published(padding: str) -> None:
+    batch = make_batch()
+    everywhere = dataclasses.replace(batch, unlabelled_valid=torch.ones_like(batch.unlabelled_valid))
+    terms = []
+    for seen in (batch, everywhere):
+        torch.manual_seed(0)
+        method = make_method(CSS, STILL, padding=padding, pseudo_labelling="logits", unsup_threshold=0.0)
+        terms.append(method(seen, 0.5).terms["unsup"].item())
+    assert (terms[0] == terms[1]) == (padding == "labelled")
+
+
+def test_one_forward_pass_or_two_differ_by_batch_statistics_only() -> None:
+    for method_class in (CutMix, CSS):
+        totals = []
+        for joint in (False, True):
+            torch.manual_seed(0)
+            method = make_method(method_class, STILL, joint_forward=joint, unsup_threshold=0.0).eval()
+            totals.append(method(make_batch(), 0.5).total.detach())
+        torch.testing.assert_close(totals[0], totals[1])
+
+
+def test_pseudo_labels_by_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Table 4: what each space would label, sampled by its own threshold, and what both agree on."""
+    method = make_method(CSS, STILL, unsup_threshold=0.6, valid_threshold=0.5)
+    assert isinstance(method, CSS)
+    method.prototypes.seen.fill_(True)
+    # Two pixels: sure of class 2 in both spaces; unsure of class 1 in logits, sure of class 0 by similarity.
+    logits = torch.tensor([[0.0, 0.0, 3.0, 0.0], [0.0, 0.5, 0.0, 0.0]]).T.reshape(1, 4, 1, 2)
+    cosines = torch.tensor([[0.0, 0.0, 0.9, 0.0], [0.9, 0.1, 0.0, 0.0]]).T.reshape(1, 4, 1, 2)
+    monkeypatch.setattr(method.teacher.model, "forward", lambda images: Prediction(logits, torch.zeros(1, 6, 1, 2)))
+    monkeypatch.setattr(css, "cosine_similarity", lambda representations, prototypes: cosines)
+    found = method.eval().pseudo_labels(torch.zeros(1, 3, 1, 2))
+    assert {source: labels.flatten().tolist() for source, labels in found.items()} == {
+        "logits": [2, IGNORE_INDEX],
+        "representations": [2, 0],
+        "mix": [2, IGNORE_INDEX],
+    }
+
+
+def test_diagnostics_say_what_the_thresholds_meet() -> None:
+    torch.manual_seed(0)
+    method = make_method(CSS, unsup_threshold=0.0)
+    train(method, 3)
+    losses = method(make_batch(), 0.5)
+    assert isinstance(method, CSS)
+    found = losses.diagnostics()
+    for name in ("confidence", "similarity"):
+        assert 0 < found[f"{name}_q05"] <= found[f"{name}_q50"] <= found[f"{name}_q95"] <= 1
+    # The closest pair by hand.
+    unit = [row / row.norm() for row in method.prototypes.value]
+    pairs = {(i, j): float(unit[i] @ unit[j]) for i in range(NUM_CLASSES) for j in range(i)}
+    (i, j), cosine = max(pairs.items(), key=lambda item: item[1])
+    assert float(found["closest_prototypes"]) == pytest.approx(cosine, abs=1e-6)
+    assert {int(found[f"closest_prototypes_{which}_class"]) for which in ("first", "second")} == {i, j}
+
+
+@pytest.mark.parametrize("method_class", [MeanTeacher, CutMix, CSS])
+def test_nothing_above_a_threshold_and_a_class_that_never_appears(method_class: type[Any]) -> None:
+    torch.manual_seed(0)
+    batch = make_batch()
+    batch = dataclasses.replace(batch, labels=torch.where(batch.labels == 3, 0, batch.labels))
+    method = make_method(method_class, unsup_threshold=1.0)
+    totals = train(method, 5, batch=batch)
+    assert torch.isfinite(torch.stack(totals)).all()
+    losses = method(batch, 0.9)
+    assert losses.terms["unsup"].item() == 0 and losses.logs["unsup_pass_rate"].item() == 0
+    if isinstance(method, CSS):
+        assert not method.prototypes.seen[3]
+        assert torch.isfinite(torch.stack(list(losses.diagnostics().values()))).all()
 
 
 def test_the_published_temperature_is_warned_about() -> None:
@@ -224,9 +425,13 @@ def test_css_without_contrast_is_cutmix() -> None:
 
 
 def test_contrast_weight_schedules() -> None:
-    for schedule, weight in (("constant", 0.5), ("ramp_down", 0.5 * 0.2865048)):  # exp(-5 / 4)
+    batch = dataclasses.replace(make_batch(), labelled_epoch=50)
+    ramp, epochs = 0.5 * 0.2865048, 0.5 * 0.7316156  # exp(-5 / 4), exp(-5 / 16)
+    for schedule, weight in (("constant", 0.5), ("ramp_down", ramp), ("published_epochs", epochs)):
         method = make_method(CSS, contrast_weight=0.5, contrast_schedule=schedule)
-        assert float(method(make_batch(), 0.5).logs["contrast_weight"]) == pytest.approx(weight)
+        assert float(method(batch, 0.5).logs["contrast_weight"]) == pytest.approx(weight)
+    late = dataclasses.replace(batch, labelled_epoch=201)
+    assert float(method(late, 0.5).logs["contrast_weight"]) == 0
 
 
 def test_contrast_separates_the_classes() -> None:
