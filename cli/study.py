@@ -1,4 +1,4 @@
-"""`css-ray study`: plan, run, resume, status, list, table, sync."""
+"""`css-ray study`: plan, run, resume, status, list, table, pseudo-labels, sync."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ set_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a field of the study, such as train.iterations=100.",
+)
+format_option = click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="text", show_default=True)
+at_option = click.option(
+    "--at", type=click.Choice(["last", "best"]), help="Last step or best evaluation; as the study says if not given."
+)
+ddof_option = click.option(
+    "--ddof", type=click.IntRange(0, 1), default=1, show_default=True, help="1: sample std; 0: population std."
 )
 address_option = click.option(
     "--address", metavar="ADDRESS", help="Join a Ray cluster (host:port, or auto on a node of it) instead of starting Ray here."
@@ -137,9 +144,9 @@ def list_(storage: str) -> None:
 @study.command()
 @click.argument("name")
 @storage_option
-@click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="text", show_default=True)
-@click.option("--at", type=click.Choice(["last", "best"]), help="Last step or best evaluation; as the study says if not given.")
-@click.option("--ddof", type=click.IntRange(0, 1), default=1, show_default=True, help="1: sample std; 0: population std.")
+@format_option
+@at_option
+@ddof_option
 @click.option("--trials", is_flag=True, help="One row a trial with its settings, instead of the study's table.")
 @click.option(
     "--source",
@@ -153,12 +160,21 @@ def table(name: str, storage: str, format_: str, at: str | None, ddof: int, tria
     """Print or export the mean ± std table of the study NAME."""
     study_, journal = _open(name, storage)
     records = _records(study_, journal, storage, source)
-    text = _draw(study_, records, "trials" if trials else "results", format_, at=at, ddof=ddof)
-    if out is None:
-        click.echo(text)
-    else:
-        Path(out).write_text(text + "\n", encoding="utf-8")
-        click.echo(f"wrote {out}")
+    _print_or_write(_draw(study_, records, "trials" if trials else "results", format_, at=at, ddof=ddof), out)
+
+
+@study.command("pseudo-labels")
+@click.argument("name")
+@storage_option
+@format_option
+@at_option
+@ddof_option
+@click.option("--out", type=click.Path(dir_okay=False), help="Write to a file instead of the terminal.")
+def pseudo_labels(name: str, storage: str, format_: str, at: str | None, ddof: int, out: str | None) -> None:
+    """Print or export how good the pseudo-labels of the study NAME are, by source and class (the paper's Table 4)."""
+    study_, journal = _open(name, storage)
+    records = _records(study_, journal, storage, "journal")
+    _print_or_write(_draw(study_, records, "pseudo_labels", format_, at=at, ddof=ddof), out)
 
 
 @study.command()
@@ -365,9 +381,18 @@ def _records(study_: Study, journal: Journal, storage: str, source: str) -> list
         raise click.ClickException(f"{error}; bring it level with: css-ray study sync {study_.name}") from None
 
 
+def _print_or_write(text: str, out: str | None) -> None:
+    if out is None:
+        click.echo(text)
+    else:
+        Path(out).write_text(text + "\n", encoding="utf-8")
+        click.echo(f"wrote {out}")
+
+
 def _draw(study_: Study, records: list[Any], kind: str, format_: str, *, at: str | None = None, ddof: int = 1) -> str:
-    """The study's table ("results") or the list of its trials ("trials") in one of FORMATS."""
+    """The study's table ("results"), its trials ("trials") or their pseudo-labels ("pseudo_labels") in one of FORMATS."""
     from css_ray.reports import paper, render, table
+    from css_ray.reports.pseudo_labels import pseudo_label_table
 
     draw = {
         "text": render.to_text,
@@ -385,6 +410,9 @@ def _draw(study_: Study, records: list[Any], kind: str, format_: str, *, at: str
         "mode": objective.mode,
     }
     try:
+        if kind == "pseudo_labels":
+            settings = {key: settings[key] for key in ("at", "ddof", "splits")}
+            return draw(pseudo_label_table(records, **settings))
         if kind == "trials":
             # The row says the method and its fixed settings; what else the study varies has a column each.
             varied = [path for path in (*study_.grid, *study_.space) if path != "method"]
@@ -405,9 +433,12 @@ def _log_tables(study_: Study, journal: Journal, storage: str) -> None:
     records = records_from_events(journal.events)
     if not records:
         return
+    scored = any(
+        name.startswith("pseudo/") for record in records for name in (record.last if record.status == "finished" else ())
+    )
     files = {
         f"{kind}.{FORMATS[format_]}": _draw(study_, records, kind, format_)
-        for kind in ("results", "trials")
+        for kind in ("results", "trials", *(["pseudo_labels"] if scored else []))
         for format_ in FORMATS
         if format_ != "text"
     }

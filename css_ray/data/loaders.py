@@ -97,6 +97,8 @@ class TrainBatches(Dataset[Batch]):
         self._world_size = world_size
         self._labelled = _Samples(dataset.train, dataset.train.positions(split.labelled), masks=True)
         self._unlabelled = _Samples(dataset.train, dataset.train.positions(split.unlabelled), masks=False)
+        # Whole batches alone, as the released code counts (drop_last); the stream itself drops no image.
+        self._steps_per_epoch = max(1, len(split.labelled) // (world_size * labelled_batch))
 
     def __getitem__(self, step: int) -> Batch:
         images, labels = [], []
@@ -116,6 +118,7 @@ class TrainBatches(Dataset[Batch]):
             labels=torch.stack(labels),
             unlabelled_images=_unit(torch.stack(weak)) if weak else torch.empty(0, 3, crop, crop),
             unlabelled_valid=torch.stack(valid) if valid else torch.empty(0, crop, crop, dtype=torch.bool),
+            labelled_epoch=step // self._steps_per_epoch,
         )
 
     def _drawn(self, stream: str, samples: _Samples, batch: int, step: int) -> Iterator[tuple[Sample, Random]]:
@@ -201,10 +204,34 @@ def make_val_loader(subset: Shards, *, rank: int, world_size: int, batch_size: i
 
     Raises ValueError if batch_size < 1 or rank is not in 0..world_size-1; while iterated, if an image has no mask.
     """
+    _check_val(rank, world_size, batch_size)
+    return _ValBatches(_Samples(subset, range(rank, len(subset), world_size), masks=True), batch_size)
+
+
+def make_unlabelled_val_loader(
+    dataset: DataSet, split: Split, *, count: int, rank: int, world_size: int, batch_size: int
+) -> Iterable[tuple[Tensor, Tensor]] | None:
+    """The first `count` unlabelled images of the split that have a mask, whole, as `make_val_loader` gives them.
+
+    Their ground truth is for scoring pseudo-labels only: no loss may see it. None, on every rank alike, where there is no such
+    image; a rank may have none of them all the same.
+
+    Raises ValueError if count < 0, or as `make_val_loader`.
+    """
+    if count < 0:
+        raise ValueError(f"count must be >= 0, got {count}; it is a number of images")
+    _check_val(rank, world_size, batch_size)
+    shown = dataset.train.classes
+    masked = [position for position in dataset.train.positions(split.unlabelled) if shown[position] is not None][:count]
+    if not masked:
+        return None
+    return _ValBatches(_Samples(dataset.train, masked[rank::world_size], masks=True), batch_size)
+
+
+def _check_val(rank: int, world_size: int, batch_size: int) -> None:
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}")
     _check_rank(rank, world_size)
-    return _ValBatches(_Samples(subset, range(rank, len(subset), world_size), masks=True), batch_size)
 
 
 def _check_rank(rank: int, world_size: int) -> None:

@@ -38,15 +38,15 @@ def scale_and_crop(
     across, down = x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)
     grid = torch.stack([across * (2 / width) - 1, down * (2 / height) - 1], dim=-1)
     scaled = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="reflection", align_corners=False)
-    inside = (y < height)[:, :, None] & (x < width)[:, None, :]
+    outside = (y >= height)[:, :, None] | (x >= width)[:, None, :]
     row, column = y.long().clamp(max=height - 1), x.long().clamp(max=width - 1)
-    index = (row[:, :, None] * width + column[:, None, :]).flatten(1)
+    image = torch.arange(num_images, device=device)[:, None]
     moved = []
     for item, fill in zip(maps, fills, strict=True):
-        flat = item.flatten(-2).movedim(0, -2)  # [..., B, HW]
-        taken = flat.gather(-1, index.expand_as(flat)).movedim(-2, 0).view_as(item)
-        keep = inside.view(num_images, *[1] * (item.dim() - 3), height, width)
-        moved.append(torch.where(keep, taken, torch.full_like(taken, fill)))
+        between = [1] * (item.dim() - 3)
+        rows = item.movedim(-2, 1)[image, row]  # [B, H, ..., W]: whole rows first, which is fast
+        taken = rows.gather(-1, column.view(num_images, 1, *between, width).expand_as(rows)).movedim(1, -2)
+        moved.append(taken.masked_fill_(outside.view(num_images, *between, height, width), fill))
     return scaled, tuple(moved)
 
 

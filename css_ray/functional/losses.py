@@ -1,4 +1,4 @@
-"""Losses in logit space: supervised (Eq. 7), with hard example mining, and unsupervised (Eq. 8 and two other reductions).
+"""Losses in logit space: supervised (Eq. 7), with hard example mining, and unsupervised (Eq. 8 and three other reductions).
 
 All take logits [B, C, H, W] at the size of the labels [B, H, W], work in float32 (float64 stays), never see IGNORE_INDEX, never
 ask the host, and are 0 with a zero gradient where no pixel is left.

@@ -19,7 +19,11 @@ from css_ray.types import Prediction
 class ModelConfig(Config):
     """The network of a study. The defaults are the paper's."""
 
-    encoder: str = knob("resnet101", help="tiny, or a timm network by name (resnet101d has the deep stem of Tables 2 and 3)")
+    encoder: str = knob(
+        "resnet101",
+        help="tiny, or a timm network by name: resnet101.tv_in1k has the weights that the published code starts from, "
+        "resnet101s the deep stem of Tables 2 and 3",
+    )
     output_stride: Literal[4, 8, 16] = knob(8, help="stride of the deep feature; 4 serves the tiny encoder on small images")
     pretrained: bool | str = knob(True, help="true downloads timm's weights; a path loads a .safetensors or .pth file")
     decoder_channels: int = knob(256, help="channels of the pyramid pooling and of the heads", ge=1)

@@ -1,53 +1,138 @@
-"""Scores of a predictor on a set of images, each counted once over all ranks."""
+"""Scores of a predictor and of pseudo-labels on sets of images, each image counted once over all ranks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from css_ray import distributed
 from css_ray.functional.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
+from css_ray.functional.windows import WindowAverage, sliding_window
+from css_ray.methods.base import Method
 from css_ray.models.segmenter import Segmenter
-from css_ray.types import Evaluation
+from css_ray.types import IGNORE_INDEX, Evaluation
+
+_PROBE_SIZE = 64
+"""Side in pixels of the black image that tells a rank without images which pseudo-labels there are."""
 
 
 @torch.no_grad()
-def evaluate(predictor: Segmenter, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu") -> Evaluation:
-    """Run `predictor` on whole images and score the argmax against the labels.
+def evaluate(
+    predictor: Segmenter,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | str = "cpu",
+    *,
+    window: int | None = None,
+    average: WindowAverage = "probabilities",
+) -> Evaluation:
+    """Run `predictor` and score the argmax against the labels.
 
     batches: pairs of images [B, 3, H, W] in [0, 1] and labels [B, H, W]; over the ranks, each image once. The predictor is
     put into eval mode and back. The matrices of all ranks are summed before any ratio is taken.
+    window: side in pixels of the windows whose probabilities or logits (`average`) are averaged; None predicts whole images.
     Raises ValueError where no pixel of the images is labelled.
     """
     num_classes = predictor.num_classes
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     num_images = torch.zeros((), dtype=torch.int64, device=device)
-    training = predictor.training
-    predictor.eval()
-    for images, labels in batches:
-        prediction = predictor.predict(images.to(device, non_blocking=True)).argmax(dim=1)
-        matrix += confusion_matrix(prediction, labels.to(device, non_blocking=True), num_classes)
-        num_images += len(images)
-    predictor.train(training)
+
+    def scores(images: Tensor) -> Tensor:
+        return predictor.predict(images) if window is None else sliding_window(predictor.predict, images, window, average)
+
+    with _eval_mode(predictor):
+        for images, labels in batches:
+            prediction = scores(images.to(device, non_blocking=True)).argmax(dim=1)
+            matrix += confusion_matrix(prediction, labels.to(device, non_blocking=True), num_classes)
+            num_images += len(images)
     matrix = distributed.all_reduce_sum(matrix).cpu()
     if not matrix.any():
         raise ValueError("the validation images have no labelled pixel; prepare the data set with masks for them")
-    mean, _ = mean_iou(matrix)
+    mean, num_absent = mean_iou(matrix)
     return Evaluation(
         miou=100 * mean,
         iou=tuple(None if math.isnan(iou) else 100 * iou for iou in class_iou(matrix).tolist()),
         pixel_accuracy=100 * pixel_accuracy(matrix),
         num_images=int(distributed.all_reduce_sum(num_images)),
+        num_absent_classes=num_absent,
     )
 
 
 def evaluation_metrics(evaluation: Evaluation, class_names: tuple[str, ...]) -> dict[str, float]:
-    """An evaluation as metrics: `val/miou`, `val/pixel_accuracy`, `val/iou/<class>` (absent classes left out), in percent."""
-    metrics = {"val/miou": evaluation.miou, "val/pixel_accuracy": evaluation.pixel_accuracy}
+    """An evaluation as metrics: `val/miou`, `val/pixel_accuracy` and `val/iou/<class>` in percent, and `val/absent_classes`.
+
+    Classes in neither prediction nor ground truth have no IoU; `val/absent_classes` is how many the mean leaves out.
+    """
+    metrics = {
+        "val/miou": evaluation.miou,
+        "val/pixel_accuracy": evaluation.pixel_accuracy,
+        "val/absent_classes": float(evaluation.num_absent_classes),
+    }
     for name, iou in zip(class_names, evaluation.iou, strict=True):
         if iou is not None:
             metrics[f"val/iou/{name}"] = iou
     return metrics
+
+
+@torch.no_grad()
+def pseudo_label_quality(
+    method: Method,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    class_names: tuple[str, ...],
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """How good the pseudo-labels of `method` are (Table 4), in percent, for each of its sources.
+
+    batches: as for `evaluate`, of unlabelled images whose ground truth is known. The method is put into eval mode and back, and
+    nothing of it changes.
+
+    `pseudo/kept/<source>`: share of the pixels with ground truth that got a pseudo-label. `pseudo/miou/<source>` and
+    `pseudo/iou/<source>/<class>`: over the pixels that have both. What would be a ratio of nothing is left out; a method
+    without pseudo-labels has no metric.
+    """
+    num_classes = len(class_names)
+    matrices: dict[str, Tensor] = {}
+    num_labelled = torch.zeros((), dtype=torch.int64, device=device)
+    with _eval_mode(method):
+        for images, labels in batches:
+            labels = labels.to(device, non_blocking=True)
+            num_labelled += (labels != IGNORE_INDEX).sum()
+            for source, pseudo in method.pseudo_labels(images.to(device, non_blocking=True)).items():
+                both = torch.where(pseudo == IGNORE_INDEX, IGNORE_INDEX, labels)
+                matrix = confusion_matrix(pseudo, both, num_classes)
+                matrices[source] = matrices[source] + matrix if source in matrices else matrix
+        if not matrices:
+            # All ranks must sum the same matrices, and this one had no image to learn their names from.
+            empty = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+            probe = torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE, device=device)
+            matrices = dict.fromkeys(method.pseudo_labels(probe), empty)
+    if not matrices:
+        return {}
+    sources = sorted(matrices)
+    sums = distributed.all_reduce_sum(torch.stack([matrices[source] for source in sources])).cpu()
+    labelled = int(distributed.all_reduce_sum(num_labelled))
+    metrics: dict[str, float] = {}
+    for source, matrix in zip(sources, sums, strict=True):
+        if labelled:
+            metrics[f"pseudo/kept/{source}"] = 100 * int(matrix.sum()) / labelled
+        if matrix.any():
+            metrics[f"pseudo/miou/{source}"] = 100 * mean_iou(matrix)[0]
+        for name, iou in zip(class_names, class_iou(matrix).tolist(), strict=True):
+            if not math.isnan(iou):
+                metrics[f"pseudo/iou/{source}/{name}"] = 100 * iou
+    return metrics
+
+
+@contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode within, and each part's own mode again after."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from css_ray import distributed
 from css_ray.methods.base import Method
+from css_ray.models.segmenter import Segmenter
 from css_ray.training.checkpoint import STATE_FILE, read_random_state, read_tensors, set_random_state, write_checkpoint
-from css_ray.training.evaluate import evaluate, evaluation_metrics
+from css_ray.training.evaluate import evaluate, evaluation_metrics, pseudo_label_quality
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import Reporter
 from css_ray.training.settings import TrainConfig
@@ -50,6 +52,8 @@ def fit(
     class_names: tuple[str, ...],
     seed: int,
     reporter: Reporter,
+    unlabelled_batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    crop: int | None = None,
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     keep_best: Callable[[dict[str, Tensor]], None] = lambda state: None,
@@ -58,15 +62,28 @@ def fit(
 
     make_batches(step): this rank's batches from `step` (of `config.iterations`) on, a pure function of the step.
     seed: of the generators that augmentation and sampling draw from; each rank draws its own numbers.
+    unlabelled_batches: unlabelled images with their ground truth, on which each evaluation scores the method's pseudo-labels
+    too; nothing is learnt from them. None on every rank, or on none.
+    crop: side in pixels of the training crop, which is the window where `config.evaluation` is sliding_window.
     checkpoint: a folder that the reporter's `write_checkpoint` filled; the run goes on from there, bit for bit where
     the number of ranks is the same and the device computes deterministically (the CPU does, with as many threads).
     keep_best(state): called on rank 0 with the predictor's weights after an evaluation that is better than all before.
 
-    Raises NonFiniteLossError with the step, the loss's name and where the last good checkpoint is.
+    Raises NonFiniteLossError with the step, the loss's name and where the last good checkpoint is; ValueError, before the
+    first step, where the evaluation needs a crop and has none.
     """
+    window = crop if config.evaluation == "sliding_window" else None
+    if config.evaluation == "sliding_window" and window is None:
+        raise ValueError("evaluation is sliding_window and crop is None; give the training crop, which is the window's side")
     method.to(device)
     if config.channels_last:
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.compile:
+        # In place, so that the names in state_dict stay; `predict`, which meets images of any size, is not part of forward and
+        # runs as it is.
+        for part in method.modules():
+            if isinstance(part, Segmenter):
+                part.compile()  # type: ignore[no-untyped-call]
     optimizer = make_optimizer(method, config)
     progress = _Progress()
     torch.manual_seed(seed * 1_000_003 + distributed.rank())
@@ -104,10 +121,16 @@ def fit(
         at_end = progress.step == config.iterations
         evaluating = at_end or progress.step % config.evaluate_every == 0
         if evaluating or progress.step % config.log_every == 0:
-            reporter.logged(progress.step, curves.means(lr, last_good))
+            means = curves.means(lr, last_good)
+            reporter.logged(progress.step, means | _diagnostics(losses))
+        del losses, total  # what a diagnostic holds on to would lie beside the next step's activations
         if evaluating:
             _agree_on_buffers(method)
-            metrics = evaluation_metrics(evaluate(method.predictor(), val_batches, device), class_names)
+            evaluation = evaluate(method.predictor(), val_batches, device, window=window, average=config.window_average)
+            metrics = evaluation_metrics(evaluation, class_names)
+            if unlabelled_batches is not None:
+                with _uncompiled(config):
+                    metrics |= pseudo_label_quality(method, unlabelled_batches, class_names, device)
             progress.seconds = time.monotonic() - started
             progress.last = metrics
             if not progress.best or metrics["val/miou"] > progress.best["val/miou"]:
@@ -169,18 +192,40 @@ class _Curves:
         names = list(self.sums)
         sums = distributed.all_reduce_sum(torch.stack([self.sums[name] for name in names]))
         means = dict(zip(names, (sums / (self.steps * distributed.world_size())).tolist(), strict=True))
-        steps = {name: self.bad_step[name].item() for name in self.terms}
-        for name in self.terms:
-            # The sum over the ranks is the same number everywhere, so all ranks stop together.
-            if not math.isfinite(means[name]):
-                step = f"at step {steps[name]:.0f}" if math.isfinite(steps[name]) else "on another rank"
-                raise NonFiniteLossError(
-                    f"loss '{name}' became {means[name]} {step}; {last_good}; a lower train.lr often helps"
-                )
+        # The sum over the ranks is the same number everywhere, so all ranks stop together.
+        if not all(math.isfinite(means[name]) for name in self.terms):
+            name, step = self._first_bad()
+            raise NonFiniteLossError(
+                f"loss '{name}' became {means[name]} at step {step:.0f}; {last_good}; a lower train.lr often helps"
+            )
         total = sum(means[name] for name in self.terms)
         self.sums, self.bad_step, self.steps = {}, {}, 0
         finite = {f"train/{name}": value for name, value in means.items() if math.isfinite(value)}
         return {"train/loss": total, **finite, "train/lr": lr}
+
+    def _first_bad(self) -> tuple[str, float]:
+        """The loss that was the first not to be finite, and at which step; the other losses and ranks follow one step later."""
+        steps = torch.zeros(distributed.world_size(), len(self.terms), device=self.device)
+        steps[distributed.rank()] = torch.stack([self.bad_step[name] for name in self.terms])
+        firsts = distributed.all_reduce_sum(steps).amin(dim=0).tolist()
+        return min(zip(self.terms, firsts, strict=True), key=lambda pair: pair[1])
+
+
+@torch.no_grad()
+def _diagnostics(losses: Losses) -> dict[str, float]:
+    """The diagnostics of one step as `train/<name>`: means over the ranks, those that are not finite left out."""
+    values = losses.diagnostics()
+    if not values:
+        return {}
+    names = sorted(values)  # the same order on every rank
+    sums = distributed.all_reduce_sum(torch.stack([values[name].detach().float() for name in names]))
+    means = zip(names, (sums / distributed.world_size()).tolist(), strict=True)
+    return {f"train/{name}": mean for name, mean in means if math.isfinite(mean)}
+
+
+def _uncompiled(config: TrainConfig) -> AbstractContextManager[object]:
+    """Within, compiled networks run as they are: whole images of many sizes would be compiled one by one."""
+    return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
 
 
 def _distributed(method: Method) -> nn.Module:
@@ -189,6 +234,8 @@ def _distributed(method: Method) -> nn.Module:
     # Without SyncBatchNorm (there is none on the CPU) rank 0's running statistics are everyone's; with it they agree by
     # themselves.
     on_gpu = any(parameter.is_cuda for parameter in method.parameters())
+    # A method's own buffers keep themselves equal on all ranks, or are meant not to be.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, list(method.rank_local))  # type: ignore[no-untyped-call]
     return DistributedDataParallel(method, broadcast_buffers=not on_gpu, gradient_as_bucket_view=True)
 
 

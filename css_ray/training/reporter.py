@@ -15,10 +15,13 @@ class Reporter(Protocol):
     """What the loop calls. Every rank calls every method at the same steps, so that an implementation may synchronise."""
 
     def logged(self, step: int, metrics: Metrics) -> None:
-        """Training curves at `step` (optimizer steps done): `train/loss`, one `train/<term>` each, `train/lr`."""
+        """Training curves at `step` (optimizer steps done): `train/loss`, one `train/<term>` each, `train/lr`.
+
+        A metric that has no finite value at a step is left out there.
+        """
 
     def evaluated(self, step: int, metrics: Metrics, write_checkpoint: Callable[[Path], None]) -> None:
-        """Scores at `step`, in percent: `val/miou`, `val/pixel_accuracy`, `val/iou/<class>`.
+        """Scores at `step`, in percent: those of `evaluate.evaluation_metrics`, and of `evaluate.pseudo_label_quality`.
 
         `write_checkpoint(folder)` writes this rank's files of a checkpoint from which the run goes on exactly after this
         evaluation. Call it before returning, or not at all.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from css_ray.config import Config, knob
+from css_ray.functional.windows import WindowAverage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,14 @@ class TrainConfig(Config):
     log_every: int = knob(50, ge=1, help="steps between two points of the training curves")
     precision: Literal["fp32", "bf16"] = knob("fp32", help="bf16 runs the networks under autocast; losses stay in fp32")
     channels_last: bool = knob(False, help="memory layout of the networks; often faster on a GPU")
+    compile: bool = knob(False, help="torch.compile the student and the teacher; worth its start-up time on a GPU")
+    evaluation: Literal["whole_image", "sliding_window"] = knob(
+        "whole_image", help="sliding_window averages windows of the training crop, as the paper does on Cityscapes"
+    )
+    window_average: WindowAverage = knob("probabilities", help="what the windows that cover a pixel are averaged in")
+    diagnose_images: int = knob(
+        32, ge=0, help="unlabelled images with ground truth whose pseudo-labels are scored at each evaluation; 0: none"
+    )
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from css_ray.data import loaders, shards
-from css_ray.data.loaders import TrainBatches, make_train_loader, make_val_loader
+from css_ray.data.loaders import TrainBatches, make_train_loader, make_unlabelled_val_loader, make_val_loader
 from css_ray.data.shards import DataSet, DatasetInfo, Row, Shards, Source, open_dataset, write_dataset
 from css_ray.data.splits import Split
 from css_ray.types import IGNORE_INDEX, Batch
@@ -143,6 +143,25 @@ def test_steps_are_pure(dataset: DataSet, split: Split) -> None:
     assert load(dataset, split, start_step=10) == []
 
 
+@pytest.mark.parametrize(
+    ("labelled_batch", "world_size", "epochs"),
+    [
+        (1, 1, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]),  # 5 labelled images
+        (2, 1, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]),  # two whole batches, the fifth image is not counted
+        (1, 2, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]),
+        (4, 1, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (3, 2, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),  # a batch larger than the pool is an epoch
+    ],
+)
+def test_epochs_are_counted_in_whole_labelled_batches(
+    dataset: DataSet, split: Split, labelled_batch: int, world_size: int, epochs: list[int]
+) -> None:
+    changes = {"labelled_batch": labelled_batch, "world_size": world_size}
+    for rank in range(world_size):
+        assert [batch.labelled_epoch for batch in load(dataset, split, rank=rank, **changes)] == epochs
+    assert [batch.labelled_epoch for batch in load(dataset, split, start_step=7, **changes)] == epochs[7:]
+
+
 def test_an_image_is_changed_anew_at_each_step_and_seed(dataset: DataSet) -> None:
     one = Split(0, ("train-02",), ("train-06",), "")  # 12x16 pixels: 45 places for an unlabelled crop of 8
     batches = [
@@ -250,6 +269,43 @@ def test_validation_batches_are_full_and_repeatable(dataset: DataSet) -> None:
 def test_a_validation_image_without_a_mask_is_named(dataset: DataSet) -> None:
     with pytest.raises(ValueError, match="these have none: train-05"):
         list(make_val_loader(dataset.train, rank=0, world_size=1, batch_size=1))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+@pytest.mark.parametrize(("count", "expected"), [(1, [1]), (3, [1, 2, 3]), (4, [1, 2, 3, 4]), (100, [1, 2, 3, 4])])
+def test_unlabelled_images_with_a_mask_are_scored_once(
+    dataset: DataSet, monkeypatch: pytest.MonkeyPatch, world_size: int, count: int, expected: list[int]
+) -> None:
+    # Images 0..4 have masks. Image 0 is labelled here; 5..11 are unlabelled and have none.
+    decoded: list[int] = []
+    sample = Shards.sample
+    monkeypatch.setattr(Shards, "sample", lambda self, index, **kw: decoded.append(index) or sample(self, index, **kw))
+    ids = dataset.train.ids
+    numbers: list[int] = []
+    for rank in range(world_size):
+        split = Split(0, ids[:1], ids[1:], "")
+        loader = make_unlabelled_val_loader(dataset, split, count=count, rank=rank, world_size=world_size, batch_size=2)
+        assert loader is not None  # also on a rank without an image: all ranks know alike that there are some
+        found = []
+        for images, labels in loader:
+            assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+            assert images.shape == (len(labels), 3, *labels.shape[1:])
+            for label in labels:
+                number = int(label[0, 0])
+                assert tuple(label.shape) == SIZES[number % len(SIZES)] and bool((label == number).all())
+                found.append(number)
+        assert found == expected[rank::world_size]
+        numbers += found
+    assert sorted(numbers) == sorted(decoded) == expected
+
+
+def test_no_unlabelled_image_has_a_mask(dataset: DataSet, split: Split) -> None:
+    settings = {"rank": 0, "world_size": 1, "batch_size": 1}
+    assert make_unlabelled_val_loader(dataset, split, count=9, **settings) is None  # all that have one are labelled
+    ids = dataset.train.ids
+    assert make_unlabelled_val_loader(dataset, Split(0, ids[:1], ids[1:], ""), count=0, **settings) is None
+    with pytest.raises(ValueError, match="count must be >= 0, got -1"):
+        make_unlabelled_val_loader(dataset, split, count=-1, **settings)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from css_ray.functional.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
+from css_ray.functional.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy, quantiles
 from css_ray.types import IGNORE_INDEX
 
 
@@ -34,3 +34,11 @@ def test_matrices_add_up() -> None:
 
 def test_nothing_counted() -> None:
     assert math.isnan(mean_iou(torch.zeros(2, 2))[0]) and math.isnan(pixel_accuracy(torch.zeros(2, 2)))
+
+
+def test_quantiles_of_the_valid_values() -> None:
+    values = torch.arange(101.0).flip(0)
+    doubled, valid = torch.cat([values, values + 1000]), torch.arange(202) < 101
+    found = {name: float(value) for name, value in quantiles("confidence", doubled, valid).items()}
+    assert found == {"confidence_q05": 5.0, "confidence_q50": 50.0, "confidence_q95": 95.0}
+    assert all(value.isnan() for value in quantiles("confidence", values, torch.zeros(101, dtype=torch.bool)).values())

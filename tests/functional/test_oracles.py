@@ -19,7 +19,14 @@ from css_ray.functional.losses import (
 )
 from css_ray.functional.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 from css_ray.functional.pseudo_labels import at_class, most_likely
-from css_ray.functional.similarity import class_means, class_sums, cosine_similarity, moving_average, softmax_similarity
+from css_ray.functional.similarity import (
+    class_means,
+    class_sums,
+    closest_prototypes,
+    cosine_similarity,
+    moving_average,
+    softmax_similarity,
+)
 from css_ray.types import IGNORE_INDEX
 
 B, C, D, H, W = 2, 6, 5, 4, 3
@@ -263,6 +270,23 @@ def test_relation_graph(seed: int, dtype: torch.dtype, temperature: float) -> No
         chances = softmax([cosine(prototypes[c].tolist(), prototypes[k].tolist()) / temperature for k in others])
         expected = dict(zip(others, chances, strict=True))
         close(found[c], [expected.get(k, 0.0) for k in range(C)], dtype)
+
+
+@seeds
+@dtypes
+def test_closest_prototypes(seed: int, dtype: torch.dtype) -> None:
+    prototypes = draw(seed, dtype, C, D).detach()
+    seen = torch.tensor([c not in ABSENT for c in range(C)])
+    pairs = {
+        (first, second): cosine(prototypes[first].tolist(), prototypes[second].tolist())
+        for first in range(C)
+        for second in range(first + 1, C)
+        if seen[first] and seen[second]
+    }
+    largest, first, second = closest_prototypes(prototypes, seen)
+    expected = max(pairs, key=lambda pair: pairs[pair])
+    assert (int(first), int(second)) == expected
+    close(largest, pairs[expected], dtype)  # type: ignore[arg-type]
 
 
 @seeds

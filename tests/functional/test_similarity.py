@@ -9,7 +9,9 @@ from css_ray.functional.pseudo_labels import most_likely
 from css_ray.functional.resizing import upsample
 from css_ray.functional.similarity import (
     class_sums,
+    closest_prototypes,
     cosine_similarity,
+    highest_temperature,
     indicator_bound,
     moving_average,
     softmax_similarity,
@@ -66,6 +68,22 @@ def test_the_bound_is_reached_by_the_best_possible_cosines(num_classes: int, tem
     assert (
         float(reached) == pytest.approx(bound, abs=5e-4) == pytest.approx(indicator_bound(num_classes, temperature), abs=5e-4)
     )
+
+
+@pytest.mark.parametrize(("num_classes", "threshold"), [(21, 0.7), (19, 0.97), (5, 0.3), (2, 0.6)])
+def test_above_the_highest_temperature_the_threshold_is_out_of_reach(num_classes: int, threshold: float) -> None:
+    highest = highest_temperature(num_classes, threshold)
+    assert indicator_bound(num_classes, highest) == pytest.approx(threshold)
+    assert indicator_bound(num_classes, 0.99 * highest) > threshold > indicator_bound(num_classes, 1.01 * highest)
+
+
+def test_at_any_temperature_a_threshold_of_chance_is_in_reach() -> None:
+    assert highest_temperature(4, 0.25) == math.inf
+    assert indicator_bound(4, 1e6) > 0.25 - 1e-9
+
+
+def test_one_prototype_has_no_closest() -> None:
+    assert closest_prototypes(torch.eye(3), torch.tensor([False, True, False]))[0].isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

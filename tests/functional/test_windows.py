@@ -58,10 +58,14 @@ def by_pixel(images: Tensor, tops: list[int], lefts: list[int], window: int, ave
                 for top in tops:
                     for left in lefts:
                         if top <= y < top + window and left <= x < left + window:
-                            logits = predict(images[b : b + 1, :, top : top + window, left : left + window])[0, :, y - top, x - left]
+                            logits = predict(images[b : b + 1, :, top : top + window, left : left + window])[
+                                0, :, y - top, x - left
+                            ]
                             exponentials = [math.exp(value) for value in logits.tolist()]
                             found.append(
-                                [value / sum(exponentials) for value in exponentials] if average == "probabilities" else logits.tolist()
+                                [value / sum(exponentials) for value in exponentials]
+                                if average == "probabilities"
+                                else logits.tolist()
                             )
                 for c in range(3):
                     result[b, c, y, x] = sum(scores[c] for scores in found) / len(found)
@@ -101,7 +105,9 @@ def test_half_precision_logits_are_averaged_in_float32() -> None:
     assert torch.allclose(scores.sum(dim=1), torch.ones(1, 6, 9), atol=1e-6)
 
 
-@pytest.mark.parametrize(("size", "window", "message"), [(0, 4, "size must be >= 1, got 0"), (4, 0, "window must be >= 1, got 0")])
+@pytest.mark.parametrize(
+    ("size", "window", "message"), [(0, 4, "size must be >= 1, got 0"), (4, 0, "window must be >= 1, got 0")]
+)
 def test_bad_sizes_are_named(size: int, window: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         window_starts(size, window)

@@ -16,12 +16,15 @@ from torch import Tensor
 from css_ray import distributed
 from css_ray.methods import METHODS, Method
 from css_ray.models import ModelConfig, make_segmenter
+from css_ray.training import evaluate
 from css_ray.training.loop import Fit, NonFiniteLossError, fit
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import FolderReporter, SilentReporter
 from css_ray.training.settings import TrainConfig
-from css_ray.types import Batch
+from css_ray.types import IGNORE_INDEX, Batch, Losses
 from css_ray.views import Views
+
+torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
 
 NUM_CLASSES = 3
 NAMES = ("sky", "road", "tree")
@@ -132,7 +135,8 @@ def test_what_is_reported() -> None:
     _, first = reporter.logs[0]
     assert first["train/loss"] == pytest.approx(first["train/sup"] + first["train/unsup"] + first["train/contrast"])
     assert first["train/lr"] == pytest.approx(0.05 * (1 - 1 / 5) ** 0.9)
-    assert set(reporter.evaluations[-1][1]) <= {"val/miou", "val/pixel_accuracy", *(f"val/iou/{name}" for name in NAMES)}
+    known = {"val/miou", "val/pixel_accuracy", "val/absent_classes", *(f"val/iou/{name}" for name in NAMES)}
+    assert set(reporter.evaluations[-1][1]) <= known
     assert result.best["val/miou"] == max(metrics["val/miou"] for _, metrics in reporter.evaluations)
     assert kept and kept[0].keys() == method.predictor().state_dict().keys()
 
@@ -156,6 +160,184 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_step_and_checkpoint(tmp_p
     assert [step for step, _ in reporter.evaluations] == [2, 4]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_before_the_first_checkpoint_there_is_none_to_go_back_to(value: float) -> None:
+    def poisoned(start: int) -> Iterable[Batch]:
+        for step in range(start, 6):
+            good = batch(step)
+            if step >= 1:
+                good.labelled_images.fill_(value)
+            yield good
+
+    reporter = SilentReporter()
+    with pytest.raises(NonFiniteLossError, match=r"loss 'sup' became nan at step 2; no checkpoint was written yet; a lower"):
+        run(
+            make_method("supervised"),
+            TrainConfig(iterations=6, lr=0.05, evaluate_every=4, log_every=3),
+            make_batches=poisoned,
+            reporter=reporter,
+        )
+    assert reporter.logs == [] and reporter.evaluations == []  # step 3 was the first that would have said anything
+
+
+def test_the_loss_that_failed_first_is_named() -> None:
+    # Step 2's unlabelled images poison the weights, so that at step 3 every loss is NaN.
+    def poisoned(start: int) -> Iterable[Batch]:
+        for step in range(start, 6):
+            good = batch(step)
+            if step == 1:
+                good.unlabelled_images.fill_(math.nan)
+            yield good
+
+    config = TrainConfig(iterations=6, lr=0.05, evaluate_every=6, log_every=4)
+    settings = {"consistency": "probabilities"}  # the mean of squares lets every NaN through
+    with pytest.raises(NonFiniteLossError, match=r"loss 'unsup' became nan at step 2"):
+        run(make_method("mean_teacher", **settings), config, make_batches=poisoned)
+
+
+def test_a_resumed_run_that_fails_names_the_checkpoint_it_came_from(tmp_path: Path) -> None:
+    config = TrainConfig(iterations=6, lr=0.05, evaluate_every=3, log_every=1)
+    with pytest.raises(Interrupted):
+        run(make_method("supervised"), config, reporter=InterruptAfter(tmp_path, step=4))
+
+    def poisoned(start: int) -> Iterable[Batch]:
+        assert start == 3
+        for step in range(start, 6):
+            good = batch(step)
+            good.labelled_images.fill_(math.nan)
+            yield good
+
+    checkpoint = FolderReporter(tmp_path).checkpoint
+    with pytest.raises(NonFiniteLossError, match="became nan at step 4; the last good checkpoint is at step 3"):
+        run(make_method("supervised"), config, make_batches=poisoned, checkpoint=checkpoint)
+
+
+class Diagnosed(METHODS["supervised"]):  # type: ignore[misc, name-defined]
+    """Says, when asked, at which step it was asked and what is not finite."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.step, self.asked = 0, []
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        losses = super().forward(batch, progress)
+        self.step += 1
+
+        def diagnostics(step: int = self.step) -> dict[str, Tensor]:
+            self.asked.append(step)
+            return {
+                "step": torch.tensor(step + distributed.rank() / 2),
+                "infinite": torch.tensor(math.inf),
+                "undefined": torch.tensor(math.nan),
+            }
+
+        return Losses(losses.terms, losses.logs, diagnostics)
+
+
+def make_diagnosed() -> Method:
+    torch.manual_seed(0)
+    return Diagnosed(lambda: make_segmenter(MODEL, NUM_CLASSES, representation=False), Diagnosed.Config(), Views())
+
+
+def test_diagnostics_are_computed_at_the_points_of_the_curves_alone() -> None:
+    method, reporter = make_diagnosed(), SilentReporter()
+    run(method, TrainConfig(iterations=8, lr=0.05, evaluate_every=5, log_every=3), reporter=reporter)
+    assert method.asked == [3, 5, 6, 8]
+    assert [(step, metrics["train/step"]) for step, metrics in reporter.logs] == [(3, 3.0), (5, 5.0), (6, 6.0), (8, 8.0)]
+    for _, metrics in reporter.logs:
+        assert set(metrics) == {"train/loss", "train/sup", "train/lr", "train/step"}
+
+
+def unlabelled_batches() -> list[tuple[Tensor, Tensor]]:
+    """Of two sizes, some pixels void."""
+    found = []
+    for step, size in ((2000, 24), (2001, 20)):
+        held_out = batch(step, size=3)
+        labels = held_out.labels[:, :size].clone()
+        labels[:, :5] = IGNORE_INDEX
+        found.append((held_out.labelled_images[:, :, :size], labels))
+    return found
+
+
+class Guessing(METHODS["cutmix"]):  # type: ignore[misc, name-defined]
+    """Its pseudo-labels come from the teacher, with a gate."""
+
+    def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
+        confidence, labels = self.teacher.model.predict(images).softmax(dim=1).max(dim=1)
+        return {"all": labels, "sure": torch.where(confidence > 0.4, labels, IGNORE_INDEX)}
+
+
+def make_guessing() -> Method:
+    torch.manual_seed(0)
+    return Guessing(lambda: make_segmenter(MODEL, NUM_CLASSES, representation=False), Guessing.Config(), Views())
+
+
+@pytest.mark.parametrize("make", [make_guessing, lambda: make_method("css"), lambda: make_method("cutmix")])
+def test_scoring_pseudo_labels_does_not_disturb_training(make: Callable[[], Method]) -> None:
+    plain, scored = make(), make()
+    without, along = SilentReporter(), SilentReporter()
+    run(plain, CONFIG, reporter=without)
+    after_plain = torch.get_rng_state()
+    run(scored, CONFIG, reporter=along, unlabelled_batches=unlabelled_batches())
+    assert torch.equal(torch.get_rng_state(), after_plain)
+    assert along.logs == without.logs
+    for (step, metrics), (same, expected) in zip(along.evaluations, without.evaluations, strict=True):
+        assert step == same
+        assert {name: value for name, value in metrics.items() if not name.startswith("pseudo/")} == expected
+    # Running statistics and the numbers of batches they saw included.
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, scored.state_dict()[key]), key
+    if make is make_guessing:
+        last = along.evaluations[-1][1]
+        assert last["pseudo/kept/all"] == 100 and 0 < last["pseudo/kept/sure"] < 100
+        assert {"pseudo/miou/all", "pseudo/miou/sure"} <= set(last)
+
+
+def test_sliding_windows_need_the_crop_before_anything_is_trained() -> None:
+    config = TrainConfig(iterations=6, evaluation="sliding_window")
+
+    def none(start: int) -> Iterable[Batch]:
+        raise AssertionError("a batch was asked for")
+
+    with pytest.raises(ValueError, match="evaluation is sliding_window and crop is None; give the training crop"):
+        run(make_method("supervised"), config, make_batches=none)
+
+
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_windows_are_the_training_crop(average: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, ...]] = []
+    sliding_window = evaluate.sliding_window
+
+    def watched(predict: Callable[[Tensor], Tensor], images: Tensor, window: int, average: Any) -> Tensor:
+        seen.append((tuple(images.shape), window, average))
+        return sliding_window(predict, images, window, average)
+
+    monkeypatch.setattr(evaluate, "sliding_window", watched)
+    config = TrainConfig(iterations=1, lr=0.05, evaluation="sliding_window", window_average=average)
+    run(make_method("supervised"), config, crop=16)
+    assert seen == [((4, 3, 24, 24), 16, average)]
+    run(make_method("supervised"), TrainConfig(iterations=1, lr=0.05, window_average=average), crop=16)
+    assert len(seen) == 1  # whole images are the default
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_plain_one() -> None:
+    try:
+        torch.compile(lambda value: value.sin() + 1)(torch.ones(3))
+    except Exception as error:  # no C++ compiler, or none that inductor can use
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}: {str(error)[:200]}")
+    plain, compiled = make_method("css"), make_method("css")
+    logs = []
+    for method, compile in ((plain, False), (compiled, True)):
+        reporter = SilentReporter()
+        config = TrainConfig(iterations=3, lr=0.01, evaluate_every=2, log_every=1, compile=compile)
+        run(method, config, reporter=reporter, unlabelled_batches=unlabelled_batches())
+        logs.append([metrics["train/loss"] for _, metrics in reporter.logs])
+    assert logs[1] == pytest.approx(logs[0], rel=1e-3)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    assert compiled.student._compiled_call_impl is not None and plain.student._compiled_call_impl is None
+
+
 def test_the_schedule_is_the_papers() -> None:
     config = TrainConfig(iterations=100, lr=0.5, encoder_lr_factor=0.1, min_lr=0.001)
     optimizer = make_optimizer(make_method("supervised"), config)
@@ -172,6 +354,43 @@ def test_every_trainable_parameter_is_optimised_once() -> None:
     chosen = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(chosen) == sorted(id(parameter) for parameter in method.parameters() if parameter.requires_grad)
     assert all(not parameter.requires_grad for parameter in method.teacher.parameters())  # type: ignore[union-attr]
+
+
+def _uneven_rank(rank: int, folder: str, world_size: int) -> None:
+    """Diagnostics, pseudo-labels with images on rank 0 alone, and a loss that is NaN on rank 1 alone."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    config = TrainConfig(iterations=4, lr=0.05, evaluate_every=4, log_every=2)
+    batches, diagnosed = batches_to(4, rank), SilentReporter()
+    run(make_diagnosed(), config, make_batches=batches, reporter=diagnosed)
+    mine = unlabelled_batches() if rank == 0 else []
+    scored = run(make_guessing(), config, make_batches=batches, unlabelled_batches=mine).last
+
+    def poisoned(start: int) -> Iterable[Batch]:
+        for step in range(start, 4):
+            good = batch(step, rank)
+            if rank == 1 and step >= 2:
+                good.labelled_images.fill_(math.nan)
+            yield good
+
+    error = ""
+    try:
+        run(make_method("supervised"), config, make_batches=poisoned)
+    except NonFiniteLossError as caught:
+        error = str(caught)
+    result = {"steps": [metrics["train/step"] for _, metrics in diagnosed.logs], "scored": scored, "error": error}
+    torch.save(result, Path(folder) / f"result{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_agree_on_what_only_one_of_them_sees() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_uneven_rank, (folder, 2), nprocs=2)
+        first, second = (torch.load(Path(folder) / f"result{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first["steps"] == second["steps"] == [2.25, 4.25]  # the mean of step and step + 1/2
+    assert first["scored"] == second["scored"] and first["scored"]["pseudo/kept/all"] == 100
+    # The gradients spread it to rank 0 at step 4; both name the step at which it began.
+    assert first["error"] == second["error"] and "loss 'sup' became nan at step 3; no checkpoint" in first["error"]
 
 
 def _rank(rank: int, folder: str, world_size: int) -> None:
