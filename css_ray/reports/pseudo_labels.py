@@ -70,8 +70,8 @@ class PseudoLabelTable:
         """What the numbers are."""
         when = "at the last step" if self.at == "last" else "at the best evaluation"
         return (
-            f"{self.study}: IoU of the pseudo-labels in percent {when}, on the pixels of unlabelled images that "
-            f"have ground truth and that their source keeps; mean ± standard deviation (ddof={self.ddof}) over {self.num_splits} "
+            f"{self.study}: IoU of the pseudo-labels in percent {when}, on the pixels of unlabelled images that have ground "
+            f"truth and that their source keeps; mean ± standard deviation (ddof={self.ddof}) over {self.num_splits} "
             f"split{'s' if self.num_splits > 1 else ''}. The best source of each row is marked."
         )
 

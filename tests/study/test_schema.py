@@ -75,7 +75,7 @@ def test_table1_is_the_papers_protocol() -> None:
         40_000,
         0.9,
     )
-    assert (study.data.crop, study.data.labelled_batch, study.model.encoder) == (512, 16, "resnet101")
+    assert (study.data.crop, study.data.labelled_batch, study.model.encoder) == (512, 16, "resnet101.tv_in1k")
     assert len(study.splits) == 3
     assert {trial.row for trial in study.grid_trials()} == {"Sup.", "MT", "CutMix", "Baseline", "CSS(crs.)", "CSS(mix)"}
 
