@@ -1,62 +1,96 @@
-"""The contrastive loss and the prototypes against the published algorithm, written out plainly."""
+"""The parts of a training step: the contrastive loss, the augmentation, the update, and the step as a whole."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from benchmarks import Row, compare
-from css_ray.functional.contrast import contrastive_loss
-from css_ray.functional.similarity import class_sums, moving_average
+from benchmarks import Row, _contrast, _images, compare
+from benchmarks._memory import peak_above_inputs
+from benchmarks._steps import Steps
+from css_ray.methods import Supervised
+from css_ray.methods.strong_view import strong_view
+from css_ray.models import ModelConfig, make_segmenter
+from css_ray.training.settings import TrainConfig
+from css_ray.types import IGNORE_INDEX
+from css_ray.views import Views
 
-CLASSES, PRESENT, QUERIES, NEGATIVES, TEMPERATURE = 21, 7, 256, 512, 0.5
+RESNET18 = ModelConfig(encoder="resnet18", output_stride=16, pretrained=False)
 
 
 def rows() -> Iterator[Row]:
     torch.set_num_threads(2)
-    torch.manual_seed(0)
-    representations = torch.randn(4, 256, 64, 64)
-    labels = torch.randint(PRESENT, (4, 64, 64)).masked_fill(torch.rand(4, 64, 64) < 0.05, 255)
-    hard = torch.rand(4, 64, 64) < 0.7
+    yield from _contrast_rows()
+    yield _augmentation()
+    steps = Steps(RESNET18, 128, 4, TrainConfig())
+    yield _step(steps)
+    yield _update(steps)
+
+
+def _contrast_rows() -> Iterator[Row]:
+    given = _contrast.inputs()
+    name = f"contrast + prototypes, {given.queries} anchors x {given.negatives}"
+
+    def published() -> None:
+        _contrast.published(given)
+
+    yield compare(f"{name} per anchor, vs published", lambda: _contrast.ours(given, "per_anchor"), published, 1 / 12, repeats=3)
+    ours, other = peak_above_inputs("per_anchor"), peak_above_inputs("published")
+    yield Row(f"{name} per anchor, peak memory, vs published", ours, other, 1 / 6, "MB")
+    yield compare(f"{name} shared, vs published", lambda: _contrast.ours(given, "shared"), published, 1 / 40, repeats=3)
+
+
+def _augmentation() -> Row:
+    """The unlabelled batch with its pseudo-labels and their confidence, against PIL image by image (in one thread)."""
+    tiny = ModelConfig(encoder="tiny", output_stride=4, pretrained=False)
+    method = Supervised(lambda: make_segmenter(tiny, 21, representation=False), Supervised.Config(), Views())
+    random.seed(0)
+    images, labels, confidence = torch.rand(8, 3, 512, 512), torch.randint(21, (8, 512, 512)), torch.rand(8, 512, 512)
 
     def ours() -> None:
-        anchors = representations.clone().requires_grad_()
-        sums, counts = class_sums(anchors.detach(), labels, CLASSES)
-        value, seen = moving_average(torch.zeros(CLASSES, 256), torch.zeros(CLASSES, dtype=torch.bool), sums, counts, 0.99)
-        contrastive_loss(
-            anchors, labels, hard, value, seen, temperature=TEMPERATURE, num_queries=QUERIES, num_negatives=NEGATIVES,
-            negatives="shared",
-        ).backward()  # fmt: skip
+        strong_view(method, images, (labels, confidence), (IGNORE_INDEX, 0.0), partner="local")
 
-    name = f"contrast + prototypes, [4,256,64,64], {QUERIES}/{NEGATIVES}, vs the published algorithm"
-    yield compare(name, ours, lambda: published(representations, labels, hard), 1 / 20, repeats=3)
+    def through_pil() -> None:
+        _images.strong_view(images, labels, confidence, method.views)
+
+    return compare("strong view of 8 images of 512 x 512, vs PIL image by image", ours, through_pil, 1 / 2, repeats=9)
 
 
-def published(representations: Tensor, labels: Tensor, hard: Tensor) -> None:
-    """One step as the released code computes it: a loop over classes, [Q, N + 1, D] gathered, cosines by broadcasting."""
-    rows_ = representations.clone().requires_grad_()
-    pixels = rows_.permute(0, 2, 3, 1)
-    present = [label for label in range(CLASSES) if (labels == label).any()]
-    by_class = [pixels[labels == label] for label in present]
-    prototypes = torch.stack([found.detach().mean(dim=0) for found in by_class])
-    similarity = F.cosine_similarity(prototypes[:, None], prototypes[None], dim=2) / TEMPERATURE
-    loss = torch.zeros(())
-    for number, label in enumerate(present):
-        candidates = pixels[(labels == label) & hard]
-        anchors = candidates[torch.randint(len(candidates), (QUERIES,))]
-        with torch.no_grad():
-            others = [other for other in range(len(present)) if other != number]
-            distribution = similarity[number, others].softmax(dim=0)
-            drawn = torch.distributions.Categorical(distribution).sample((QUERIES, NEGATIVES))
-            flat = torch.empty(QUERIES * NEGATIVES, rows_.shape[1])
-            for position, other in enumerate(others):
-                places = (drawn == position).flatten()
-                pool = by_class[other].detach()
-                flat[places] = pool[torch.randint(len(pool), (int(places.sum()),))]
-            keys = torch.cat([prototypes[number].expand(QUERIES, 1, -1), flat.view(QUERIES, NEGATIVES, -1)], dim=1)
-        logits = F.cosine_similarity(anchors[:, None], keys, dim=2) / TEMPERATURE
-        loss = loss + F.cross_entropy(logits, torch.zeros(QUERIES, dtype=torch.long))
-    (loss / len(present)).backward()
+def _step(steps: Steps) -> Row:
+    for _ in range(3):  # prototypes, momentum, and a teacher unlike the student
+        steps.whole()
+    return compare(
+        "CSS (mix) step, resnet18, 4 + 4 of 128 x 128, vs its network passes", steps.whole, steps.passes, 1.10, repeats=9
+    )
+
+
+def _update(steps: Steps) -> Row:
+    """Gradient zeroing, SGD and EMA as training does them, against one call each over lists that are made before."""
+    method, optimizer = steps.method, steps.optimizer
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [torch.randn_like(parameter) for parameter in parameters]
+    group = optimizer.param_groups[0]
+    copies = [parameter.detach().clone() for parameter in parameters]
+    momenta = [torch.zeros_like(parameter) for parameter in parameters]
+    followers = [parameter.clone() for parameter in copies]
+
+    def ours() -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient  # zeroing drops it; to set it again is part of our time
+        optimizer.step()
+        method.after_step()
+        optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def bare() -> None:
+        torch._fused_sgd_(
+            copies, gradients, momenta, weight_decay=group["weight_decay"], momentum=group["momentum"], lr=group["lr"],
+            dampening=0.0, nesterov=group["nesterov"], maximize=False, is_first_step=False,
+        )  # fmt: skip
+        torch._foreach_lerp_(followers, copies, 1 - method.config.teacher_decay)
+        torch._foreach_zero_(zeroed)
+
+    zeroed = [torch.zeros_like(gradient) for gradient in gradients]  # not `gradients`, which both sides need in every repeat
+    return compare("zeroing + SGD + EMA, resnet18, vs one foreach call each", ours, bare, 1.2, repeats=15)

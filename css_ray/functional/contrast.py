@@ -63,7 +63,7 @@ def contrastive_loss(
     mean_over: present as said; active counts only the present classes that have hard pixels.
     """
     with torch.autocast(representations.device.type, enabled=False):
-        num_classes, height_width = len(prototypes), labels[0].numel()
+        num_classes, channels = len(prototypes), representations.shape[1]
         labelled = labels != IGNORE_INDEX
         known = labelled & seen[torch.where(labelled, labels, 0)]
         labels = torch.where(known, labels, IGNORE_INDEX).flatten()
@@ -77,37 +77,40 @@ def contrastive_loss(
             if not len(classes):
                 return 0 * at_least_float32(representations).sum()
 
-        rows = representations.flatten(2).transpose(1, 2)  # [B, hw, D], a view: only the drawn rows are copied
+        rows = representations.flatten(2).transpose(1, 2).reshape(-1, channels)  # [M, D]
 
         def unit_rows(index: Tensor, source: Tensor) -> Tensor:
-            return F.normalize(at_least_float32(source[index // height_width, index % height_width]), dim=-1)
+            drawn = at_least_float32(source.index_select(0, index.flatten()))
+            return F.normalize(drawn, dim=1).view(*index.shape, channels)
 
         anchors = unit_rows(hard_pixels.draw(classes[:, None].expand(-1, num_queries)), rows)  # [C, Q, D]
         with torch.no_grad():
-            positives = F.normalize(at_least_float32(prototypes), dim=1)[classes]
+            positives = F.normalize(at_least_float32(prototypes), dim=1)[classes].unsqueeze(1)
             distribution = negative_class_distribution(prototypes, present, temperature)[classes]
             draws = num_negatives if negatives == "shared" else num_queries * num_negatives
             index = pixels.draw(_categories(distribution, draws))
-        if negatives == "shared":
-            towards = torch.einsum("cqd,cd->cq", anchors, positives)
-            away = torch.bmm(anchors, unit_rows(index, rows.detach()).transpose(1, 2))  # [C, Q, N]
-            scores = torch.cat([towards.unsqueeze(2), away], dim=2) / temperature
-            losses = scores.logsumexp(dim=2) - scores[..., 0]
-        else:
-            keys = F.normalize(at_least_float32(rows.detach().flatten(0, 1)), dim=1)
-            towards = positives.repeat_interleave(num_queries, dim=0)
-            losses = noise_contrast(anchors.flatten(0, 1), towards, keys, index.view(-1, num_negatives), temperature)
+            if negatives == "shared":
+                keys = unit_rows(index, rows.detach())
+                index = torch.arange(index.numel(), device=index.device).view_as(index)
+            else:
+                keys = F.normalize(at_least_float32(rows.detach()), dim=1)
+                index = index.view(-1, num_negatives)
+        if negatives == "per_anchor":
+            positives = positives.expand_as(anchors).flatten(0, 1).unsqueeze(1)
+            anchors = anchors.flatten(0, 1).unsqueeze(1)
+        losses = noise_contrast(anchors, positives, keys.flatten(0, -2), index, temperature)
         loss_by_class = losses.view(len(classes), num_queries).mean(dim=1)
         counted = present if mean_over == "present" else active
         return torch.where(active[classes], loss_by_class, 0).sum() / counted.sum().clamp(min=1)
 
 
 def noise_contrast(anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor, temperature: float) -> Tensor:
-    """[R, D], [R, D], [M, D], [R, N] -> [R]: the bracket of Eq. 9, -log, for each anchor with negatives of its own.
+    """[G, Q, D], [G, Q or 1, D], [M, D], [G, N] -> [G, Q]: minus the logarithm in Eq. 9, for each anchor of each group.
 
-    Anchor r is told from its positive and the rows `index[r]` of `keys`; all rows are unit vectors. Positives and keys get no
-    gradient. The anchor's, (sum_j softmax_j k_j - k_positive) / temperature, is found in the same pass, so that the [R, N, D]
-    keys exist a block of anchors at a time and are gathered once.
+    The anchors of group g are told from their positives and the rows `index[g]` of `keys`; all rows are unit vectors. A group
+    is a class where its anchors share the negatives, and one anchor where they do not. Positives and keys get no gradient. The
+    anchors', (sum_j softmax_j k_j - k_positive) / temperature, is found in the same pass, so that keys are gathered once and
+    exist for a block of groups at a time.
     """
     losses: Tensor = _NoiseContrast.apply(anchors, positives, keys, index, temperature)  # type: ignore[no-untyped-call]
     return losses
@@ -122,28 +125,29 @@ class _NoiseContrast(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor, temperature: float
     ) -> Tensor:
+        losses, slopes = torch.empty_like(anchors[..., 0]), torch.empty_like(anchors)
+        num_negatives, channels = index.shape[1], keys.shape[1]
         block_bytes = _BLOCK_BYTES.get(anchors.device.type, _BLOCK_BYTES["cuda"])
-        block = max(1, block_bytes // (index.shape[1] * keys.shape[1] * keys.element_size()))
-        losses, slopes = [], []
-        for anchor, positive, places in zip(
-            torch.split(anchors, block), torch.split(positives, block), torch.split(index, block), strict=True
-        ):
-            negatives = keys[places]  # [block, N, D]
-            towards = (anchor * positive).sum(dim=1, keepdim=True)
-            scores = torch.cat([towards, torch.bmm(negatives, anchor.unsqueeze(2)).squeeze(2)], dim=1) / temperature
-            total = scores.logsumexp(dim=1)
-            losses.append(total - scores[:, 0])
-            weights = (scores - total.unsqueeze(1)).exp()
-            pull = torch.bmm(weights[:, None, 1:], negatives).squeeze(1)
-            slopes.append((pull + (weights[:, :1] - 1) * positive) / temperature)
-        ctx.save_for_backward(torch.cat(slopes))
-        return torch.cat(losses)
+        block = max(1, block_bytes // (num_negatives * channels * keys.element_size()))
+        for start in range(0, len(anchors), block):
+            groups = slice(start, start + block)
+            anchor, positive = anchors[groups], positives[groups]
+            # index_select copies whole rows; indexing by a tensor takes four times as long on a CPU.
+            negatives = keys.index_select(0, index[groups].flatten()).view(-1, num_negatives, channels)
+            scores = torch.bmm(anchor, negatives.mT).div_(temperature)  # [block, Q, N]
+            towards = (anchor * positive).sum(dim=2, keepdim=True) / temperature
+            total = torch.logaddexp(scores.logsumexp(dim=2, keepdim=True), towards)
+            losses[groups] = (total - towards).squeeze(2)
+            pull = torch.bmm(scores.sub_(total).exp_(), negatives)
+            slopes[groups] = (pull + ((towards - total).exp() - 1) * positive).div_(temperature)
+        ctx.save_for_backward(slopes)
+        return losses
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (slopes,) = ctx.saved_tensors
-        return gradient.unsqueeze(1) * slopes, None, None, None, None
+        return gradient.unsqueeze(2) * slopes, None, None, None, None
 
 
 def _categories(distribution: Tensor, draws: int) -> Tensor:

@@ -47,8 +47,11 @@ def moving_average(value: Tensor, seen: Tensor, sums: Tensor, counts: Tensor, de
 def cosine_similarity(representations: Tensor, prototypes: Tensor) -> Tensor:
     """[B, D, h, w], [C, D] -> [B, C, h, w]: sim(z, prototype) of Eq. 4, in [-1, 1]; 0 for a prototype of zeros."""
     with torch.autocast(representations.device.type, enabled=False):
-        unit = F.normalize(at_least_float32(representations), dim=1)
-        return torch.einsum("bdhw,cd->bchw", unit, F.normalize(at_least_float32(prototypes), dim=1))
+        rows = at_least_float32(representations)
+        length = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-12)
+        # The lengths divide C numbers a pixel, not D.
+        scaled: Tensor = torch.einsum("bdhw,cd->bchw", rows, F.normalize(at_least_float32(prototypes), dim=1))
+        return scaled / length
 
 
 def softmax_similarity(similarity: Tensor, seen: Tensor, temperature: float) -> Tensor:

@@ -122,21 +122,24 @@ def test_representations_that_are_not_finite_give_a_loss_that_is_not(negatives: 
     assert not loss.isfinite()
 
 
-def test_noise_contrast_by_a_loop_and_its_gradient_by_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(contrast._BLOCK_BYTES, "cpu", 2 * 3 * 4 * 8)  # two anchors a block, so that blocks meet
+@pytest.mark.parametrize("num_anchors", [1, 2])
+def test_noise_contrast_by_a_loop_and_its_gradient_by_differences(num_anchors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(contrast._BLOCK_BYTES, "cpu", 2 * 3 * 4 * 8)  # two groups a block, so that blocks meet
     generator = torch.Generator().manual_seed(3)
 
-    def unit(rows: int) -> torch.Tensor:
-        return F.normalize(torch.randn(rows, 4, generator=generator, dtype=torch.float64), dim=1)
+    def unit(*shape: int) -> torch.Tensor:
+        return F.normalize(torch.randn(*shape, 4, generator=generator, dtype=torch.float64), dim=-1)
 
-    anchors, positives, keys = unit(5).requires_grad_(), unit(5), unit(7)
-    index = torch.randint(7, (5, 3), generator=generator)  # a key may stand twice among an anchor's negatives
+    anchors, positives, keys = unit(5, num_anchors).requires_grad_(), unit(5, num_anchors), unit(7)
+    index = torch.randint(7, (5, 3), generator=generator)  # a key may stand twice among a group's negatives
     found = noise_contrast(anchors, positives, keys, index, TAU)
-    for r in range(5):
-        with torch.no_grad():
-            towards = math.exp(float(anchors[r] @ positives[r]) / TAU)
-            away = sum(math.exp(float(anchors[r] @ keys[i]) / TAU) for i in index[r].tolist())
-        assert found[r].item() == pytest.approx(-math.log(towards / (towards + away)), abs=1e-12)
+    assert found.shape == (5, num_anchors)
+    with torch.no_grad():
+        for g in range(5):
+            for q in range(num_anchors):
+                towards = math.exp(float(anchors[g, q] @ positives[g, q]) / TAU)
+                away = sum(math.exp(float(anchors[g, q] @ keys[i]) / TAU) for i in index[g].tolist())
+                assert found[g, q].item() == pytest.approx(-math.log(towards / (towards + away)), abs=1e-12)
     assert torch.autograd.gradcheck(lambda a: noise_contrast(a, positives, keys, index, TAU), anchors)
 
 

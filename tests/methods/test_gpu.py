@@ -1,0 +1,40 @@
+"""On a GPU: a training step never makes the host wait."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contract import make_batch, make_method
+
+from css_ray.methods import METHODS
+from css_ray.training.optimizer import make_optimizer
+from css_ray.training.settings import TrainConfig
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_never_waits_for_the_device(name: str, precision: str) -> None:
+    torch.manual_seed(0)
+    method = make_method(METHODS[name]).to("cuda").train()
+    optimizer = make_optimizer(method, TrainConfig())
+    batch = make_batch().to("cuda")
+
+    def step(progress: float) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+            total = method(batch, progress).total
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        optimizer.step()
+        method.after_step()
+        return total.detach()
+
+    step(0.0)  # libraries start, constants move to the device
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        totals = [step(progress) for progress in (0.0, 0.3, 0.6)]  # before and after the warm-ups
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(torch.stack(totals)).all()

@@ -1,0 +1,59 @@
+"""What the benchmarks compare does run; what it takes is no test's business."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/ is not installed
+
+from benchmarks import Row, UnavailableError, __main__, _contrast, _images, gpu
+from css_ray.models import ModelConfig
+from css_ray.training.settings import TrainConfig
+from css_ray.views import Views
+
+TINY = ModelConfig(
+    encoder="tiny", output_stride=4, pretrained=False, decoder_channels=8, low_level_channels=4, representation_dim=8
+)
+
+
+def test_the_gpu_table_and_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    settings = TrainConfig(precision="bf16", channels_last=True)
+    measured = gpu.measure(TINY, 32, 2, settings, torch.device("cpu"), repeats=1)
+    assert measured is not None and measured.seconds > 0 and measured.passes > 0
+    line = gpu.table_line(TINY, 2, settings, measured)
+    assert line.startswith("| 4 | bf16 | yes | no |") and line.count("|") == gpu.TABLE_HEAD[0].count("|")
+    assert gpu.table_line(TINY, 2, settings, None).count("|") == line.count("|")
+    assert len(list(gpu.rows_of(TINY, [measured] * len(gpu.SETTINGS)))) == 2
+    assert list(gpu.rows_of(TINY, [None] * len(gpu.SETTINGS))) == []
+
+
+def test_both_sides_run() -> None:
+    given = _contrast.inputs(batch=1, channels=8, size=16, queries=4, negatives=4)
+    _contrast.ours(given, "per_anchor")
+    _contrast.ours(given, "shared")
+    _contrast.published(given)
+    images, labels, confidence = torch.rand(2, 3, 32, 32), torch.randint(21, (2, 32, 32)), torch.rand(2, 32, 32)
+    for given_map, moved in zip(
+        (images, labels, confidence), _images.strong_view(images, labels, confidence, Views()), strict=True
+    ):
+        assert moved.shape == given_map.shape and moved.dtype == given_map.dtype
+
+
+@pytest.mark.parametrize(("ours", "code"), [(1.0, 0), (3.0, 1)])
+def test_the_exit_code_says_whether_all_rows_hold(
+    ours: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def skipped() -> None:
+        raise UnavailableError("torch sees no CUDA device")
+
+    monkeypatch.setattr("benchmarks.gpu.rows", skipped)
+    monkeypatch.setattr("benchmarks.method.rows", lambda: [Row("step", ours, 1.0, 2.0)])
+    assert __main__.main(["gpu", "method"]) == code
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "gpu: skipped, torch sees no CUDA device"
+    assert f'"holds": {"false" if code else "true"}' in printed[2]
