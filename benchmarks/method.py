@@ -62,7 +62,7 @@ def _step(steps: Steps) -> Row:
     for _ in range(3):  # prototypes, momentum, and a teacher unlike the student
         steps.whole()
     return compare(
-        "CSS (mix) step, resnet18, 4 + 4 of 128 x 128, vs its network passes", steps.whole, steps.passes, 1.10, repeats=9
+        "CSS (mix) step, resnet18, 4 + 4 of 128 x 128, vs its network passes", steps.whole, steps.passes, 1.10, repeats=15
     )
 
 

@@ -124,7 +124,7 @@ def on_rank(rank: int, world_size: int, directory: str) -> None:
 
     prototypes = Prototypes(NUM_CLASSES, 5, decay=0.5)
     for step in range(3):
-        prototypes.update(*shard(rank, step))
+        prototypes.update(shard(rank, step))
     found["prototypes"] = prototypes.state_dict()
 
     torch.manual_seed(0)
@@ -142,7 +142,7 @@ def on_rank(rank: int, world_size: int, directory: str) -> None:
     found["joint"] = joint_step(rank, world_size)
     drifting = Prototypes(NUM_CLASSES, 5, decay=0.5, joint=False)
     for step in range(3):
-        drifting.update(*shard(rank, step))
+        drifting.update(shard(rank, step))
     found["drifting"] = drifting.state_dict()
     found["gathered"] = distributed.all_gather(torch.tensor([[rank, 1]]))
     torch.save(found, f"{directory}/rank{rank}.pt")
@@ -173,7 +173,8 @@ def test_prototypes_of_two_ranks_equal_one_process_on_the_joined_batch(ranks: li
     alone = Prototypes(NUM_CLASSES, 5, decay=0.5)
     for step in range(3):
         pairs = zip(shard(0, step), shard(1, step), strict=True)
-        alone.update(*(torch.cat(pair) for pair in pairs))
+        representations, labels = (torch.cat(pair) for pair in pairs)
+        alone.update((representations, labels))
     assert alone.seen.tolist() == [True, True, True, False]
     for found in ranks:
         torch.testing.assert_close(found["prototypes"]["value"], alone.value)

@@ -6,7 +6,7 @@ Images are [B, 3, H, W] float in [0, 1] and stay floats: nothing is rounded to 8
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -55,9 +55,21 @@ def horizontal_flip(images: Tensor, maps: Sequence[Tensor], probability: float =
     flipped = torch.rand(images.shape[0], device=images.device) < probability
 
     def mirror(item: Tensor) -> Tensor:
-        return torch.where(flipped.view(-1, *[1] * (item.dim() - 1)), item.flip(-1), item)
+        return _change_some(item, flipped, lambda chosen, _: chosen.flip(-1))
 
     return mirror(images), tuple(mirror(item) for item in maps)
+
+
+def _change_some(items: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """[B, ...] with `change(items, places)` where `chosen` [B] bool; `places` are the indices of the items it is given.
+
+    A CPU changes the chosen ones only; a GPU, which would have to tell the host which they are, changes all and selects.
+    """
+    if chosen.device.type != "cpu":
+        changed = change(items, torch.arange(len(items), device=items.device))
+        return torch.where(chosen.view(-1, *[1] * (items.dim() - 1)), changed, items)
+    places = chosen.nonzero().squeeze(1)
+    return items.index_copy(0, places, change(items[places], places)) if len(places) else items
 
 
 def colour_jitter(images: Tensor, strength: float, probability: float) -> Tensor:
@@ -95,10 +107,12 @@ def gaussian_blur(images: Tensor, sigma: tuple[float, float], probability: float
         distance = torch.arange(-radius, radius + 1, device=device)
         kernel = torch.exp(-(distance**2) / (2 * sigmas**2))
         kernel = kernel / kernel.sum(dim=1, keepdim=True)  # [B, taps]
-        padded = F.pad(images, (radius, radius, radius, radius), mode="reflect")
-        blurred = _weighted_sum(_weighted_sum(padded, kernel, 3), kernel, 2)
-        applied = torch.rand(num_images, device=device) < probability
-        return torch.where(applied[:, None, None, None], blurred, images)
+
+        def blur(chosen: Tensor, places: Tensor) -> Tensor:
+            padded = F.pad(chosen, (radius, radius, radius, radius), mode="reflect")
+            return _weighted_sum(_weighted_sum(padded, kernel[places], 3), kernel[places], 2)
+
+        return _change_some(images, torch.rand(num_images, device=device) < probability, blur)
 
 
 def _weighted_sum(images: Tensor, kernel: Tensor, dim: int) -> Tensor:

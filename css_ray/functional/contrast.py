@@ -66,54 +66,53 @@ def contrastive_loss(
         num_classes, channels = len(prototypes), representations.shape[1]
         labelled = labels != IGNORE_INDEX
         known = labelled & seen[torch.where(labelled, labels, 0)]
-        labels = torch.where(known, labels, IGNORE_INDEX).flatten()
-        pixels = _PixelsByClass(labels, num_classes)
-        hard_pixels = _PixelsByClass(torch.where(hard.flatten(), labels, IGNORE_INDEX), num_classes)
+        pixels = _PixelsByClass(torch.where(known, labels, IGNORE_INDEX).flatten(), hard.flatten(), num_classes)
         present = pixels.counts > 0
-        active = (hard_pixels.counts > 0) & (present.sum() > 1)
+        active = (pixels.hard_counts > 0) & (present.sum() > 1)
         classes = torch.arange(num_classes, device=labels.device)
         if labels.device.type in _ON_HOST:
             classes = classes[active]
             if not len(classes):
                 return 0 * at_least_float32(representations).sum()
 
-        rows = representations.flatten(2).transpose(1, 2).reshape(-1, channels)  # [M, D]
-
-        def unit_rows(index: Tensor, source: Tensor) -> Tensor:
-            drawn = at_least_float32(source.index_select(0, index.flatten()))
-            return F.normalize(drawn, dim=1).view(*index.shape, channels)
-
-        anchors = unit_rows(hard_pixels.draw(classes[:, None].expand(-1, num_queries)), rows)  # [C, Q, D]
+        rows = at_least_float32(representations.flatten(2).transpose(1, 2).reshape(-1, channels))  # [M, D]
+        drawn = pixels.draw(classes[:, None].expand(-1, num_queries), pixels.hard_counts)
+        anchors = rows.index_select(0, drawn.flatten()).view(len(classes), num_queries, channels)
         with torch.no_grad():
             positives = F.normalize(at_least_float32(prototypes), dim=1)[classes].unsqueeze(1)
             distribution = negative_class_distribution(prototypes, present, temperature)[classes]
             draws = num_negatives if negatives == "shared" else num_queries * num_negatives
-            index = pixels.draw(_categories(distribution, draws))
+            places = pixels.draw(_categories(distribution, draws), pixels.counts)
             if negatives == "shared":
-                keys = unit_rows(index, rows.detach())
-                index = torch.arange(index.numel(), device=index.device).view_as(index)
+                index, keys = None, _unit(rows.index_select(0, places.flatten())).view(len(classes), draws, channels)
             else:
-                keys = F.normalize(at_least_float32(rows.detach()), dim=1)
-                index = index.view(-1, num_negatives)
+                index, keys = places.view(-1, num_negatives), _unit(rows.clone())
         if negatives == "per_anchor":
             positives = positives.expand_as(anchors).flatten(0, 1).unsqueeze(1)
             anchors = anchors.flatten(0, 1).unsqueeze(1)
-        losses = noise_contrast(anchors, positives, keys.flatten(0, -2), index, temperature)
+        losses = noise_contrast(anchors, positives, keys, index, temperature)
         loss_by_class = losses.view(len(classes), num_queries).mean(dim=1)
         counted = present if mean_over == "present" else active
         return torch.where(active[classes], loss_by_class, 0).sum() / counted.sum().clamp(min=1)
 
 
-def noise_contrast(anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor, temperature: float) -> Tensor:
+def noise_contrast(anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor | None, temperature: float) -> Tensor:
     """[G, Q, D], [G, Q or 1, D], [M, D], [G, N] -> [G, Q]: minus the logarithm in Eq. 9, for each anchor of each group.
 
-    The anchors of group g are told from their positives and the rows `index[g]` of `keys`; all rows are unit vectors. A group
-    is a class where its anchors share the negatives, and one anchor where they do not. Positives and keys get no gradient. The
-    anchors', (sum_j softmax_j k_j - k_positive) / temperature, is found in the same pass, so that keys are gathered once and
-    exist for a block of groups at a time.
+    The anchors of group g are told from their positives and the rows `index[g]` of `keys`, or from `keys[g]` of keys [G, N, D]
+    without an index. Positives and keys are unit vectors; anchors have any length, and cosines are taken. A group is a class
+    where its anchors share the negatives, and one anchor where they do not.
+
+    Positives and keys get no gradient. That of a unit anchor, (sum_j softmax_j k_j - k_positive) / temperature, is found in the
+    same pass, so that keys are gathered once and exist for a block of groups at a time.
     """
     losses: Tensor = _NoiseContrast.apply(anchors, positives, keys, index, temperature)  # type: ignore[no-untyped-call]
     return losses
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Makes the rows of [M, D], which are the caller's own, unit vectors in place."""
+    return rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=1e-12))
 
 
 _BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
@@ -123,23 +122,30 @@ _BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 class _NoiseContrast(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor, temperature: float
+        ctx: Any, anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor | None, temperature: float
     ) -> Tensor:
         losses, slopes = torch.empty_like(anchors[..., 0]), torch.empty_like(anchors)
-        num_negatives, channels = index.shape[1], keys.shape[1]
+        num_negatives, channels = keys.shape[1] if index is None else index.shape[1], keys.shape[-1]
         block_bytes = _BLOCK_BYTES.get(anchors.device.type, _BLOCK_BYTES["cuda"])
         block = max(1, block_bytes // (num_negatives * channels * keys.element_size()))
         for start in range(0, len(anchors), block):
             groups = slice(start, start + block)
-            anchor, positive = anchors[groups], positives[groups]
-            # index_select copies whole rows; indexing by a tensor takes four times as long on a CPU.
-            negatives = keys.index_select(0, index[groups].flatten()).view(-1, num_negatives, channels)
-            scores = torch.bmm(anchor, negatives.mT).div_(temperature)  # [block, Q, N]
+            length = torch.linalg.vector_norm(anchors[groups], dim=2, keepdim=True).clamp_(min=1e-12)
+            anchor, positive = anchors[groups] / length, positives[groups]
+            if index is None:
+                negatives = keys[groups]
+            else:  # index_select copies whole rows; indexing by a tensor takes four times as long on a CPU
+                negatives = keys.index_select(0, index[groups].flatten()).view(-1, num_negatives, channels)
+            away = torch.bmm(anchor, negatives.mT).div_(temperature)  # [block, Q, N], the one large tensor, changed in place
             towards = (anchor * positive).sum(dim=2, keepdim=True) / temperature
-            total = torch.logaddexp(scores.logsumexp(dim=2, keepdim=True), towards)
-            losses[groups] = (total - towards).squeeze(2)
-            pull = torch.bmm(scores.sub_(total).exp_(), negatives)
-            slopes[groups] = (pull + ((towards - total).exp() - 1) * positive).div_(temperature)
+            largest = torch.maximum(away.amax(dim=2, keepdim=True), towards)
+            away, own = away.sub_(largest).exp_(), (towards - largest).exp()
+            total = away.sum(dim=2, keepdim=True) + own
+            losses[groups] = (total.log() + largest - towards).squeeze(2)
+            pull = torch.bmm(away, negatives) + own * positive
+            slope = pull.div_(total).sub_(positive)
+            slope -= (slope * anchor).sum(dim=2, keepdim=True) * anchor  # along the anchor a unit vector cannot move
+            slopes[groups] = slope.div_(length * temperature)
         ctx.save_for_backward(slopes)
         return losses
 
@@ -159,16 +165,18 @@ def _categories(distribution: Tensor, draws: int) -> Tensor:
 
 
 class _PixelsByClass:
-    """The indices of the pixels of each class, side by side in one sorted array."""
+    """The indices of the pixels of each class, side by side in one sorted array, the hard ones of a class first."""
 
-    def __init__(self, labels: Tensor, num_classes: int) -> None:
-        self.order = labels.argsort(stable=True)
-        classes = torch.arange(num_classes, device=labels.device)
-        self.offsets = torch.searchsorted(labels[self.order], classes)
-        self.counts = torch.searchsorted(labels[self.order], classes, right=True) - self.offsets
+    def __init__(self, labels: Tensor, hard: Tensor, num_classes: int) -> None:
+        ranks = 2 * labels + ~hard
+        self.order = ranks.argsort(stable=True)
+        bounds = torch.arange(2 * num_classes + 1, device=labels.device)
+        bounds = torch.searchsorted(ranks[self.order], bounds)
+        self.offsets = bounds[:-1:2]
+        self.counts, self.hard_counts = bounds[2::2] - self.offsets, bounds[1::2] - self.offsets
 
-    def draw(self, classes: Tensor) -> Tensor:
-        """[...] classes -> [...] indices, each uniform among the pixels of its class; any pixel where the class has none."""
-        counts = self.counts[classes]
-        within = (torch.rand(classes.shape, device=classes.device) * counts).long().clamp(max=(counts - 1).clamp(min=0))
-        return self.order[(self.offsets[classes] + within).clamp(max=len(self.order) - 1)]
+    def draw(self, classes: Tensor, counts: Tensor) -> Tensor:
+        """[...] classes -> [...] indices, each uniform among the first `counts` [C] of its class; any where it has none."""
+        count = counts[classes]
+        within = (torch.rand(classes.shape, device=classes.device) * count).long().clamp_(max=(count - 1).clamp_(min=0))
+        return self.order[(self.offsets[classes] + within).clamp_(max=len(self.order) - 1)]

@@ -48,10 +48,11 @@ def cosine_similarity(representations: Tensor, prototypes: Tensor) -> Tensor:
     """[B, D, h, w], [C, D] -> [B, C, h, w]: sim(z, prototype) of Eq. 4, in [-1, 1]; 0 for a prototype of zeros."""
     with torch.autocast(representations.device.type, enabled=False):
         rows = at_least_float32(representations)
-        length = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-12)
-        # The lengths divide C numbers a pixel, not D.
-        scaled: Tensor = torch.einsum("bdhw,cd->bchw", rows, F.normalize(at_least_float32(prototypes), dim=1))
-        return scaled / length
+        # Squares and a sum: ten times as fast on a CPU as vector_norm over a dimension that is not the last.
+        length = rows.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
+        # The lengths divide C numbers a pixel, not D; and matmul, unlike einsum, takes the maps as they lie in memory.
+        cosines = torch.matmul(F.normalize(at_least_float32(prototypes), dim=1), rows.flatten(2))
+        return cosines.unflatten(2, rows.shape[2:]) / length  # type: ignore[no-untyped-call, no-any-return]
 
 
 def softmax_similarity(similarity: Tensor, seen: Tensor, temperature: float) -> Tensor:
@@ -61,7 +62,7 @@ def softmax_similarity(similarity: Tensor, seen: Tensor, temperature: float) -> 
     Interpolate the cosines before, never the result: a masked class has no value between pixels.
     """
     masked = ~seen & seen.any()
-    return (at_least_float32(similarity) / temperature).masked_fill(masked[:, None, None], -torch.inf).softmax(dim=1)
+    return (at_least_float32(similarity) / temperature).masked_fill_(masked[:, None, None], -torch.inf).softmax(dim=1)
 
 
 def indicator_bound(num_classes: int, temperature: float) -> float:

@@ -224,13 +224,13 @@ class CSS(Method):
         with torch.no_grad():
             if config.prototype_source == "student":
                 # Departs from Eq. 2, as the published code: the student's strong view.
-                self.prototypes.update(representations, contrast_labels)
+                self.prototypes.update((representations, contrast_labels))
             else:
                 # The labelled images as they came, and the weak view: what the teacher says without the student's changes.
                 plain = self.teacher(batch.labelled_images)
                 self.prototypes.update(
-                    torch.cat([_representations(plain), _representations(weak)]),
-                    torch.cat([_at_stride(batch.labels, plain), _at_stride(labels.contrast, weak)]),
+                    (_representations(plain), _at_stride(batch.labels, plain)),
+                    (_representations(weak), _at_stride(labels.contrast, weak)),
                 )
             hard = self._hard(labelled, strong, representations, contrast_labels, logs)
         contrast = contrastive_loss(

@@ -26,12 +26,13 @@ class Prototypes(nn.Module):
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
 
     @torch.no_grad()
-    def update(self, representations: Tensor, labels: Tensor) -> None:
-        """One step of Eq. 2 and 3 with representations [B, D, h, w] and labels [B, h, w] of all ranks together.
+    def update(self, *views: tuple[Tensor, Tensor]) -> None:
+        """One step of Eq. 2 and 3 with all `views`, pairs of representations [B, D, h, w] and labels [B, h, w], of all ranks.
 
         Sums and counts are reduced, C * (D + 1) numbers; means of means would weigh ranks instead of pixels.
         """
-        sums, counts = class_sums(representations, labels, len(self.seen))
+        parts = [class_sums(representations, labels, len(self.seen)) for representations, labels in views]
+        sums, counts = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
         reduced = all_reduce_sum(torch.cat([sums, counts.unsqueeze(1)], dim=1))
         present = reduced[:, -1] if self.joint else torch.where(counts > 0, reduced[:, -1], 0)
         value, seen = moving_average(self.value, self.seen, reduced[:, :-1], present, self.decay)

@@ -113,3 +113,12 @@ def test_resizing_by_hand() -> None:
         upsample(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]), (3, 3))[0, 0],
         torch.tensor([[0.0, 0.5, 1.0], [1.0, 1.5, 2.0], [2.0, 2.5, 3.0]]),
     )
+
+
+@pytest.mark.parametrize("chosen", [[True, False, True], [False, False, False], [True, True, True]])
+def test_each_chosen_item_changes_by_its_own_place(chosen: list[bool]) -> None:
+    items = torch.rand(3, 2, 4)
+    weights = torch.tensor([2.0, 3.0, 5.0])
+    found = augmentation._change_some(items, torch.tensor(chosen), lambda some, places: some * weights[places].view(-1, 1, 1))
+    for index, (item, change) in enumerate(zip(items, chosen, strict=True)):
+        assert torch.equal(found[index], item * weights[index] if change else item)

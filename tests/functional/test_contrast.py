@@ -130,17 +130,21 @@ def test_noise_contrast_by_a_loop_and_its_gradient_by_differences(num_anchors: i
     def unit(*shape: int) -> torch.Tensor:
         return F.normalize(torch.randn(*shape, 4, generator=generator, dtype=torch.float64), dim=-1)
 
-    anchors, positives, keys = unit(5, num_anchors).requires_grad_(), unit(5, num_anchors), unit(7)
+    positives, keys = unit(5, num_anchors), unit(7)
+    lengths = 0.5 + torch.rand(5, num_anchors, 1, generator=generator, dtype=torch.float64)
+    anchors = (lengths * unit(5, num_anchors)).requires_grad_()
     index = torch.randint(7, (5, 3), generator=generator)  # a key may stand twice among a group's negatives
     found = noise_contrast(anchors, positives, keys, index, TAU)
     assert found.shape == (5, num_anchors)
     with torch.no_grad():
         for g in range(5):
             for q in range(num_anchors):
-                towards = math.exp(float(anchors[g, q] @ positives[g, q]) / TAU)
-                away = sum(math.exp(float(anchors[g, q] @ keys[i]) / TAU) for i in index[g].tolist())
+                anchor = anchors[g, q] / lengths[g, q]
+                towards = math.exp(float(anchor @ positives[g, q]) / TAU)
+                away = sum(math.exp(float(anchor @ keys[i]) / TAU) for i in index[g].tolist())
                 assert found[g, q].item() == pytest.approx(-math.log(towards / (towards + away)), abs=1e-12)
     assert torch.autograd.gradcheck(lambda a: noise_contrast(a, positives, keys, index, TAU), anchors)
+    torch.testing.assert_close(noise_contrast(anchors, positives, keys[index], None, TAU), found)
 
 
 def test_per_anchor_is_the_loop_over_its_own_draws(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,8 +158,8 @@ def test_per_anchor_is_the_loop_over_its_own_draws(monkeypatch: pytest.MonkeyPat
     drawn = []
     draw = contrast._PixelsByClass.draw
 
-    def remember(self: contrast._PixelsByClass, classes: torch.Tensor) -> torch.Tensor:
-        drawn.append(draw(self, classes))
+    def remember(self: contrast._PixelsByClass, *arguments: torch.Tensor) -> torch.Tensor:
+        drawn.append(draw(self, *arguments))
         return drawn[-1]
 
     monkeypatch.setattr(contrast._PixelsByClass, "draw", remember)

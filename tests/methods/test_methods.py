@@ -142,8 +142,8 @@ def test_prototypes_follow_their_equations() -> None:
     prototypes = Prototypes(num_classes=3, representation_dim=2, decay=0.75)
     first, second = torch.randn(2, 1, 2, 2, 2)
     labels = torch.tensor([[[0, 0], [2, IGNORE_INDEX]]])
-    prototypes.update(first, labels)
-    prototypes.update(second, labels)
+    prototypes.update((first, labels))
+    prototypes.update((second, labels))
     assert prototypes.seen.tolist() == [True, False, True]
     old, new = (class_means(*class_sums(rows, labels, 3)) for rows in (first, second))
     expected = 0.75 * old + 0.25 * new
