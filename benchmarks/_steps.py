@@ -12,7 +12,7 @@ from css_ray.training.settings import TrainConfig
 from css_ray.types import IGNORE_INDEX, Batch, Prediction
 from css_ray.views import Views
 
-CLASSES = 21
+CLASSES, PRESENT = 21, 7  # as for the contrastive loss alone
 PROGRESS = 0.5  # after the warm-ups: both spaces label, and every loss acts
 
 
@@ -66,7 +66,7 @@ def _scenes(size: int, batch_size: int) -> Batch:
     colours = torch.rand(CLASSES, 3)
 
     def scenes() -> tuple[Tensor, Tensor]:
-        others = 1 + torch.rand(batch_size, CLASSES - 1).argsort(dim=1)[:, :2]
+        others = 1 + torch.rand(batch_size, PRESENT - 1).argsort(dim=1)[:, :2]
         shown = torch.cat([torch.zeros_like(others[:, :1]), others], dim=1)
         labels = shown.gather(1, torch.randint(3, (batch_size, 64))).view(batch_size, 8, 8)
         labels = labels.repeat_interleave(size // 8, dim=1).repeat_interleave(size // 8, dim=2)

@@ -13,6 +13,7 @@ from benchmarks._steps import Steps
 from css_ray.methods import Supervised
 from css_ray.methods.strong_view import strong_view
 from css_ray.models import ModelConfig, make_segmenter
+from css_ray.training.memory import keep_freed_memory
 from css_ray.training.settings import TrainConfig
 from css_ray.types import IGNORE_INDEX
 from css_ray.views import Views
@@ -22,6 +23,7 @@ RESNET18 = ModelConfig(encoder="resnet18", output_stride=16, pretrained=False)
 
 def rows() -> Iterator[Row]:
     torch.set_num_threads(2)
+    keep_freed_memory()  # as a run on a CPU does; both sides have it
     yield from _contrast_rows()
     yield _augmentation()
     steps = Steps(RESNET18, 128, 4, TrainConfig())

@@ -93,7 +93,7 @@ def colour_jitter(images: Tensor, strength: float, probability: float) -> Tensor
         mean_grey = grey @ images.mean(dim=(2, 3)).unsqueeze(2)  # [B, 3, 1]
         matrix = recolour @ (contrast * brightness * identity)
         offset = recolour @ ((1 - contrast) * brightness * mean_grey)
-        changed = torch.baddbmm(offset, matrix, images.flatten(2)).view_as(images).clamp(0, 1)
+        changed = torch.baddbmm(offset, matrix, images.flatten(2)).view_as(images).clamp_(0, 1)
         return torch.where(applied[:, None, None, None], changed, images)
 
 

@@ -25,6 +25,15 @@ def strong_view(
     images: [B, 3, H, W]. maps: [B, ..., H, W] each, moved and mixed like the images; `fills` are their values in padding.
     partner: None leaves CutMix out.
     """
+    # A label fits into a byte, IGNORE_INDEX being the largest; moving eight for each would cost as much as the images.
+    slim = [item.to(torch.uint8) if item.dtype == torch.int64 else item for item in maps]
+    images, moved = _strong_view(method, images, slim, fills, partner)
+    return images, tuple(item.to(given.dtype) for item, given in zip(moved, maps, strict=True))
+
+
+def _strong_view(
+    method: Method, images: Tensor, maps: Sequence[Tensor], fills: Sequence[float], partner: Partner | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     images, moved = scale_and_crop(images, maps, fills, method.views.strong_scale)
     if partner is not None:
         boxes = half_area_boxes(images.shape[0], images.shape[2], images.shape[3], images.device)

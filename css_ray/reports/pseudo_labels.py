@@ -9,7 +9,7 @@ from typing import Any
 from css_ray.records import Record, mean_std, score_text
 from css_ray.reports.table import MISSING, At, Entry, Grid
 
-_MIOU = "pseudo/miou/"
+_KEPT, _MIOU = "pseudo/kept/", "pseudo/miou/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,20 +45,15 @@ class PseudoLabelTable:
 
     def grid(self) -> Grid:
         """A line a trial and source: the mean IoU ± std over splits, the share of pixels kept, the IoU of each class."""
-        best: dict[int, float] = {}
-        for quality in self.qualities:
-            mean = mean_std(list(quality.miou.values()))[0]
-            if mean is not None:
-                best[quality.trial] = max(mean, best.get(quality.trial, mean))
         rows = []
         for quality in self.qualities:
             mean, std = mean_std(list(quality.miou.values()), self.ddof)
-            score = score_text(mean, std, len(quality.miou), self.num_splits)
+            score = MISSING if quality.kept == 0 else score_text(mean, std, len(quality.miou), self.num_splits)
             rows.append(
                 (
                     Entry(quality.row),
                     Entry(quality.source),
-                    Entry(score, bold=mean is not None and mean == best[quality.trial]),
+                    Entry(score),
                     Entry(_percent(quality.kept)),
                     *(Entry(_percent(quality.iou.get(name))) for name in self.class_names),
                 )
@@ -72,7 +67,7 @@ class PseudoLabelTable:
         return (
             f"{self.study}: IoU of the pseudo-labels in percent {when}, on the pixels of unlabelled images that have ground "
             f"truth and that their source keeps; mean ± standard deviation (ddof={self.ddof}) over {self.num_splits} "
-            f"split{'s' if self.num_splits > 1 else ''}. The best source of each row is marked."
+            f"split{'s' if self.num_splits > 1 else ''}."
         )
 
     def lines(self) -> list[dict[str, Any]]:
@@ -94,9 +89,9 @@ def pseudo_label_table(records: Iterable[Record], *, splits: int, at: At = "last
     qualities = []
     for trial in sorted(rows):
         of_trial = {split: values for (index, split), values in sorted(metrics.items()) if index == trial}
-        found = [name.removeprefix(_MIOU) for values in of_trial.values() for name in values if name.startswith(_MIOU)]
+        found = [name.removeprefix(_KEPT) for values in of_trial.values() for name in values if name.startswith(_KEPT)]
         for source in dict.fromkeys(found):
-            scored = [values for values in of_trial.values() if _MIOU + source in values]
+            scored = [values for values in of_trial.values() if _KEPT + source in values]
             prefix = f"pseudo/iou/{source}/"
             names = dict.fromkeys(name for values in scored for name in values if name.startswith(prefix))
             qualities.append(
@@ -105,7 +100,7 @@ def pseudo_label_table(records: Iterable[Record], *, splits: int, at: At = "last
                     row=rows[trial],
                     source=source,
                     miou={split: values[_MIOU + source] for split, values in of_trial.items() if _MIOU + source in values},
-                    kept=_mean(scored, f"pseudo/kept/{source}"),
+                    kept=_mean(scored, _KEPT + source),
                     iou={name.removeprefix(prefix): _mean(scored, name) or 0.0 for name in names},
                 )
             )

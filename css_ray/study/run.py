@@ -17,6 +17,7 @@ from css_ray.data.splits import Split, make_split
 from css_ray.methods import METHODS, Method
 from css_ray.models.segmenter import ModelConfig, make_segmenter
 from css_ray.training.loop import Fit, fit
+from css_ray.training.memory import keep_freed_memory
 from css_ray.training.reporter import Reporter
 from css_ray.training.settings import TrainConfig
 from css_ray.views import Views
@@ -95,6 +96,8 @@ def execute(
     spec, dataset = prepared.spec, prepared.dataset
     data, rank, world_size = spec["settings"]["data"], distributed.rank(), distributed.world_size()
     train = TrainConfig(**spec["settings"]["train"])
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(spec["seed"])
     synchronise = world_size > 1 and torch.device(device).type == "cuda"
     method = build_method(spec["settings"], dataset.info.num_classes, synchronise_batch_norm=synchronise)
