@@ -209,3 +209,38 @@ def test_the_resolved_spec_is_the_same_study_from_any_folder(tmp_path: Path, mon
     assert again.grid_trials()[1].params == study.grid_trials()[1].params
     same = ("views", "model", "train", "splits", "grid", "search", "space", "resources")
     assert all(getattr(again, name) == getattr(study, name) for name in same)
+
+
+def test_a_trial_keeps_its_preset_and_settings_go_before_it() -> None:
+    css = {"name": "css", "row": "CSS", "preset": "published", "pseudo_labelling": "cross", "negatives": "shared"}
+    trial = parse(minimal(grid__method=[css])).grid_trials()[0]
+    assert trial.params["method.preset"] == trial.settings["method"]["preset"] == "published"
+    assert trial.settings["method"]["unsup_gate"] == "similarity"  # of the released cross_label script
+    assert trial.settings["method"]["negatives"] == "shared"
+    plain = parse(minimal()).grid_trials()[1]
+    assert plain.settings["method"]["preset"] == "default" and "method.preset" not in plain.params
+
+
+def test_presets_can_be_the_rows_or_columns_of_a_grid() -> None:
+    presets = {"method": [{"name": "css"}], "method.preset": ["default", "paper", "published"]}
+    trials = parse(minimal(grid=presets)).grid_trials()
+    assert [trial.settings["method"]["contrast_schedule"] for trial in trials] == ["ramp_down", "constant", "published_epochs"]
+
+
+def test_unknown_presets_are_named() -> None:
+    (problem,) = problems(grid__method=[{"name": "css", "preset": "publish"}])
+    assert problem == "grid.method[0].preset: 'publish' is unknown (did you mean published?)"
+    (problem,) = problems(grid__method=[{"name": "cutmix", "preset": "paper"}])
+    assert "grid.method[0].preset" in problem and "known: default" in problem
+    (problem,) = problems(grid={"method": [{"name": "css"}], "method.preset": ["default", "exact"]})
+    assert "method css has no preset 'exact'" in problem
+    # A gate may be null, but nothing else than what it knows.
+    (problem,) = problems(grid__method=[{"name": "css", "hard_gate": "sim"}])
+    assert problem.startswith("grid.method[0].hard_gate: must be one of")
+
+
+def test_a_mapping_may_take_over_another() -> None:
+    from css_ray.study.schema import _Loader
+
+    text = "a: &a {name: css, row: A}\nb: {<<: *a, row: B}\n"
+    assert yaml.load(text, Loader=_Loader) == {"a": {"name": "css", "row": "A"}, "b": {"name": "css", "row": "B"}}
