@@ -1,18 +1,29 @@
-"""`css-ray data`: prepare data sets, look at prepared ones."""
+"""`css-ray data`: fetch data sets, prepare them, check and show prepared ones, and split them."""
 
 from __future__ import annotations
 
+import contextlib
 import re
-import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import click
 
+from .download import download
 from .errors import BadInput
+from .splits import splits
+
+if TYPE_CHECKING:
+    from css_ray.data.shards import DataSet
 
 
 @click.group()
 def data() -> None:
-    """Prepare data sets and look at them."""
+    """Fetch, prepare, check, show and split data sets."""
+
+
+data.add_command(splits)
+data.add_command(download)
 
 
 def _size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -23,46 +34,95 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     return int(match[1]), int(match[2])
 
 
+processes_option = click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Processes that share the work; as many as this machine has cores if not given.",
+)
+
+
 @data.command()
 @click.argument("name_or_yaml")
 @click.option("--root", type=click.Path(file_okay=False), help="Folder of the original files; the YAML's own if not given.")
-@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to write, all or nothing.")
+@click.option("--out", required=True, metavar="DIR_OR_URL", help="Where to write, all or nothing: a folder, or s3://...")
 @click.option("--resize", callback=_size, metavar="WxH", help="Size of all images and masks, in pixels; kept if not given.")
-def prepare(name_or_yaml: str, root: str | None, out: str, resize: tuple[int, int] | None) -> None:
-    """Write the data set NAME_OR_YAML to a folder that studies read: `digits`, or a YAML description of a folder of images.
+@processes_option
+@click.option(
+    "--address", metavar="ADDRESS", help="Share the work among the nodes of this Ray cluster; all must see --root and --out."
+)
+def prepare(
+    name_or_yaml: str, root: str | None, out: str, resize: tuple[int, int] | None, processes: int | None, address: str | None
+) -> None:
+    """Write the data set NAME_OR_YAML to a place that studies read: a name css-ray knows, or a YAML description of a folder.
 
     \b
-    css-ray data prepare digits --out data/digits
+    css-ray data prepare voc_classic --root data/raw --out data/voc_classic
+    css-ray data prepare voc_blender --root data/raw --out s3://bucket/voc_blender
+    css-ray data prepare cityscapes --root data/raw/cityscapes --out data/cityscapes
     css-ray data prepare studies/data/camvid.yaml --root PATH/TO/camvid --out data/camvid --resize 160x120
     """
     from css_ray.data import catalogue
+    from css_ray.data.storage import shown
+    from css_ray.data.writing import in_processes, num_cores
 
-    def progress(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r{done} of {total} images", nl=done == total, err=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            if address is not None:
+                from css_ray.study.spread import on_cluster
 
-    try:
-        written = catalogue.prepare(name_or_yaml, out, root=root, resize=resize, progress=progress)
-    except (OSError, ValueError) as error:
-        raise BadInput(str(error)) from None
+                spread = stack.enter_context(on_cluster(address))
+            else:
+                spread = in_processes(processes or num_cores())
+            progress = stack.enter_context(_progress("preparing"))
+            written = catalogue.prepare(name_or_yaml, out, root=root, resize=resize, progress=progress, spread=spread)
+        except (OSError, ValueError) as error:
+            raise BadInput(str(error)) from None
     if not written:
-        click.echo(f"{out} holds this data set already; nothing was done")
+        click.echo(f"{shown(out)} holds this data set already; nothing was done")
     _describe(out)
 
 
 @data.command()
-@click.argument("folder", metavar="DIR")
-@click.option("--contact-sheet", "sheet", type=click.Path(dir_okay=False), help="PNG to write: some images under their masks.")
-def info(folder: str, sheet: str | None) -> None:
-    """Show what the prepared data set in DIR holds: counts, sizes, how frequent each class is."""
-    _describe(folder)
-    from css_ray.data.overview import contact_sheet, count_classes
-    from css_ray.data.shards import open_dataset
+@click.argument("place", metavar="DIR_OR_URL")
+@processes_option
+def check(place: str, processes: int | None) -> None:
+    """Re-read every byte and every pixel of the prepared data set in DIR_OR_URL, and name all that is wrong.
+
+    Files cut short or changed, images and masks that cannot be decoded or differ in size, labels that are no class, ids that
+    stand twice, validation images among the training images. Exits with 1 if anything is found.
+    """
+    from css_ray.data.check import check_dataset
+    from css_ray.data.storage import read_description, shown
+    from css_ray.data.writing import in_processes, num_cores
 
     try:
-        dataset = open_dataset(folder)
+        described = read_description(place)
+        total = 0 if described is None else sum(subset["images"] for subset in described["subsets"].values())
+        done = 0
+        with _progress("checking") as progress:
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                progress(done, total)
+
+            images, problems = check_dataset(place, advance, in_processes(processes or num_cores()))
     except (OSError, ValueError) as error:
         raise BadInput(str(error)) from None
+    if problems.found:
+        count = f"{problems.count} problem{'s' * (problems.count > 1)}"
+        raise click.ClickException("\n  ".join([f"{count} in {shown(place)}:", *problems.lines()]))
+    click.echo(f"{shown(place)}: {images} images read, nothing is wrong")
+
+
+@data.command()
+@click.argument("place", metavar="DIR_OR_URL")
+@click.option("--contact-sheet", "sheet", type=click.Path(dir_okay=False), help="PNG to write: some images under their masks.")
+def info(place: str, sheet: str | None) -> None:
+    """Show what the prepared data set in DIR_OR_URL holds: counts, sizes, how frequent each class is."""
+    from css_ray.data.overview import contact_sheet, count_classes
+
+    dataset = _describe(place)
     about = dataset.info
     train, val = (count_classes(subset, about.num_classes) for subset in (dataset.train, dataset.val))
     width = max(12, *map(len, about.class_names))
@@ -80,15 +140,17 @@ def info(folder: str, sheet: str | None) -> None:
         click.echo(f"\ncontact sheet: {sheet}")
 
 
-def _describe(folder: str) -> None:
-    """Print what the description of a prepared data set says; decodes nothing."""
+def _describe(place: str) -> DataSet:
+    """Open a prepared data set and print what its description says; decodes nothing."""
     from css_ray.data.shards import open_dataset
+    from css_ray.data.storage import shown
 
     try:
-        dataset = open_dataset(folder)
+        dataset = open_dataset(place)
     except (OSError, ValueError) as error:
         raise BadInput(str(error)) from None
-    click.echo(f"{dataset.info.name}: {dataset.info.num_classes} classes, content {dataset.info.content[:12]}, in {folder}")
+    about = dataset.info
+    click.echo(f"{about.name}: {about.num_classes} classes, content {about.content[:12]}, in {shown(place)}")
     for name, subset in (("train", dataset.train), ("val", dataset.val)):
         masks = sum(classes is not None for classes in subset.classes)
         heights, widths = zip(*subset.sizes, strict=True)
@@ -96,3 +158,21 @@ def _describe(folder: str) -> None:
         if len(set(subset.sizes)) > 1:
             size += f" to {max(widths)}x{max(heights)}"
         click.echo(f"  {name:5} {len(subset):6} images, {masks} with masks, {size} (width x height)")
+    return dataset
+
+
+@contextlib.contextmanager
+def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal, nothing elsewhere; called with how many images are done, and of how many."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(doing, total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield show

@@ -20,7 +20,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "distributed": (set(), {"torch"}),
     "functional": ({"types", "views"}, {"torch"}),
     "models": ({"types", "config"}, {"torch", "timm", "safetensors"}),
-    "data": ({"types", "config", "views"}, {"torch", "torchvision", "pyarrow", "numpy", "PIL", "sklearn", "yaml"}),
+    "data": ({"types", "config", "views"}, {"torch", "torchvision", "pyarrow", "numpy", "PIL", "sklearn", "scipy", "yaml"}),
     "methods": ({"types", "config", "views", "distributed", "functional", "models"}, {"torch"}),
     "training": ({"types", "config", "distributed", "functional", "models", "methods"}, {"torch"}),
     "tracking": ({"records"}, {"mlflow"}),

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
+from .cityscapes import cityscapes_source
 from .digits import digits_source
 from .folder import folder_source
-from .shards import DESCRIPTION, DataSet, Source, open_dataset, write_dataset
+from .shards import DataSet, open_dataset
+from .storage import DESCRIPTION, is_url, shown
+from .voc import voc_source
+from .writing import Map, Source, in_processes, write_dataset
 
 Reader = Callable[[Path | None, tuple[int, int] | None], Source]
 """(where the original files lie, (width, height) to resize to) -> source; None where the user gave nothing."""
@@ -24,8 +29,37 @@ def _folder(root: Path | None, resize: tuple[int, int] | None) -> Source:
     raise ValueError("folder needs a description: give a YAML file such as studies/data/camvid.yaml in place of the name")
 
 
-DATASETS: dict[str, Reader] = {"digits": _digits, "folder": _folder}
+DATASETS: dict[str, Reader] = {
+    "digits": _digits,
+    "voc_classic": functools.partial(voc_source, blender=False),
+    "voc_blender": functools.partial(voc_source, blender=True),
+    "cityscapes": cityscapes_source,
+    "folder": _folder,
+}
 """The names that `css-ray data prepare` knows. A new data set is one reader and one line here."""
+
+
+def make_source(
+    name_or_description: str | Path,
+    root: str | Path | None = None,
+    resize: tuple[int, int] | None = None,
+    out: str | Path = "OUT",
+) -> Source:
+    """What the reader of a data set of DATASETS, or of one that a YAML file describes, finds.
+
+    root: where the original files lie. resize: (width, height) in pixels of all images and masks; as they are if None.
+
+    Raises FileNotFoundError where a file or folder is absent, ValueError with all that is wrong in the description.
+    """
+    root = None if root is None else Path(root)
+    if (reader := DATASETS.get(str(name_or_description))) is not None:
+        return reader(root, resize)
+    if Path(name_or_description).suffix not in (".yaml", ".yml"):
+        raise ValueError(_unknown(str(name_or_description), out))
+    source = folder_source(name_or_description, root, resize)
+    if source.info.name in DATASETS:
+        raise ValueError(f"{name_or_description}: the name {source.info.name} is taken by css-ray; choose another")
+    return source
 
 
 def prepare(
@@ -35,51 +69,49 @@ def prepare(
     root: str | Path | None = None,
     resize: tuple[int, int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    spread: Map | None = None,
 ) -> bool:
-    """Write a data set of DATASETS, or the one that a YAML file describes, to the folder `out`; False if it was there already.
+    """Write a data set of DATASETS, or the one that a YAML file describes, to `out`; False if it was there already.
 
-    root: where the original files lie. resize: (width, height) in pixels of all images and masks; as they are if None.
-    progress: called after each image with how many are done, and of how many.
+    out: a folder, or a URL that pyarrow's file systems open. root, resize: as for `make_source`.
+    progress: called after each shard with how many images are done, and of how many. spread: see `write_dataset`.
 
     Raises FileNotFoundError where a file or folder is absent, ValueError with all that is wrong in description or images,
     FileExistsError if `out` holds anything else.
     """
-    root = None if root is None else Path(root)
-    if (reader := DATASETS.get(str(name_or_description))) is not None:
-        source = reader(root, resize)
-    elif Path(name_or_description).suffix in (".yaml", ".yml"):
-        source = folder_source(name_or_description, root, resize)
-        if source.info.name in DATASETS:
-            raise ValueError(f"{name_or_description}: the name {source.info.name} is taken by css-ray; choose another")
-    else:
-        raise ValueError(_unknown(str(name_or_description), out))
+    source = make_source(name_or_description, root, resize, out)
     done = 0
 
-    def advance() -> None:
+    def advance(count: int) -> None:
         nonlocal done
-        done += 1
+        done += count
         progress(done, source.num_rows)
 
-    return write_dataset(Path(out), source, advance)
+    return write_dataset(out, source, advance, spread or in_processes(1))
 
 
 def ensure_dataset(name: str, root: str | Path) -> DataSet:
-    """Open the prepared data set in `root`. `digits` is made there first if absent, also when several processes ask at once.
+    """Open the prepared data set in `root`, a folder or a URL.
+
+    `digits` is made in its folder first if it is absent, also when several processes ask at once.
 
     name: what the set must be called; `folder` takes any.
 
-    Raises FileNotFoundError where there is none; ValueError if it is another, or `name` is unknown.
+    Raises FileNotFoundError where there is none; ValueError if it is another, or `name` is unknown; OSError where a URL cannot
+    be reached.
     """
-    root = Path(root)
-    if not (root / DESCRIPTION).is_file():
+    if not is_url(root) and not (Path(root) / DESCRIPTION).is_file():
         if name == "digits":
             prepare(name, root)
         elif name not in DATASETS:
             raise FileNotFoundError(f"{root} holds no prepared data set; {_unknown(name, root)}")
+        elif name != "folder":
+            command = f"css-ray data prepare {name} --root ORIGINAL_FILES --out {root}"
+            raise FileNotFoundError(f"{root} holds no prepared data set; make it by: {command}")
     dataset = open_dataset(root)
     if name not in ("folder", dataset.info.name):
         remedy = f"name {dataset.info.name} or folder to use it" if name in DATASETS else _unknown(name, "ANOTHER_FOLDER")
-        raise ValueError(f"{root} holds the data set {dataset.info.name}, not {name}; {remedy}")
+        raise ValueError(f"{shown(root)} holds the data set {dataset.info.name}, not {name}; {remedy}")
     return dataset
 
 

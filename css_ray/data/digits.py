@@ -10,7 +10,6 @@ seed has the same content hash on every machine.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .shards import DatasetInfo, Row, Source
+from .shards import DatasetInfo
+from .writing import Row, Source, rows_source
 
 INFO = DatasetInfo(
     name="digits",
@@ -46,14 +46,11 @@ def digits_source(*, num_train: int = 400, num_val: int = 200, seed: int = 0) ->
         if count < 1:
             raise ValueError(f"{name} must be >= 1, got {count}")
 
-    def rows() -> dict[str, Iterator[Row]]:
-        return {
-            "train": _scenes("train", num_train, np.random.RandomState([seed, 0])),
-            "val": _scenes("val", num_val, np.random.RandomState([seed, 1])),
-        }
-
-    arguments = f"digits {_VERSION} {num_train} {num_val} {seed}"
-    return Source(INFO, hashlib.sha256(arguments.encode()).hexdigest(), num_train + num_val, rows)
+    subsets = {
+        "train": list(_scenes("train", num_train, np.random.RandomState([seed, 0]))),
+        "val": list(_scenes("val", num_val, np.random.RandomState([seed, 1]))),
+    }
+    return rows_source(INFO, subsets, f"digits {_VERSION}")
 
 
 def _scenes(subset: str, count: int, random: np.random.RandomState) -> Iterator[Row]:

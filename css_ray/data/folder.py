@@ -1,42 +1,40 @@
-"""Reads folders of images and index masks, as a small YAML file describes them.
+"""Reads folders of images and masks, as a small YAML file describes them.
 
     name: camvid
     classes: [Sky, Building, Pole]        # index 0, 1, 2 of the masks
-    palette: [[128, 128, 128], ...]       # RGB, one a class; chosen if absent
-    void: [11]                            # mask values that are ignored; [255] if absent
+    palette: [[128, 128, 128], ...]       # RGB, one a class; chosen if absent, and then masks may not be coded by colour
+    void: [11]                            # mask values, or [red, green, blue] of masks, that are ignored; [255] if absent
     train: {images: train, masks: trainannot, list: train.txt}
     val: {images: val, masks: valannot, list: val.txt}
     unlabelled: {images: more, list: more.txt}   # training images without masks, if any
+    image_suffix: _leftImg8bit.png        # how the names of images end, and of masks, if by more than .jpg and .png
+    mask_suffix: _gtFine_labelTrainIds.png
 
 Paths are relative to the root. The id of an image is its path in `images` without the suffix; its mask has the same id in
-`masks`. A list has one id a line; without one, every image of the folder counts. `unlabelled` adds what is not in `train`
-already; without a list it also leaves out what is in `val`.
+`masks`. A list has one id a line, or any of the lines that `lists` reads; without one, every image of the folder counts.
+`unlabelled` adds what is not in `train` already; without a list it also leaves out what is in `val`.
 """
 
 from __future__ import annotations
 
 import colorsys
-import hashlib
-import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
-from PIL import Image
 
 from ..types import IGNORE_INDEX
-from .shards import DatasetInfo, Row, Source, decode_rgb
+from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, FileItem, files_source
+from .lists import read_lines, resolve
+from .masks import Colour, MaskCoding, make_coding
+from .problems import Problems, joined
+from .shards import DatasetInfo
+from .writing import Source
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-MASK_SUFFIXES = (".png",)  # lossy formats would invent classes
-
-_VERSION = 1  # of this reader: a change of what it makes of the same files must raise it
-_SHOWN = 5  # ids that are named where many share a problem
+_VERSION = 2  # of this reader: a change of what it makes of the same files must raise it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +48,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A checked YAML description. void: the mask values that become IGNORE_INDEX."""
+    """A checked YAML description. The suffixes are those that the names of images and masks may end with."""
 
     info: DatasetInfo
-    void: frozenset[int]
+    coding: MaskCoding
     train: Part
     val: Part
     unlabelled: Part | None
+    image_suffixes: tuple[str, ...]
+    mask_suffixes: tuple[str, ...]
 
 
 def read_description(path: str | Path) -> Description:
@@ -88,30 +88,52 @@ def read_description(path: str | Path) -> Description:
         classes = []
     if twice := sorted({one for one in classes if classes.count(one) > 1}):
         problems.append(f"classes has {', '.join(twice)} more than once")
-    void = described.get("void", [IGNORE_INDEX])
-    if not isinstance(void, list) or not all(map(_is_byte, void)):
-        problems.append(f"void must be a list of mask values in 0..255, got {void!r}")
-        void = []
-    for value in void:
-        if value < len(classes):
-            problems.append(
-                f"void {value} is the class {classes[value]}; void values must lie above the {len(classes)} classes"
-            )
     palette = described.get("palette", [_colour(index) for index in range(len(classes))])
     if not isinstance(palette, list) or len(palette) != len(classes) or not all(map(_is_colour, palette)):
         problems.append(
             f"palette must have one [red, green, blue] in 0..255 for each of {len(classes)} classes, got {palette!r}"
         )
+        palette = []
+    void = described.get("void", [IGNORE_INDEX])
+    if not isinstance(void, list) or not all(_is_byte(value) or _is_colour(value) for value in void):
+        problems.append(f"void must be a list of mask values in 0..255 or of [red, green, blue], got {void!r}")
+        void = []
+    values = [value for value in void if _is_byte(value)]
+    void_colours = [_rgb(value) for value in void if not _is_byte(value)]
+    for value in values:
+        if value < len(classes):
+            problems.append(
+                f"void {value} is the class {classes[value]}; void values must lie above the {len(classes)} classes"
+            )
+    colours = [_rgb(colour) for colour in palette] if "palette" in described else []
+    if void_colours and not colours:
+        problems.append(f"void has the colour {void_colours[0]}, but there is no palette; give the colours of the classes too")
+    for colour, count in Counter([*colours, *dict.fromkeys(void_colours)]).items():
+        if count > 1:
+            problems.append(f"{colour} stands for {count} of the classes and void; each needs a colour of its own")
+    image_suffixes = _suffixes("image_suffix", described, IMAGE_SUFFIXES, problems)
+    mask_suffixes = _suffixes("mask_suffix", described, MASK_SUFFIXES, problems)
     parts = {key: _part(key, described.get(key), problems) for key in ("train", "val", "unlabelled")}
     if problems:
-        raise ValueError(_joined(f"{path} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems))
-    info = DatasetInfo(str(name), tuple(classes), tuple((red, green, blue) for red, green, blue in palette))
+        raise ValueError(joined(f"{path} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems))
+    info = DatasetInfo(str(name), tuple(classes), tuple(map(_rgb, palette)))
+    coding = make_coding(len(classes), values, colours, void_colours, f"mend the mask, or classes, palette and void in {path}")
     train, val = parts["train"], parts["val"]
     assert train is not None and val is not None
-    return Description(info, frozenset(void), train, val, parts["unlabelled"])
+    return Description(info, coding, train, val, parts["unlabelled"], image_suffixes, mask_suffixes)
 
 
-_KEYS = ("name", "classes", "palette", "void", "train", "val", "unlabelled")
+_KEYS = ("name", "classes", "palette", "void", "train", "val", "unlabelled", "image_suffix", "mask_suffix")
+
+
+def _suffixes(key: str, described: dict[str, Any], known: tuple[str, ...], problems: list[str]) -> tuple[str, ...]:
+    """The one that is described, or all that are known."""
+    if key not in described:
+        return known
+    suffix = described[key]
+    if not isinstance(suffix, str) or not suffix.lower().endswith(known):
+        problems.append(f"{key} must end with {' or '.join(known)}, got {suffix!r}")
+    return (str(suffix),)
 
 
 def _part(key: str, described: Any, problems: list[str]) -> Part | None:
@@ -135,74 +157,34 @@ def _is_colour(value: object) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(map(_is_byte, value))
 
 
+def _rgb(colour: list[int]) -> Colour:
+    red, green, blue = colour
+    return red, green, blue
+
+
 def _colour(index: int) -> list[int]:
     """Far apart for neighbouring indices: the hue turns by the golden section, in three brightnesses."""
     return [round(255 * share) for share in colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 1 - 0.2 * (index % 3))]
 
 
-@dataclass(slots=True)
-class _Problems:
-    """What is wrong, and with which images; the same words are said once."""
-
-    found: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, problem: str, id: str) -> None:
-        self.found.setdefault(problem, []).append(id)
-
-    def raise_any(self, root: Path) -> None:
-        """Raise ValueError with all of them."""
-        if not self.found:
-            return
-        lines = []
-        for problem, ids in self.found.items():
-            more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-            lines.append(f"{', '.join(ids[:_SHOWN])}{more}: {problem}")
-        total = sum(map(len, self.found.values()))
-        raise ValueError(_joined(f"{root} has {total} problem{'s' * (total > 1)}, nothing was written", lines))
-
-
-def _joined(title: str, lines: Iterable[str]) -> str:
-    return "\n  ".join([f"{title}:", *lines])
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """The files of one image."""
-
-    id: str
-    image: Path
-    mask: Path | None
-
-
 def folder_source(description: str | Path, root: str | Path | None, resize: tuple[int, int] | None = None) -> Source:
     """The data set that the YAML file `description` describes, whose files lie in `root` (beside the description if None).
 
-    resize: (width, height) in pixels that all images (antialiased bilinear) and masks (nearest) get; a JPEG stays one, at
-    quality 95, anything else becomes a PNG. Without it the files' bytes are kept.
+    resize: as for `files_source`.
 
     Raises FileNotFoundError with the folders and lists that are absent, ValueError with every problem of the description.
-    What is wrong with the files is raised together, when the rows have been read.
+    What is wrong with the files is raised when the source is written.
     """
-    if resize is not None and min(resize) < 1:
-        raise ValueError(f"resize must be at least 1x1, got {resize[0]}x{resize[1]}")
     described = read_description(description)
     root = Path(description).parent if root is None else Path(root)
-    listing = _Problems()
-    subsets = _listed(described, root, listing)
-
-    def rows() -> dict[str, Iterator[Row]]:
-        problems = _Problems({problem: list(ids) for problem, ids in listing.found.items()})
-
-        def val() -> Iterator[Row]:
-            yield from _rows(subsets["val"], described, resize, problems)
-            problems.raise_any(root)
-
-        return {"train": _rows(subsets["train"], described, resize, problems), "val": val()}
-
-    return Source(described.info, _hash(described, subsets, resize), sum(map(len, subsets.values())), rows)
+    problems = Problems()
+    subsets = _listed(described, root, problems)
+    coding = described.coding
+    version = f"folder {_VERSION} {sorted(coding.values.items())} {sorted(coding.colours.items())}"
+    return files_source(described.info, subsets, coding, root=root, version=version, resize=resize, problems=problems)
 
 
-def _listed(described: Description, root: Path, problems: _Problems) -> dict[str, list[_Item]]:
+def _listed(described: Description, root: Path, problems: Problems) -> dict[str, list[FileItem]]:
     """The files of train (with masks, then without) and val, in the order of the lists, or of the ids."""
     parts = [part for part in (described.train, described.val, described.unlabelled) if part is not None]
     folders = [folder for part in parts for folder in (part.images, part.masks) if folder is not None]
@@ -210,132 +192,69 @@ def _listed(described: Description, root: Path, problems: _Problems) -> dict[str
     absent += [root / part.list for part in parts if part.list is not None and not (root / part.list).is_file()]
     if absent:
         raise FileNotFoundError(f"absent: {', '.join(map(str, dict.fromkeys(absent)))}; is {root} the right root?")
-    train = _items(described.train, root, problems)
-    val = _items(described.val, root, problems)
+    image_folders = dict.fromkeys(part.images for part in parts)
+    mask_folders = dict.fromkeys(part.masks for part in parts if part.masks is not None)
+    image_files = {folder: _files(root, folder, described.image_suffixes, problems) for folder in image_folders}
+    mask_files = {folder: _files(root, folder, described.mask_suffixes, problems) for folder in mask_folders}
+
+    def items(part: Part) -> list[FileItem]:
+        images = image_files[part.images]
+        ids = sorted(images) if part.list is None else _read_list(root, part.list, images, described, problems)
+        if part.masks is None:
+            return [FileItem(id, images[id], None) for id in ids]
+        masks = mask_files[part.masks]
+        for id in ids:
+            if id not in masks:
+                names = " or ".join(f"ID{suffix}" for suffix in described.mask_suffixes)
+                problems.add(f"has no mask in {part.masks} ({names}); without one it belongs to unlabelled", id)
+        return [FileItem(id, images[id], masks[id]) for id in ids if id in masks]
+
+    train, val = items(described.train), items(described.val)
     known = {item.id for item in train}
     seen = {item.id for item in val}
-    for item in train:
-        if item.id in seen:
-            problems.add("is in train and in val", item.id)
     if described.unlabelled is not None:
-        for item in _items(described.unlabelled, root, problems):
+        for item in items(described.unlabelled):
             if item.id in seen and described.unlabelled.list is not None:
                 problems.add("is in unlabelled and in val", item.id)
             if item.id not in known | seen:
                 train.append(item)
-    for name, items in (("train", train), ("val", val)):
-        if not items:
-            problems.add("has no image", name)
     return {"train": train, "val": val}
 
 
-def _items(part: Part, root: Path, problems: _Problems) -> list[_Item]:
-    images = _files(root, part.images, IMAGE_SUFFIXES, problems)
-    masks = {} if part.masks is None else _files(root, part.masks, MASK_SUFFIXES, problems)
-    if part.list is None:
-        ids = sorted(images)
-    else:
-        ids = [line.strip() for line in (root / part.list).read_text().splitlines() if line.strip()]
-        for id in sorted({id for id in ids if id not in images}):
-            problems.add(f"is in {part.list}, but no image of that name is in {part.images} (an id has no suffix)", id)
-        for id, count in Counter(ids).items():
-            if count > 1:
-                problems.add(f"is {count} times in {part.list}", id)
-        ids = [id for id in dict.fromkeys(ids) if id in images]
-    if part.masks is None:
-        return [_Item(id, images[id], None) for id in ids]
-    for id in ids:
-        if id not in masks:
-            problems.add(
-                f"has no mask in {part.masks} (a {' or '.join(MASK_SUFFIXES)}); without one it belongs to unlabelled", id
-            )
-    return [_Item(id, images[id], masks[id]) for id in ids if id in masks]
+def _read_list(root: Path, name: str, images: Mapping[str, Path], described: Description, problems: Problems) -> list[str]:
+    """The ids that a list names, each once."""
+    try:
+        lines = read_lines(root / name)
+    except ValueError:
+        problems.add("is empty or no text; write the id of an image a line, or drop the list to take all images", name)
+        return []
+    suffixes = described.image_suffixes
+    lines = {number: _without(line, suffixes) or _without(line.split()[0], suffixes) or line for number, line in lines.items()}
+    wrong = Problems()
+    ids = resolve(lines, images, wrong).values()
+    problems.update({f"listed in {name}, {problem}": where for problem, where in wrong.found.items()})
+    for id, count in Counter(ids).items():
+        if count > 1:
+            problems.add(f"is {count} times in {name}", id)
+    return list(dict.fromkeys(ids))
 
 
-def _files(root: Path, folder: str, suffixes: tuple[str, ...], problems: _Problems) -> dict[str, Path]:
+def _files(root: Path, folder: str, suffixes: tuple[str, ...], problems: Problems) -> dict[str, Path]:
     """The files of `folder` and its subfolders by id."""
     files: dict[str, Path] = {}
     for path in sorted((root / folder).rglob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+        id = _without(path.relative_to(root / folder).as_posix(), suffixes)
+        if id is None or path.name.startswith("."):
             continue
-        id = path.relative_to(root / folder).with_suffix("").as_posix()
         if id in files:
             problems.add(f"is more than one file in {folder}: {files[id].name}, {path.name}", id)
         files[id] = path
     return files
 
 
-def _hash(described: Description, subsets: dict[str, list[_Item]], resize: tuple[int, int] | None) -> str:
-    """Over all that the rows depend on: the content of each file, not its date, so that a copy is the same source."""
-    digest = hashlib.sha256(f"folder {_VERSION} {described.info} {sorted(described.void)} {resize}".encode())
-    for name, items in subsets.items():
-        for item in items:
-            digest.update(f"\n{name} {item.id}\n".encode())
-            for path in (item.image, item.mask):
-                digest.update(b"none" if path is None else hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _rows(items: list[_Item], described: Description, resize: tuple[int, int] | None, problems: _Problems) -> Iterator[Row]:
-    """Read each image; note the problems of those that cannot be had, and go on."""
-    for item in items:
-        image = item.image.read_bytes()
-        try:
-            pixels = decode_rgb(image)  # by the decoder that training uses
-        except (RuntimeError, ValueError) as error:
-            reason = str(error) if isinstance(error, ValueError) and image else f"is no readable {'/'.join(IMAGE_SUFFIXES)}"
-            problems.add(f"image {reason}", item.id)
-            continue
-        height, width = pixels.shape[1:]
-        mask = None
-        if item.mask is not None:
-            try:
-                mask = _read_mask(item.mask, (height, width), described)
-            except ValueError as error:
-                problems.add(f"mask {error}", item.id)
-                continue
-        if resize is not None and resize != (width, height):
-            image = _resized(pixels.permute(1, 2, 0).numpy(), resize, jpeg=item.image.suffix.lower() in (".jpg", ".jpeg"))
-            mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(resize, Image.Resampling.NEAREST))
-            width, height = resize
-        yield Row(item.id, image, height, width, mask)
-
-
-def _read_mask(path: Path, size: tuple[int, int], described: Description) -> NDArray[np.uint8]:
-    """Class indices [H, W], void as IGNORE_INDEX. Raises ValueError with what is wrong."""
-    encoded = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError):
-        raise ValueError("is no readable PNG") from None
-    depth = encoded[24]  # of the header; Pillow spreads the values of grey PNGs with fewer bits over 0..255
-    if image.mode not in ("L", "P") or (image.mode == "L" and depth != 8):
-        raise ValueError(
-            f"has mode {image.mode} with {depth} bits, must be L with 8 bits or P; write class indices in its place"
-        )
-    values = np.array(image, dtype=np.uint8)  # mode P: the indices, not the colours
-    if values.shape != size:
-        raise ValueError(f"is {values.shape[1]}x{values.shape[0]} (width x height), must be as its image {size[1]}x{size[0]}")
-    num_classes = described.info.num_classes
-    lookup = np.full(256, -1, np.int16)
-    lookup[:num_classes] = np.arange(num_classes)
-    lookup[sorted(described.void)] = IGNORE_INDEX
-    if wrong := [int(value) for value in np.unique(values) if lookup[value] < 0]:
-        void = ", ".join(map(str, sorted(described.void)))
-        raise ValueError(
-            f"has the values {', '.join(map(str, wrong))}; classes are 0..{num_classes - 1}, void is {void or 'none'}: "
-            "mend the classes or add to void"
-        )
-    return lookup[values].astype(np.uint8)
-
-
-def _resized(pixels: NDArray[np.uint8], size: tuple[int, int], *, jpeg: bool) -> bytes:
-    """[H, W, 3] in another (width, height), encoded."""
-    encoded = io.BytesIO()
-    image = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)  # Pillow averages where it shrinks
-    if jpeg:
-        image.save(encoded, "JPEG", quality=95)
-    else:
-        image.save(encoded, "PNG")
-    return encoded.getvalue()
+def _without(name: str, suffixes: tuple[str, ...]) -> str | None:
+    """The name without its suffix, in capitals or not; None if it has none of them."""
+    for suffix in suffixes:
+        if name.lower().endswith(suffix.lower()):
+            return name[: -len(suffix)]
+    return None

@@ -1,25 +1,18 @@
-"""A prepared data set on disk: Arrow shards that are mapped into memory, and a `dataset.json` that makes them one set.
+"""A prepared data set: Arrow shards that are mapped into memory, and a `dataset.json` that makes them one set.
 
     data/camvid/
-      dataset.json        name, classes, palette; per subset its files, counts and content hash. Written last.
-      train-00000.arrow   rows (id, image, mask, classes, height, width), Arrow IPC file format
-      val-00000.arrow
+      dataset.json                    name, classes, palette; per subset its files with their hashes, and counts
+      train-00000-5be6d1a4.arrow      rows (id, image, mask, classes, height, width), Arrow IPC file format
+      val-00000-0c1f9a7e.arrow
 
-The image is an encoded JPEG, PNG or WebP; the mask a PNG of class indices, null where there is none. Everything appears at
-once, by one rename: a folder that holds a `dataset.json` is complete.
+The image is an encoded JPEG, PNG or WebP; the mask a grey PNG of class indices, null where there is none. A folder that holds a
+`dataset.json` is complete. `writing` makes them, `storage` fetches them from where they are remote.
 """
 
 from __future__ import annotations
 
 import bisect
-import fcntl
-import hashlib
-import io
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,20 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from ..types import IGNORE_INDEX
+from .storage import DESCRIPTION, is_url, local_copy, plain_name, read_description
 
-DESCRIPTION = "dataset.json"
-FORMAT = 1
+FORMAT = 2
 SUBSETS = ("train", "val")
-
-# One shard is small enough to copy around; one record batch stays far below the 2 GiB that 32-bit offsets can address.
-SHARD_BYTES = 256 * 2**20
-BATCH_BYTES = 8 * 2**20
 
 SCHEMA = pa.schema(
     [
@@ -88,30 +74,6 @@ class DatasetInfo:
         return len(self.class_names)
 
 
-class Row(NamedTuple):
-    """One image on its way into a shard: its encoded bytes, and class indices uint8 [H, W] or None."""
-
-    id: str
-    image: bytes
-    height: int
-    width: int
-    mask: NDArray[np.uint8] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What a reader found, ready to be written.
-
-    hash: of all that the rows depend on; the same hash means the same data set. num_rows: over all subsets.
-    rows: reads the images of each subset, lazily. What is wrong with them is raised by the last one as one ValueError.
-    """
-
-    info: DatasetInfo
-    hash: str
-    num_rows: int
-    rows: Callable[[], Mapping[str, Iterable[Row]]]
-
-
 class Sample(NamedTuple):
     """One decoded image: uint8 [3, H, W] RGB, and its mask uint8 [H, W] or None."""
 
@@ -155,17 +117,24 @@ class Shards:
 
     def sample(self, index: int, *, mask: bool = True) -> Sample:
         """The sample at `index`; with `mask=False` the mask is neither read nor decoded, and None."""
-        if not 0 <= index < self._length:
-            raise IndexError(f"index {index} is outside 0..{self._length - 1}")
-        number = bisect.bisect_right(self._starts, index) - 1
-        row = index - self._starts[number]
-        batch = self._batches[number]
+        batch, row = self._locate(index)
         stored = batch.column("mask")[row].as_buffer() if mask else None
         return Sample(
             id=batch.column("id")[row].as_py(),
             image=decode_rgb(batch.column("image")[row].as_buffer()),
             mask=None if stored is None else _decode_mask(stored),
         )
+
+    def encoded(self, index: int) -> tuple[pa.Buffer, pa.Buffer | None]:
+        """The bytes of the image at `index` and of its mask as they were stored, without a copy."""
+        batch, row = self._locate(index)
+        return batch.column("image")[row].as_buffer(), batch.column("mask")[row].as_buffer()
+
+    def _locate(self, index: int) -> tuple[pa.RecordBatch, int]:
+        if not 0 <= index < self._length:
+            raise IndexError(f"index {index} is outside 0..{self._length - 1}")
+        number = bisect.bisect_right(self._starts, index) - 1
+        return self._batches[number], index - self._starts[number]
 
     def _column(self, name: str) -> list[Any]:
         return [value for batch in self._batches for value in batch.column(name).to_pylist()]
@@ -204,24 +173,35 @@ class DataSet:
 
 
 def open_dataset(root: str | Path) -> DataSet:
-    """Map the data set in the folder `root`.
+    """Map the data set in the folder `root`, or the copy of the one at the URL `root`, which is fetched if need be.
 
-    Raises FileNotFoundError where there is none, or where one of its files is gone; ValueError where its format is another.
+    Raises FileNotFoundError where there is none, or where one of its files is gone; ValueError where its format is another or a
+    file is cut short; OSError where a URL cannot be reached.
     """
-    root = Path(root)
-    if not (root / DESCRIPTION).is_file():
+    folder = local_copy(str(root)) if is_url(root) else Path(root)
+    described = read_description(folder)
+    if described is None:
         raise FileNotFoundError(
-            f"{root} holds no prepared data set (no {DESCRIPTION}); make one by: css-ray data prepare NAME_OR_YAML --out {root}"
+            f"{folder} holds no prepared data set (no {DESCRIPTION}); make one by: "
+            f"css-ray data prepare NAME_OR_YAML --out {folder}"
         )
-    described = json.loads((root / DESCRIPTION).read_text())
-    if described["format"] != FORMAT:
-        raise ValueError(f"{root} has format {described['format']}, this version reads {FORMAT}; prepare it again")
-    subsets = {}
+    if described.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder} has format {described.get('format')}, this version reads {FORMAT}; delete it and prepare it again"
+        )
+    subsets, problems = {}, []
     for name in SUBSETS:
         files = described["subsets"][name]["files"]
-        if missing := [file for file in files if not (root / file).is_file()]:
-            raise FileNotFoundError(f"{root} lacks {', '.join(missing)}; delete the folder and run css-ray data prepare again")
-        subsets[name] = Shards([root / file for file in files])
+        for file in files:
+            path = folder / plain_name(file["name"], folder)
+            if not path.is_file():
+                problems.append(f"{path.name} is gone")
+            elif (size := path.stat().st_size) != file["bytes"]:
+                problems.append(f"{path.name} has {size} bytes, was written with {file['bytes']}")
+        if not problems:
+            subsets[name] = Shards([folder / file["name"] for file in files])
+    if problems:
+        raise ValueError(f"{folder} is damaged: {'; '.join(problems)}. Delete the folder and run css-ray data prepare again")
     info = DatasetInfo(
         name=described["name"],
         class_names=tuple(described["class_names"]),
@@ -229,140 +209,3 @@ def open_dataset(root: str | Path) -> DataSet:
         content=described["content"],
     )
     return DataSet(info, subsets["train"], subsets["val"])
-
-
-def source_of(root: Path) -> str | None:
-    """The hash of the source that `root` was prepared from; None where no complete data set lies there."""
-    try:
-        return str(json.loads((root / DESCRIPTION).read_text())["source"])
-    except FileNotFoundError:
-        return None
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Held by the one process that may write `out`; the others wait. The kernel frees it when its holder dies."""
-    with open(out.parent / f".{out.name}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def write_dataset(out: Path, source: Source, advance: Callable[[], None] = lambda: None) -> bool:
-    """Write a source to the folder `out`, all or nothing; True if written, False if it was there already.
-
-    A complete `out` of the same source hash is left as it is. Whatever the source raises leaves no trace. Several processes may
-    call at once: one writes, the others wait and then find the result. `advance` is called after each image.
-
-    Raises FileExistsError if `out` holds anything else.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
-        if source_of(out) == source.hash:
-            return False
-        if out.exists() and any(out.iterdir()):
-            raise FileExistsError(
-                f"{out} is not empty and was not prepared from this source in this way; delete it or choose another folder"
-            )
-        unfinished = out.parent / f".{out.name}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process: we hold the lock, so nobody writes there
-        unfinished.mkdir()
-        try:
-            _write_files(unfinished, source, advance)
-            os.rename(unfinished, out)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        _sync(out.parent)
-    return True
-
-
-def _write_files(folder: Path, source: Source, advance: Callable[[], None]) -> None:
-    info = source.info
-    metadata = {
-        "name": info.name,
-        "class_names": json.dumps(info.class_names),
-        "palette": json.dumps(info.palette),
-        "ignore_index": str(IGNORE_INDEX),
-        "source": source.hash,
-    }
-    rows = source.rows()
-    subsets = {name: _write_subset(folder, name, rows[name], SCHEMA.with_metadata(metadata), advance) for name in SUBSETS}
-    content = hashlib.sha256("".join(subsets[name]["content"] for name in SUBSETS).encode()).hexdigest()
-    description = {
-        "format": FORMAT,
-        "name": info.name,
-        "class_names": info.class_names,
-        "palette": info.palette,
-        "ignore_index": IGNORE_INDEX,
-        "source": source.hash,
-        "content": content,
-        "subsets": subsets,
-    }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-    _sync(folder / DESCRIPTION)
-    _sync(folder)
-
-
-def _write_subset(
-    folder: Path, name: str, rows: Iterable[Row], schema: pa.Schema, advance: Callable[[], None]
-) -> dict[str, Any]:
-    """Write one subset; return what `dataset.json` says of it."""
-    files: list[str] = []
-    images = masks = 0
-    digest = hashlib.sha256()
-    for shard in _chunks(map(_packed, rows), SHARD_BYTES):
-        files.append(f"{name}-{len(files):05d}.arrow")
-        with pa.OSFile(str(folder / files[-1]), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            for chunk in map(list, _chunks(shard, BATCH_BYTES)):
-                writer.write_batch(pa.RecordBatch.from_pylist([record for record, _ in chunk], schema=schema))
-                for record, own in chunk:
-                    digest.update(own)
-                    images += 1
-                    masks += record["mask"] is not None
-                    advance()
-        _sync(folder / files[-1])
-    return {"files": files, "images": images, "masks": masks, "content": digest.hexdigest()}
-
-
-_Packed = tuple[dict[str, Any], bytes]
-
-
-def _packed(row: Row) -> _Packed:
-    """The record of a row, and the digest of what it means: class indices, not the PNG that some zlib made of them."""
-    digest = hashlib.sha256(f"{row.id}\n{row.height}x{row.width}\n".encode())
-    digest.update(hashlib.sha256(row.image).digest())
-    record: dict[str, Any] = {"id": row.id, "image": row.image, "height": row.height, "width": row.width}
-    if row.mask is None:
-        record |= {"mask": None, "classes": None}
-    else:
-        digest.update(hashlib.sha256(row.mask.tobytes()).digest())
-        encoded = io.BytesIO()
-        Image.fromarray(row.mask).save(encoded, "PNG")
-        present = np.flatnonzero(np.bincount(row.mask.ravel(), minlength=256)[:IGNORE_INDEX]).tolist()
-        record |= {"mask": encoded.getvalue(), "classes": present}
-    return record, digest.digest()
-
-
-def _chunks(packed: Iterable[_Packed], num_bytes: int) -> Iterator[Iterator[_Packed]]:
-    """Split into runs of at least `num_bytes` of images (the last may be shorter), each read before the next is asked for."""
-    packed = iter(packed)
-
-    def run(first: _Packed) -> Iterator[_Packed]:
-        item: _Packed | None = first
-        size = 0
-        while item is not None:
-            yield item
-            size += len(item[0]["image"])
-            item = next(packed, None) if size < num_bytes else None
-
-    while (first := next(packed, None)) is not None:
-        yield run(first)
-
-
-def _sync(path: Path) -> None:
-    """Force a file or a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

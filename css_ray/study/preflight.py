@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from css_ray.data.catalogue import ensure_dataset
-from css_ray.data.splits import make_split
+from css_ray.data.lists import ListError
+from css_ray.data.shards import DataSet
+from css_ray.data.splits import Split
 from css_ray.methods import METHODS
 from css_ray.models.encoders import make_encoder
 from css_ray.records import Event
-from css_ray.study.run import build_method, method_config
+from css_ray.study.run import build_method, choose_split, list_files, method_config, split_key
 from css_ray.study.schema import Study, StudyError, TrialSpec, ends
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
@@ -28,11 +30,6 @@ def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> list[st
     events: of a study that goes on; its splits must still be those it began with.
     """
     problems = []
-    begun = {
-        (event["dataset"], event["num_labelled"], event["split"]): event["split_hash"]
-        for event in events
-        if event["event"] == "run_started"
-    }
     resources = study.resources
     wanted, present = resources.workers * resources.gpus_per_worker, torch.cuda.device_count()
     if local and wanted > present:
@@ -44,58 +41,127 @@ def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> list[st
     if study.search is not None:
         trials += [study.search_trial(len(trials), point) for point in (*study.search.first, *ends(study.space))]
     problems += _models(trials) + _batches(study, trials)
-    num_classes_in: dict[str, int] = {}
+    begun = _begun(study, events)
+    datasets: dict[tuple[str, str], DataSet] = {}
     for name, root, num_classes in dict.fromkeys(
         (trial.settings["data"]["dataset"], trial.settings["data"]["root"], trial.settings["data"]["num_classes"])
-        for trial in trials
+        for trial in (*trials, *begun.values())
     ):
         try:
-            dataset = ensure_dataset(name, root)
+            dataset = datasets[name, root] = ensure_dataset(name, root)
         except (OSError, ValueError) as error:
             problems.append(f"data: {error}")
             continue
-        num_classes_in[root] = dataset.info.num_classes
         if num_classes is not None and num_classes != dataset.info.num_classes:
             problems.append(
                 f"data.num_classes: {num_classes} here, but the shards in {root} have {dataset.info.num_classes}; "
                 "drop the line or prepare the data anew"
             )
-        counts = {trial.settings["data"]["labelled"] for trial in trials if trial.settings["data"]["root"] == root} | {
-            study.data.labelled
-        }
-        for count in sorted(counts):
-            for split in study.splits:
-                try:
-                    made = make_split(dataset, count, split)
-                except ValueError as error:
-                    problems.append(f"data.labelled: {error}")
-                    break
-                needy = [trial.row for trial in trials if METHODS[trial.settings["method"]["name"]].needs_unlabelled]
-                if needy and not made.unlabelled:
-                    problems.append(
-                        f"data.labelled: {count} labels all training images, but {needy[0]} learns from unlabelled ones"
-                    )
-                    break
-                before = begun.get((dataset.info.name, count, split), made.hash)
-                if made.hash != before:
-                    problems.append(
-                        f"data.root: split {split} with {count} labels is no longer the one this study began with "
-                        f"({made.hash[:12]}, was {before[:12]}); "
-                        f"restore the data set in {root}, or start another study"
-                    )
+    splits, wrong = _splits(study, (*trials, *begun.values()), datasets)
+    problems += wrong + _unlabelled(study, trials, splits) + _changed(begun, splits, events)
     if problems:
-        raise StudyError(problems, study.name)
-    return _warnings(trials, num_classes_in)
+        raise StudyError(list(dict.fromkeys(problems)), study.name)
+    return _warnings(trials, datasets) + _same_images(study, trials, splits)
 
 
-def _warnings(trials: Sequence[TrialSpec], num_classes_in: Mapping[str, int]) -> list[str]:
+def _begun(study: Study, events: Sequence[Event]) -> dict[int, TrialSpec]:
+    """The trials that a study which goes on has begun, by index."""
+    grid = study.grid_trials()
+    starts = {event["trial"]: event for event in events if event["event"] == "trial_started"}
+    return {
+        index: grid[index]
+        if start["source"] == "grid"
+        else study.search_trial(index, {path: start["params"][path] for path in study.space})
+        for index, start in starts.items()
+    }
+
+
+def _splits(
+    study: Study, trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]
+) -> tuple[dict[Hashable, Split], list[str]]:
+    """The splits of all trials by `split_key`, each made or read once, and what is wrong with the others."""
+    splits: dict[Hashable, Split] = {}
+    problems = []
+    seen: set[Hashable] = set()
+    for trial in trials:
+        data = trial.settings["data"]
+        dataset = datasets.get((data["dataset"], data["root"]))
+        for index in study.splits:
+            key = split_key(data, index)
+            if dataset is None or key in seen:
+                continue
+            seen.add(key)
+            try:
+                splits[key] = choose_split(dataset, data, index)
+            except ListError as error:
+                problems += [f"data.labelled_list: {problem}" for problem in error.problems]
+            except ValueError as error:
+                problems.append(f"data.labelled: {error}")
+    return splits, problems
+
+
+def _unlabelled(study: Study, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[str]:
+    """A method that learns from unlabelled images needs some."""
+    problems: dict[int, str] = {}
+    for trial in trials:
+        data = trial.settings["data"]
+        made = [split for index in study.splits if (split := splits.get(split_key(data, index)))]
+        if METHODS[trial.settings["method"]["name"]].needs_unlabelled and not all(split.unlabelled for split in made):
+            count = data["labelled"]
+            problems.setdefault(
+                count, f"data.labelled: {count} labels all training images, but {trial.row} learns from unlabelled ones"
+            )
+    return list(problems.values())
+
+
+def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], events: Sequence[Event]) -> list[str]:
+    """A study that goes on trains on the images that it began with."""
+    problems = []
+    for event in events:
+        if event["event"] != "run_started" or event["trial"] not in begun:
+            continue
+        data, index = begun[event["trial"]].settings["data"], event["split"]
+        made, before = splits.get(split_key(data, index)), event["split_hash"]
+        if made is None or made.hash == before:
+            continue
+        hashes = f"({made.hash[:12]}, was {before[:12]})"
+        if files := " and ".join(list_files(data, index)):
+            problems.append(
+                f"data.labelled_list: split {index}, from {files}, is no longer the one this study began with {hashes}; "
+                f"restore the lists and the data set (splits/{before}.json in the study's folder has the ids), "
+                "or start another study"
+            )
+        else:
+            problems.append(
+                f"data.root: split {index} with {event['num_labelled']} labels is no longer the one this study began with "
+                f"{hashes}; restore the data set in {data['root']}, or start another study"
+            )
+    return problems
+
+
+def _same_images(study: Study, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[str]:
+    """Splits that are one and the same tell nothing about the choice of the images."""
+    warnings = []
+    for trial in trials:
+        data = trial.settings["data"]
+        by_hash: dict[str, list[int]] = {}
+        for index in study.splits:
+            by_hash.setdefault(splits[split_key(data, index)].hash, []).append(index)
+        warnings += [
+            f"splits {', '.join(map(str, same))} with {data['labelled']} labels have the same images: only their seeds differ"
+            for same in by_hash.values()
+            if len(same) > 1
+        ]
+    return list(dict.fromkeys(warnings))
+
+
+def _warnings(trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]) -> list[str]:
     """What the methods say of their settings, each sentence once, with the rows it holds for."""
     rows: dict[str, list[str]] = {}
     for trial in trials:
-        config = method_config(trial.settings)
-        for warning in METHODS[trial.settings["method"]["name"]].warnings(
-            config, num_classes_in[trial.settings["data"]["root"]]
-        ):
+        data, method = trial.settings["data"], METHODS[trial.settings["method"]["name"]]
+        num_classes = datasets[data["dataset"], data["root"]].info.num_classes
+        for warning in method.warnings(method_config(trial.settings), num_classes):
             rows.setdefault(warning, []).append(trial.row)
     return [f"{', '.join(dict.fromkeys(where))}: {warning}" for warning, where in rows.items()]
 

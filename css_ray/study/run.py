@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from css_ray import distributed
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.data.lists import listed_ids
 from css_ray.data.loaders import make_train_loader, make_unlabelled_val_loader, make_val_loader
-from css_ray.data.splits import Split, make_split
+from css_ray.data.shards import DataSet
+from css_ray.data.splits import Split, listed_split, make_split
+from css_ray.data.storage import locate
 from css_ray.methods import METHODS, Method
 from css_ray.models.segmenter import ModelConfig, make_segmenter
 from css_ray.training.loop import Fit, fit
@@ -26,7 +30,10 @@ if TYPE_CHECKING:
     from css_ray.study.schema import Study, TrialSpec
 
 RunSpec = dict[str, Any]
-"""Plain values, so that it crosses processes: trial, split, seed, and settings (see TrialSpec)."""
+"""Plain values, so that it crosses processes: trial, split, seed, settings (see TrialSpec), and lists once they were read."""
+
+Lists = dict[str, list[str] | None]
+"""The ids of a listed split: labelled, and unlabelled or None for all other training images."""
 
 
 def run_spec(study: Study, trial: TrialSpec, split: int) -> RunSpec:
@@ -78,10 +85,67 @@ class Prepared:
 
 
 def prepare(spec: RunSpec) -> Prepared:
-    """Open the data set and make the split. Raises as `ensure_dataset` and `make_split` do."""
-    data = spec["settings"]["data"]
+    """Open the data set and choose the split.
+
+    The files of `data.labelled_list` and `data.unlabelled_list` are read if the spec has no `lists` yet. The spec of the result
+    has them: the driver prepares each split once, and workers never look for the files.
+
+    Raises as `ensure_dataset` and `choose_split` do.
+    """
+    data, index = spec["settings"]["data"], spec["split"]
     dataset = ensure_dataset(data["dataset"], data["root"])
-    return Prepared(spec, dataset, make_split(dataset, data["labelled"], spec["split"]))
+    if "lists" not in spec:
+        spec = {**spec, "lists": _read_lists(dataset, data, index)}
+    return Prepared(spec, dataset, _split(dataset, data, index, spec["lists"]))
+
+
+def choose_split(dataset: DataSet, data: Mapping[str, Any], index: int) -> Split:
+    """The split that a trial's `data` settings ask for: listed where they name lists, else made by the rule.
+
+    Raises ListError with all that is wrong in the lists, ValueError if the count of labels is out of bounds.
+    """
+    return _split(dataset, data, index, _read_lists(dataset, data, index))
+
+
+def split_key(data: Mapping[str, Any], index: int) -> Hashable:
+    """All that a split depends on: trials whose `data` settings have the same key for an index have the same split."""
+    keys = ("dataset", "root", "labelled", "nested_splits", "labelled_list", "unlabelled_list")
+    return *(data[key] for key in keys), index
+
+
+def list_files(data: Mapping[str, Any], index: int) -> list[str]:
+    """The files of a listed split: the labelled list, then the unlabelled one; those that are named."""
+    templates = (data["labelled_list"], data["unlabelled_list"])
+    return [template.format(labelled=data["labelled"], split=index) for template in templates if template is not None]
+
+
+def write_ids(prepared: Prepared, folder: str) -> None:
+    """Write `<hash of the split>.json` with the ids of a run into `folder`, a path or a URL: what a result was trained on."""
+    split, info = prepared.split, prepared.dataset.info
+    ids = {
+        "dataset": info.name,
+        "content": info.content,
+        "index": split.index,
+        "labelled": split.labelled,
+        "unlabelled": split.unlabelled,
+    }
+    filesystem, root = locate(folder)
+    filesystem.create_dir(root, recursive=True)
+    with filesystem.open_output_stream(f"{root}/{split.hash}.json") as file:
+        file.write((json.dumps(ids, indent=0) + "\n").encode())
+
+
+def _read_lists(dataset: DataSet, data: Mapping[str, Any], index: int) -> Lists | None:
+    if not (files := list_files(data, index)):
+        return None
+    labelled, unlabelled = listed_ids(dataset, *files, num_labelled=data["labelled"])
+    return {"labelled": list(labelled), "unlabelled": None if unlabelled is None else list(unlabelled)}
+
+
+def _split(dataset: DataSet, data: Mapping[str, Any], index: int, lists: Lists | None) -> Split:
+    if lists is None:
+        return make_split(dataset, data["labelled"], index, nested=data["nested_splits"])
+    return listed_split(dataset, index, lists["labelled"] or [], lists["unlabelled"])
 
 
 def execute(

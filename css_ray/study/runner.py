@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal, Protocol
@@ -28,7 +28,7 @@ from ray.tune.search import Searcher
 
 from css_ray.records import Event, Record, mean_std, records_from_events
 from css_ray.study.journal import Journal, is_uri, studies_in, study_folder
-from css_ray.study.run import RunSpec, run_spec
+from css_ray.study.run import Lists, RunSpec, prepare, run_spec, split_key, write_ids
 from css_ray.study.sampling import suggest
 from css_ray.study.schema import Study, TrialSpec, parse
 from css_ray.study.trial import last_line, make_trainer, run_trial
@@ -105,6 +105,7 @@ class Runner:
         self.observer = observer
         self.folder = study_folder(storage, study.name)
         self.journal = Journal(self.folder)
+        self._lists: dict[Hashable, Lists | None] = {}
 
     @property
     def started(self) -> bool:
@@ -166,6 +167,8 @@ class Runner:
         elif not self._ended():
             self.emit("study_resumed")
         if not self._ended():
+            for trial in self.study.grid_trials():
+                self.runs_of(trial)
             self._tune(concurrent)
         last = next(event["event"] for event in reversed(self.journal.events) if event["event"].startswith("study_"))
         ends = self.ends()
@@ -265,8 +268,27 @@ class Runner:
             "models": f"{self.folder}/models/trial_{trial.index:04d}",
             "resources": self.study.resources.model_dump(),
             "cpus_per_worker": self.study.resources.cpus_per_worker,
-            "runs": [run_spec(self.study, trial, split) for split in self.study.splits],
+            "runs": self.runs_of(trial),
         }
+
+    def runs_of(self, trial: TrialSpec) -> list[RunSpec]:
+        """The run of `trial` on each split of the study.
+
+        At the first use of a split its lists are read, so that all trials have the same images whatever becomes of the files,
+        and its ids are written to `splits/<hash>.json` in the study's folder. Raises RuntimeError if that cannot be done.
+        """
+        specs = [run_spec(self.study, trial, split) for split in self.study.splits]
+        for spec in specs:
+            key = split_key(spec["settings"]["data"], spec["split"])
+            if key not in self._lists:
+                try:
+                    prepared = prepare(spec)
+                    write_ids(prepared, f"{self.folder}/splits")
+                except (OSError, ValueError) as error:
+                    raise RuntimeError(f"split {spec['split']} of trial {trial.index}: {error}") from error
+                self._lists[key] = prepared.spec["lists"]
+            spec["lists"] = self._lists[key]
+        return specs
 
     def end(self, trial: int, error: str | None) -> None:
         """Note that a trial ended.

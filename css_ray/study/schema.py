@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import re
+import string
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from css_ray.config import Config, bounds_text
 from css_ray.methods import METHODS, Method
@@ -54,8 +55,31 @@ class Objective(Section):
     at: Literal["last", "best"] = "last"
 
 
+LIST_FIELDS = ("labelled", "split")
+
+
+def _check_template(template: str) -> str:
+    """Raise ValueError if a path of split files has fields that no split fills."""
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        if unknown := [field for field in fields if field not in LIST_FIELDS]:
+            raise ValueError(f"has no value for {', '.join(f'{{{field}}}' for field in unknown)}")
+        template.format(labelled=1, split=0)
+    except (KeyError, IndexError, ValueError) as error:
+        known = " and ".join(f"{{{field}}}" for field in LIST_FIELDS)
+        raise ValueError(f"{error}; the fields of a path are {known}") from None
+    return template
+
+
+ListTemplate = typing.Annotated[str, Field(min_length=1), AfterValidator(_check_template)]
+
+
 class Data(Section):
-    """What is seen. Batches are counted over all workers, so that the resources do not change what is learned."""
+    """What is seen. Batches are counted over all workers, so that the resources do not change what is learned.
+
+    nested_splits: the labelled images of a count are among those of every larger one. labelled_list, unlabelled_list: paths of
+    split files that take the place of the generated splits, with the fields {labelled} and {split}.
+    """
 
     dataset: str
     root: str
@@ -66,6 +90,9 @@ class Data(Section):
     unlabelled_batch: Count
     val_batch: Count = 1
     loader_workers: typing.Annotated[int, Field(ge=0)] = 0
+    nested_splits: bool = True
+    labelled_list: ListTemplate | None = None
+    unlabelled_list: ListTemplate | None = None
 
 
 class Resources(Section):
@@ -207,6 +234,8 @@ class Study:
         for key in ("labelled_batch", "unlabelled_batch"):
             if settings["data"][key] % self.resources.workers:
                 raise ValueError(_batch_problem(key, settings["data"][key], self.resources.workers))
+        if problem := _list_problem(settings["data"]):
+            raise ValueError(problem)
         settings["method"] = {"name": name, "preset": preset, **values}
         return TrialSpec(index, row, source, params, settings)
 
@@ -214,7 +243,12 @@ class Study:
 def absolute_paths(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """A copy of the sections in which local paths no longer depend on the current folder; a worker's is another."""
     located = {section: dict(values) for section, values in settings.items()}
-    for section, key in (("data", "root"), ("model", "pretrained")):
+    for section, key in (
+        ("data", "root"),
+        ("data", "labelled_list"),
+        ("data", "unlabelled_list"),
+        ("model", "pretrained"),
+    ):
         path = located[section][key]
         if isinstance(path, str) and "://" not in path:
             located[section][key] = str(Path(path).resolve())
@@ -224,6 +258,14 @@ def absolute_paths(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
 def _batch_problem(key: str, batch: int, workers: int) -> str:
     up = math.ceil(batch / workers) * workers
     return f"data.{key}: {batch} does not divide over {workers} workers; use {up}"
+
+
+def _list_problem(data: Mapping[str, Any]) -> str | None:
+    if data["unlabelled_list"] is not None and data["labelled_list"] is None:
+        return (
+            "data.unlabelled_list: needs data.labelled_list beside it, or an image could be in both parts; name it or drop this"
+        )
+    return None
 
 
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
@@ -423,6 +465,8 @@ class _Checker:
             for key in ("labelled_batch", "unlabelled_batch"):
                 if getattr(data, key) % resources.workers:
                     self.problems.append(_batch_problem(key, getattr(data, key), resources.workers))
+        if data and (problem := _list_problem(data.model_dump())):
+            self.problems.append(problem)
         if table and table.columns and table.columns not in (grid or {}):
             self.problem(
                 "table.columns",
@@ -699,6 +743,8 @@ def _sentence(path: str, detail: Any, known: Sequence[str]) -> str:
         "list_type": "a list",
         "dict_type": "a mapping",
     }
+    if kind == "value_error":
+        return f"{path}: {context['error']}, got {value!r}"
     if kind == "literal_error":
         return f"{path}: must be one of {context['expected'].replace(' or ', ', ')}, got {value!r}"
     if kind in words:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.digits import digits_source
-from css_ray.data.shards import open_dataset, write_dataset
+from css_ray.data.shards import open_dataset
+from css_ray.data.writing import write_dataset
 from css_ray.types import IGNORE_INDEX
 
 
@@ -37,7 +38,7 @@ def test_hand_made_png_is_read_alike_by_pillow(tmp_path: Path) -> None:
     source = digits_source(num_train=3, num_val=1)
     write_dataset(tmp_path / "digits", source)
     train = open_dataset(tmp_path / "digits").train
-    for index, row in enumerate(source.rows()["train"]):
+    for index, row in enumerate(source.subsets["train"]):
         with Image.open(io.BytesIO(row.image)) as image:
             image.load()  # checks the CRCs, which torchvision may skip
             pixels = np.array(image)
@@ -45,7 +46,7 @@ def test_hand_made_png_is_read_alike_by_pillow(tmp_path: Path) -> None:
 
 
 def test_cards_are_light_and_whole() -> None:
-    for row in digits_source(num_train=1, num_val=30).rows()["val"]:
+    for row in digits_source(num_train=1, num_val=30).subsets["val"]:
         assert row.mask is not None and IGNORE_INDEX not in row.mask
         with Image.open(io.BytesIO(row.image)) as image:
             grey = np.array(image.convert("L")).astype(float)
@@ -62,7 +63,7 @@ def test_no_digit_is_in_both_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             sklearn.datasets, "load_digits", lambda images=images: SimpleNamespace(images=images, target=real.target)
         )
-        for subset, rows in digits_source(num_train=5, num_val=5).rows().items():
+        for subset, rows in digits_source(num_train=5, num_val=5).subsets.items():
             for row in rows:
                 assert row.mask is not None
                 with Image.open(io.BytesIO(row.image)) as image:

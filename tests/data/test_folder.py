@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -61,6 +62,12 @@ class Folder:
         assert prepare(self.yaml, self.out, root=self.root, **options)
         return open_dataset(self.out)
 
+    def stored(self, column: str) -> list[bytes]:
+        """What the training shard holds."""
+        (path,) = self.out.glob("train-*.arrow")
+        with pa.memory_map(str(path)) as file:
+            return pa.ipc.open_file(file).read_all().column(column).to_pylist()
+
     def refused(self, **options: Any) -> str:
         with pytest.raises(ValueError) as caught:
             prepare(self.yaml, self.out, root=self.root, **options)
@@ -87,7 +94,7 @@ def test_images_and_masks_are_read(folder: Folder) -> None:
 def test_progress_counts_to_the_end(folder: Folder) -> None:
     seen: list[tuple[int, int]] = []
     folder.prepared(progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 5) for done in range(1, 6)]
+    assert seen[-1] == (5, 5) and seen == sorted(seen)
 
 
 def test_palette_masks_give_indices_not_colours(folder: Folder) -> None:
@@ -117,17 +124,20 @@ def test_void_values_are_ignored_and_are_no_class(folder: Folder) -> None:
 
 
 def test_without_resize_the_bytes_are_kept(folder: Folder) -> None:
-    import pyarrow as pa
-
+    coloured = Image.fromarray(mask_of(1))
+    coloured.putpalette(np.random.RandomState(0).randint(0, 256, 768).tolist())
+    folder.mask("b", coloured)
     folder.prepared()
-    with pa.memory_map(str(folder.out / "train-00000.arrow")) as file:
-        stored = pa.ipc.open_file(file).read_all().column("image").to_pylist()
-    assert stored == [(folder.root / "images" / name).read_bytes() for name in ("a.jpg", "b.png", "c.png")]
+    images, masks = folder.stored("image"), folder.stored("mask")
+    assert images == [(folder.root / "images" / name).read_bytes() for name in ("a.jpg", "b.png", "c.png")]
+    originals = [(folder.root / "masks" / f"{id}.png").read_bytes() for id in "abc"]
+    assert masks[0] == originals[0] and masks[2] == originals[2]
+    # A palette mask becomes a grey one around the same compressed pixels.
+    pixels = originals[1][originals[1].index(b"IDAT") : originals[1].index(b"IEND")]
+    assert masks[1] != originals[1] and pixels in masks[1]
 
 
 def test_resize(folder: Folder) -> None:
-    import pyarrow as pa
-
     mask = np.zeros((12, 16), np.uint8)
     mask[:, 8:] = 2
     folder.mask("b", Image.fromarray(mask))
@@ -137,9 +147,7 @@ def test_resize(folder: Folder) -> None:
     sample = dataset.train[1]
     assert sample.image.shape == (3, 6, 8) and (sample.image == 90).all()
     assert sample.mask is not None and (sample.mask[:, :4] == 0).all() and (sample.mask[:, 4:] == 2).all()
-    with pa.memory_map(str(folder.out / "train-00000.arrow")) as file:
-        stored = pa.ipc.open_file(file).read_all().column("image").to_pylist()
-    assert [Image.open(io.BytesIO(image)).format for image in stored] == ["JPEG", "PNG", "PNG"]
+    assert [Image.open(io.BytesIO(image)).format for image in folder.stored("image")] == ["JPEG", "PNG", "PNG"]
     # Half the size: bilinear with antialiasing keeps the mean, sampling every second pixel of noise would not.
     assert abs(float(dataset.train[2].image.float().mean()) - image_of(2).mean()) < 4
 
@@ -191,20 +199,20 @@ def test_all_that_is_wrong_with_the_files_is_said_at_once(folder: Folder) -> Non
     for expected in (
         "nothing was written",
         "a: image is no readable .jpg/.jpeg/.png",
-        "b: mask has mode RGB",
+        "b: mask has mode RGB, so colours for classes, and no palette says which; give a `palette`",
         "c: mask has the values 7; classes are 0..2, void is 255",
         "d: mask is 16x11 (width x height), must be as its image 16x12",
-        "e: mask is no readable PNG",
+        "e: mask is no readable PNG: it starts with b'no pictu'",
         "b: is 2 times in train.txt",
-        "f: has no mask in masks",
-        "g: is more than one file in images: g.jpg, g.png",
-        "nowhere: is in train.txt, but no image of that name is in images",
+        "f: has no mask in masks (ID.png)",
+        "  g: is more than one file in images: g.jpg, g.png",
+        "nowhere (line 7): listed in train.txt, is not in the data set",
         "d: is in train and in val",
     ):
         assert expected in message, message
 
 
-@pytest.mark.parametrize("mode", ["1", "I;16", "LA", "RGBA"])
+@pytest.mark.parametrize("mode", ["1", "I;16", "LA"])
 def test_masks_of_other_modes_are_refused(folder: Folder, mode: str) -> None:
     folder.mask("b", Image.new(mode, (16, 12)))
     assert "b: mask has mode" in folder.refused()
@@ -241,9 +249,114 @@ def test_many_images_with_one_problem_take_one_line(folder: Folder) -> None:
     assert message.count("has the values 9") == 1 and "a, b, c, d, e and 1 more" in message
 
 
+PALETTE = [[10, 200, 30], [0, 0, 128], [255, 255, 0]]
+
+
+def test_masks_coded_by_colour_are_read_through_the_palette(folder: Folder) -> None:
+    colours = np.zeros((256, 3), np.uint8)
+    colours[:3], colours[255] = PALETTE, [90, 90, 90]
+    for seed, id in enumerate("abcde"):
+        folder.mask(id, Image.fromarray(colours[mask_of(seed)]))
+    folder.describe(palette=PALETTE, void=[[90, 90, 90]])
+    dataset = folder.prepared()
+    for seed in range(3):
+        mask = dataset.train[seed].mask
+        assert mask is not None and np.array_equal(mask.numpy(), mask_of(seed))
+    # The colours of void are part of the source.
+    folder.describe(palette=PALETTE, void=[[90, 90, 90], [1, 2, 3]])
+    with pytest.raises(FileExistsError):
+        prepare(folder.yaml, folder.out, root=folder.root)
+
+
+def test_a_colour_of_no_class_is_named(folder: Folder) -> None:
+    folder.mask("b", Image.new("RGB", (16, 12), (1, 2, 3)))
+    folder.describe(palette=PALETTE)
+    assert (
+        "b: mask has the colours (1, 2, 3), which are neither of a class nor void: mend the mask, or classes"
+        in folder.refused()
+    )
+
+
+def test_suffixes_match_images_and_masks_in_the_layout_of_cityscapes(folder: Folder) -> None:
+    for seed, name in enumerate(("bonn/bonn_0", "jena/jena_0", "jena/jena_1")):
+        image, mask = folder.root / "left" / f"{name}_left.png", folder.root / "fine" / f"{name}_ids.png"
+        for path, picture in ((image, image_of(seed)), (mask, mask_of(seed))):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+        Image.new("RGB", (3, 3)).save(mask.with_name(f"{mask.stem}_colour.png"))  # not asked for
+    (folder.root / "train.txt").write_text("left/jena/jena_1_left.png fine/jena/jena_1_ids.png\r\n/left/bonn/bonn_0_left.png")
+    (folder.root / "val.txt").write_text("jena/jena_0\n")
+    part = {"images": "left", "masks": "fine"}
+    folder.describe(
+        image_suffix="_left.png",
+        mask_suffix="_ids.png",
+        train={**part, "list": "train.txt"},
+        val={**part, "list": "val.txt"},
+    )
+    dataset = folder.prepared()
+    assert (dataset.train.ids, dataset.val.ids) == (("jena/jena_1", "bonn/bonn_0"), ("jena/jena_0",))
+    for shards, seeds in ((dataset.train, (2, 0)), (dataset.val, (1,))):
+        for index, seed in enumerate(seeds):
+            sample = shards[index]
+            assert sample.mask is not None and np.array_equal(sample.mask.numpy(), mask_of(seed))
+            assert torch.equal(sample.image, torch.from_numpy(image_of(seed)).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "studies" / "data").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_descriptions_that_ship_are_right(path: Path) -> None:
+    assert read_description(path).info.name == path.stem
+
+
+def test_the_layout_of_the_streets_example(folder: Folder) -> None:
+    example = Path(__file__).parents[2] / "studies" / "data" / "streets.yaml"
+    table = np.zeros((256, 3), np.uint8)
+    table[:3] = [(128, 64, 128), (70, 70, 70), (107, 142, 35)]  # void is black
+    for seed, name in enumerate(("train/bonn/bonn_0", "val/jena/jena_0", "train_extra/ulm/ulm_0")):
+        for kind, ending, pixels in (
+            ("leftImg8bit", "leftImg8bit", image_of(seed)),
+            ("gtFine", "gtFine_color", table[mask_of(seed)]),
+        ):
+            path = folder.root / kind / f"{name}_{ending}.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(pixels).save(path)
+    assert prepare(example, folder.out, root=folder.root)
+    dataset = open_dataset(folder.out)
+    assert (dataset.train.ids, dataset.val.ids) == (("bonn/bonn_0", "ulm/ulm_0"), ("jena/jena_0",))
+    mask = dataset.train[0].mask
+    assert mask is not None and np.array_equal(mask.numpy(), mask_of(0))
+    assert dataset.train[1].mask is None  # though there is one
+
+
+def test_a_list_may_hold_paths(folder: Folder) -> None:
+    (folder.root / "train.txt").write_text("/images/c.png /masks/c.png\nimages/a.jpg\nb.png\n")
+    assert folder.prepared().train.ids == ("c", "a", "b")
+
+
+def test_an_empty_list_is_refused(folder: Folder) -> None:
+    (folder.root / "val.txt").write_text("\n")
+    message = folder.refused()
+    assert "val.txt: is empty or no text" in message and "val: has no image" in message
+
+
+def test_the_masks_of_unlabelled_images_are_never_opened(folder: Folder) -> None:
+    (folder.root / "masks" / "c.png").write_bytes(b"no mask at all")
+    (folder.root / "train.txt").write_text("a\nb\n")
+    folder.describe(unlabelled={"images": "images"})
+    assert folder.prepared().train.ids == ("a", "b", "c")
+
+
 def test_all_that_is_wrong_with_a_description_is_said_at_once(folder: Folder) -> None:
     folder.describe(
-        name="", classes=["a", "b", "a"], void=[1, 300], palette=[[0, 0, 0]], val={"images": "images"}, trian={"images": "x"}
+        name="",
+        classes=["a", "b", "a"],
+        void=[1, 300],
+        palette=[[0, 0, 0]],
+        val={"images": "images"},
+        trian={"images": "x"},
+        image_suffix="_rgb.tif",
+        mask_suffix=".jpg",
     )
     with pytest.raises(ValueError) as caught:
         read_description(folder.yaml)
@@ -254,7 +367,9 @@ def test_all_that_is_wrong_with_a_description_is_said_at_once(folder: Folder) ->
         "void must be",
         "palette must have",
         "val must have",
-        "trian",
+        "trian is unknown",
+        "image_suffix must end with .jpg or .jpeg or .png or .webp, got '_rgb.tif'",
+        "mask_suffix must end with .png, got '.jpg'",
     ):
         assert expected in message, message
 
@@ -262,6 +377,14 @@ def test_all_that_is_wrong_with_a_description_is_said_at_once(folder: Folder) ->
 def test_a_void_value_may_not_be_a_class(folder: Folder) -> None:
     folder.describe(void=[2])
     assert "void 2 is the class chair" in folder.refused()
+
+
+def test_colours_are_told_apart(folder: Folder) -> None:
+    folder.describe(palette=[[1, 1, 1], [2, 2, 2], [1, 1, 1]], void=[[2, 2, 2]])
+    message = folder.refused()
+    assert "(1, 1, 1) stands for 2 of the classes and void" in message and "(2, 2, 2) stands for 2" in message
+    folder.describe(void=[[2, 2, 2]])
+    assert "void has the colour (2, 2, 2), but there is no palette" in folder.refused()
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "name: [", ""])
@@ -287,9 +410,9 @@ def test_names(folder: Folder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds the data set rooms, not digits"):
         ensure_dataset("digits", folder.out)
     # A set that css-ray cannot make by itself says how to have it.
-    remedy = "describe its folders .*studies/data/camvid.yaml.*css-ray data prepare voc_classic.yaml --root .* --out"
+    remedy = "describe its folders .*studies/data/camvid.yaml.*css-ray data prepare offices.yaml --root .* --out"
     with pytest.raises(FileNotFoundError, match=remedy):
-        ensure_dataset("voc_classic", tmp_path / "voc")
+        ensure_dataset("offices", tmp_path / "offices")
     with pytest.raises(ValueError, match="did you mean digits"):
         prepare("digit", tmp_path / "other")
     with pytest.raises(ValueError, match="built in"):

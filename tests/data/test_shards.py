@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import pickle
-import signal
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from multiprocessing import get_context
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +22,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from css_ray.data import shards
-from css_ray.data.shards import DatasetInfo, Row, Source, open_dataset, write_dataset
+from css_ray.data import shards, writing
+from css_ray.data.digits import digits_source
+from css_ray.data.shards import DatasetInfo, open_dataset
+from css_ray.data.writing import Row, Source, in_processes, rows_source, write_dataset
 from css_ray.types import IGNORE_INDEX
 
 INFO = DatasetInfo("small", ("a", "b", "c"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)))
@@ -46,9 +51,12 @@ def some_rows(count: int = 7) -> list[Row]:
     return rows
 
 
-def source(train: list[Row], val: list[Row] | None = None, hash: str = "source") -> Source:
-    rows = {"train": train, "val": some_rows(1) if val is None else val}
-    return Source(INFO, hash, len(train) + 1, lambda: rows)
+def source(train: list[Row], val: list[Row] | None = None, version: str = "rows") -> Source:
+    return rows_source(INFO, {"train": train, "val": some_rows(1) if val is None else val}, version)
+
+
+def shards_of(folder: Path, subset: str) -> list[Path]:
+    return sorted(folder.glob(f"{subset}-*.arrow"))
 
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
@@ -77,23 +85,37 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
 
 def test_the_files_describe_themselves(tmp_path: Path) -> None:
     rows = some_rows()
-    write_dataset(tmp_path / "set", source(rows, hash="abc"))
-    with pa.memory_map(str(tmp_path / "set" / "train-00000.arrow")) as file:
+    write_dataset(tmp_path / "set", source(rows))
+    (path,) = shards_of(tmp_path / "set", "train")
+    with pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all()
     assert table.column("image").to_pylist() == [one.image for one in rows]  # the encoded bytes, untouched
     metadata = table.schema.metadata
-    assert (metadata[b"name"], metadata[b"source"], metadata[b"ignore_index"]) == (b"small", b"abc", b"255")
+    assert (metadata[b"name"], metadata[b"ignore_index"]) == (b"small", b"255")
     assert json.loads(metadata[b"class_names"]) == ["a", "b", "c"]
+    assert json.loads(metadata[b"palette"]) == [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
+    made_of = hashlib.sha256()
+    for one in rows:
+        made_of.update(hashlib.sha256(one.image).digest())
+        made_of.update(b"" if one.mask is None else hashlib.sha256(one.mask.tobytes()).digest())
+    assert metadata[b"source"].decode() == made_of.hexdigest()
+    described = json.loads((tmp_path / "set" / "dataset.json").read_text())
+    (file_,) = described["subsets"]["train"]["files"]
+    assert file_ == {
+        "name": path.name,
+        "rows": 7,
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
 
 
 def test_many_shards_and_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = some_rows()
     write_dataset(tmp_path / "one", source(rows))
     size = len(rows[0].image)
-    monkeypatch.setattr(shards, "SHARD_BYTES", 3 * size)
-    monkeypatch.setattr(shards, "BATCH_BYTES", 2 * size)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 3 * size)
     write_dataset(tmp_path / "many", source(rows))
-    assert len(list((tmp_path / "many").glob("train-*.arrow"))) > 1
+    assert len(shards_of(tmp_path / "many", "train")) > 2
     one, many = open_dataset(tmp_path / "one"), open_dataset(tmp_path / "many")
     assert many.train.ids == one.train.ids
     assert all(torch.equal(many.train[index].image, one.train[index].image) for index in range(7))
@@ -139,13 +161,12 @@ def test_the_same_source_is_written_once(tmp_path: Path) -> None:
     write_dataset(tmp_path / "set", source(some_rows()))
     before = (tmp_path / "set" / "dataset.json").stat()
 
-    def refuse() -> dict[str, list[Row]]:
-        raise AssertionError("read again")
-
-    assert not write_dataset(tmp_path / "set", Source(INFO, "source", 0, refuse))
+    assert not write_dataset(tmp_path / "set", source(some_rows()))
     assert (tmp_path / "set" / "dataset.json").stat().st_mtime_ns == before.st_mtime_ns
     with pytest.raises(FileExistsError, match="delete it or choose another folder"):
-        write_dataset(tmp_path / "set", source(some_rows(), hash="another"))
+        write_dataset(tmp_path / "set", source(some_rows(), version="another"))
+    with pytest.raises(FileExistsError, match="delete it or choose another folder"):
+        write_dataset(tmp_path / "set", source(some_rows(6)))
     assert len(open_dataset(tmp_path / "set").train) == 7
 
 
@@ -161,43 +182,70 @@ def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
-def test_an_error_leaves_nothing(tmp_path: Path) -> None:
-    def failing() -> Iterator[Row]:
-        yield some_rows()[0]
-        raise ValueError("bad image")
+class Failing:
+    """Cannot read every second item."""
 
-    with pytest.raises(ValueError, match="bad image"):
-        write_dataset(tmp_path / "set", Source(INFO, "source", 2, lambda: {"train": some_rows(), "val": failing()}))
+    def __call__(self, item: Row) -> Row:
+        if int(item.id[-1]) % 2:
+            raise ValueError("is odd")
+        return item
+
+    def digest(self, item: Row) -> bytes:
+        raise AssertionError("nothing is there to compare with")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_leaves_nothing_and_names_everything(tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "SHARD_BYTES", 100)
+    rows = some_rows()
+    wrong = Source(
+        INFO, "", {"train": rows, "val": rows}, {"train": [60] * 7, "val": [60] * 7}, Failing(), "here", {"is late": ["x"]}
+    )
+    with pytest.raises(ValueError) as caught:
+        write_dataset(tmp_path / "set", wrong, spread=in_processes(processes))
+    assert str(caught.value) == (
+        "here has 7 problems, nothing was written:\n  x: is late\n  image 1, image 3, image 5, image 1, image 3 and 1 more: is odd"
+    )
     assert entries(tmp_path) == []
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from css_ray.data.digits import digits_source
-from css_ray.data.shards import write_dataset
-done = 0
-def advance():
-    global done
-    done += 1
-    if done == 25:  # train is written, val is not
-        os.kill(os.getpid(), signal.SIGKILL)
-write_dataset(Path(sys.argv[1]), digits_source(num_train=20, num_val=10), advance)
-"""
+def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "SHARD_BYTES", 1500)
+    for processes in (1, 2, 3):
+        done: list[int] = []
+        write_dataset(tmp_path / str(processes), source(some_rows(20)), done.append, in_processes(processes))
+        assert sum(done) == 21
+    files = {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()}
+    assert len(files) > 4
+    for processes in (2, 3):
+        assert {path.name: path.read_bytes() for path in (tmp_path / str(processes)).iterdir()} == files
 
 
-def test_a_killed_prepare_leaves_nothing_that_is_read(tmp_path: Path) -> None:
-    from css_ray.data.digits import digits_source
-
-    out = tmp_path / "digits"
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(out)])
-    assert killed.returncode == -signal.SIGKILL
-    assert entries(tmp_path) == [".digits.unfinished"]
-    with pytest.raises(FileNotFoundError, match=f"{out} holds no prepared data set"):
-        open_dataset(out)
-    assert write_dataset(out, digits_source(num_train=20, num_val=10))
-    assert entries(tmp_path) == ["digits"]
-    assert len(open_dataset(out).train) == 20
+def test_a_run_killed_at_any_moment_leaves_nothing_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "SHARD_BYTES", 20_000)
+    undisturbed = digits_source(num_train=60, num_val=10)
+    started = time.monotonic()
+    write_dataset(tmp_path / "undisturbed", undisturbed)
+    duration = time.monotonic() - started
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "undisturbed").iterdir()}
+    random, out, cut = Random(0), tmp_path / "digits", 0
+    for attempt in range(10):
+        process = get_context("fork").Process(
+            target=write_dataset, args=(out, undisturbed), kwargs={"spread": in_processes(1 + attempt % 2)}
+        )
+        process.start()
+        time.sleep(random.random() * 1.5 * duration)
+        process.kill()
+        process.join()
+        if not out.exists():
+            cut += 1
+            with pytest.raises(FileNotFoundError, match=f"{out} holds no prepared data set"):
+                open_dataset(out)
+        write_dataset(out, undisturbed)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
+        shutil.rmtree(out)
+    assert cut >= 3, "too few runs were killed in their midst"
+    assert entries(tmp_path) == ["undisturbed"]
 
 
 AT_ONCE = """
@@ -235,8 +283,31 @@ def test_a_missing_set_names_folder_and_command(tmp_path: Path) -> None:
         open_dataset(tmp_path / "nowhere")
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+def test_missing_and_cut_shards_are_named(tmp_path: Path) -> None:
     write_dataset(tmp_path / "set", source(some_rows()))
-    os.remove(tmp_path / "set" / "val-00000.arrow")
-    with pytest.raises(FileNotFoundError, match=r"lacks val-00000\.arrow"):
+    (val,), (train,) = shards_of(tmp_path / "set", "val"), shards_of(tmp_path / "set", "train")
+    val.unlink()
+    whole = train.stat().st_size
+    os.truncate(train, whole - 10)
+    with pytest.raises(ValueError, match="is damaged") as caught:
+        open_dataset(tmp_path / "set")
+    assert f"{train.name} has {whole - 10} bytes, was written with {whole}; {val.name} is gone" in str(caught.value)
+    assert "css-ray data prepare again" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../secret.arrow", "/etc/passwd", ".."])
+def test_a_description_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) -> None:
+    write_dataset(tmp_path / "set", source(some_rows()))
+    described = json.loads((tmp_path / "set" / "dataset.json").read_text())
+    described["subsets"]["train"]["files"][0]["name"] = name
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="no plain name"):
+        open_dataset(tmp_path / "set")
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", source(some_rows()))
+    described = json.loads((tmp_path / "set" / "dataset.json").read_text())
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps({**described, "format": 1}))
+    with pytest.raises(ValueError, match="has format 1, this version reads 2; delete it"):
         open_dataset(tmp_path / "set")

@@ -244,3 +244,50 @@ def test_a_mapping_may_take_over_another() -> None:
 
     text = "a: &a {name: css, row: A}\nb: {<<: *a, row: B}\n"
     assert yaml.load(text, Loader=_Loader) == {"a": {"name": "css", "row": "A"}, "b": {"name": "css", "row": "B"}}
+
+
+LIST = "splits/{labelled}/{split}/labeled.txt"
+
+
+def test_split_files_are_named_by_a_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = minimal(
+        data__labelled_list=LIST, data__unlabelled_list="s3://bucket/{labelled}/{split:03d}.txt", data__nested_splits=False
+    )
+    monkeypatch.chdir(tmp_path)
+    study = parse(spec)
+    assert (study.data.labelled_list, study.data.nested_splits) == (LIST, False)
+    # In the journal, and for a worker in another folder, local paths are absolute.
+    data = study.resolved()["data"]
+    assert data["labelled_list"] == str(tmp_path / LIST)
+    assert data["unlabelled_list"] == "s3://bucket/{labelled}/{split:03d}.txt"
+    plain = parse(minimal())
+    assert (plain.data.nested_splits, plain.data.labelled_list, plain.data.unlabelled_list) == (True, None, None)
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("{count}/labeled.txt", "has no value for {count}"),
+        ("{}/labeled.txt", "has no value for {}"),
+        ("{split.real}/{seed}", "has no value for {split.real}, {seed}"),
+        ("{split", "expected '}' before end of string"),
+        ("{split:s}", "Unknown format code 's' for object of type 'int'"),
+    ],
+)
+def test_a_template_with_other_fields_is_refused(template: str, complaint: str) -> None:
+    sentence = f"{complaint}; the fields of a path are {{labelled}} and {{split}}, got {template!r}"
+    assert problems(data__labelled_list=template) == (f"data.labelled_list: {sentence}",)
+    # Alike where it varies.
+    grid = {**MINIMAL["grid"], "data.labelled_list": [LIST, template]}
+    assert problems(grid=grid) == (f"grid.data.labelled_list[1]: {sentence}",)
+
+
+def test_an_unlabelled_list_needs_a_labelled_one() -> None:
+    (problem,) = problems(data__unlabelled_list="rest.txt")
+    assert problem.startswith("data.unlabelled_list: needs data.labelled_list beside it")
+    (problem,) = problems(
+        data__labelled_list=LIST, data__unlabelled_list="rest.txt", grid={**MINIMAL["grid"], "data.labelled_list": [LIST, None]}
+    )
+    assert problem.startswith("grid: data.unlabelled_list: needs data.labelled_list beside it")
+    (problem,) = problems(data__nested_splits="no")
+    assert problem == "data.nested_splits: must be true or false, got 'no'"

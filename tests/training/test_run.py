@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from css_ray.data.shards import DataSet, DatasetInfo, Row, Source, open_dataset, write_dataset
+from css_ray.data.shards import DataSet, DatasetInfo, open_dataset
 from css_ray.data.splits import Split
+from css_ray.data.writing import Row, rows_source, write_dataset
 from css_ray.study.run import Prepared, execute
 from css_ray.training.reporter import SilentReporter
 from css_ray.types import IGNORE_INDEX
@@ -40,12 +41,11 @@ def row(id: str, number: int, masked: bool, void: bool = False) -> Row:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     """Training images 0 and 1 are all void, 2 and 3 labelled, 4 and 5 have masks too, 6 and 7 have none."""
 
-    def rows() -> dict[str, list[Row]]:
-        train = [row(f"train-{number}", number, number < 6, number < 2) for number in range(8)]
-        return {"train": train, "val": [row(f"val-{number}", number, True) for number in range(3)]}
-
+    train = [row(f"train-{number}", number, number < 6, number < 2) for number in range(8)]
+    val = [row(f"val-{number}", number, True) for number in range(3)]
     folder = tmp_path_factory.mktemp("prepared") / "awkward"
-    write_dataset(folder, Source(DatasetInfo("awkward", CLASSES, ((0, 0, 0),) * 3), "awkward", 11, rows))
+    info = DatasetInfo("awkward", CLASSES, ((0, 0, 0),) * 3)
+    write_dataset(folder, rows_source(info, {"train": train, "val": val}))
     return open_dataset(folder)
 
 

@@ -1,0 +1,232 @@
+"""Reads mask files, whatever codes their classes, and refuses what it would have to guess.
+
+- A grey 8-bit PNG holds class indices, or other values that `MaskCoding.values` names.
+- So does a palette PNG; its colours are for the eye alone.
+- An RGB PNG holds colours, all of which `MaskCoding.colours` must name.
+- A `.mat` file of SBD, the Semantic Boundaries Dataset, holds class indices and no void.
+
+Where the values are the class indices already, the file's pixels are kept as they are compressed.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..types import IGNORE_INDEX
+from .files import Mask
+
+Colour = tuple[int, int, int]
+"""Red, green, blue in 0..255."""
+
+_SHOWN = 8  # values or colours that a message names
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY = 0  # a colour type of PNGs
+
+
+def voc_palette(count: int = 256) -> tuple[Colour, ...]:
+    """The first `count` (<= 256) colours of the VOC colour map, in which background is 0 and void is 255.
+
+    The lowest three bits of an index are the highest bits of red, green and blue, the next three the second highest, and so on.
+    """
+
+    def channel(index: int, bit: int) -> int:
+        return sum((index >> (3 * step + bit) & 1) << (7 - step) for step in range(3))
+
+    return tuple((channel(index, 0), channel(index, 1), channel(index, 2)) for index in range(count))
+
+
+@dataclass(frozen=True, slots=True)
+class MaskCoding:
+    """What the masks of a data set hold. Called with the bytes of a PNG, it reads the mask.
+
+    values: the class index of each value that a grey or palette PNG may hold; IGNORE_INDEX for void.
+    colours: the same for each colour of an RGB PNG; empty where no colour is known, then RGB PNGs are refused.
+    remedy: what messages advise where a value or a colour is none of these.
+    """
+
+    values: Mapping[int, int]
+    colours: Mapping[Colour, int]
+    remedy: str
+
+    def __call__(self, encoded: bytes) -> Mask:
+        """Read a mask. Raises ValueError if it is no whole PNG, of another kind, or holds what is neither class nor void."""
+        chunks = list(_chunks(encoded))
+        try:
+            with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            raise ValueError("is no readable PNG; fetch or write it again") from None
+        # Of the header: Pillow spreads grey values of fewer bits over 0..255, and cuts colours of 16 bits.
+        depth = encoded[24]
+        if image.mode == "P" or (image.mode == "L" and depth == 8):
+            return self._of_indices(image, chunks, encoded, depth)
+        if image.mode in ("RGB", "RGBA") and depth == 8:
+            return self._of_colours(image)
+        raise ValueError(
+            f"has mode {image.mode} with {depth} bits, must be L with 8 bits, P, or RGB with 8 bits; write class indices as "
+            "grey 8-bit PNGs"
+        )
+
+    def check_values(self, present: Iterable[int]) -> None:
+        """Raise ValueError if one of the values that a mask holds is neither a class nor void."""
+        wrong = [value for value in present if value not in self.values]
+        if not wrong:
+            return
+        message = f"has the values {_listed(wrong)}; {self._bounds()}"
+        if self.colours and set(wrong) <= {grey for colour in self.colours for grey in _luminances(colour)}:
+            message += (
+                ". They look like the luminances of the palette's colours: something read a palette PNG as a grey picture; "
+                "take the original files"
+            )
+        raise ValueError(f"{message}: {self.remedy}")
+
+    def _bounds(self) -> str:
+        classes = _ranges(value for value, index in self.values.items() if index != IGNORE_INDEX)
+        void = _ranges(value for value, index in self.values.items() if index == IGNORE_INDEX)
+        return f"classes are {classes}, void is {void or 'none'}"
+
+    def _of_indices(self, image: Image.Image, chunks: list[tuple[bytes, bytes]], encoded: bytes, depth: int) -> Mask:
+        present = [value for value, pixels in enumerate(image.histogram()) if pixels]
+        self.check_values(present)
+        if image.mode == "P":
+            self._check_palette(image, present)
+        if any(self.values[value] != value for value in present):
+            table = bytes.maketrans(bytes(present), bytes(self.values[value] for value in present))
+            translated = np.frombuffer(image.tobytes().translate(table), np.uint8)
+            return Mask(translated.reshape(image.height, image.width), None)
+        indices = np.asarray(image)
+        if image.mode == "L":
+            return Mask(indices, encoded)
+        return Mask(indices, _grey(chunks) if depth == 8 else None)
+
+    def _check_palette(self, image: Image.Image, present: Sequence[int]) -> None:
+        """Refuse a palette whose colours are those of the data set in another order: indices or colours, one of them lies."""
+        flat = image.getpalette() or []
+        shown = [(flat[3 * value], flat[3 * value + 1], flat[3 * value + 2]) for value in present if 3 * value + 2 < len(flat)]
+        if len(set(shown)) < len(present) or not all(colour in self.colours for colour in shown):
+            return  # colours of its own, which tell nothing
+        for value, colour in zip(present, shown, strict=True):
+            if self.colours[colour] != self.values[value]:
+                raise ValueError(
+                    f"has the index {value} in the colour {colour}, which is that of {_named(self.colours[colour])}, not of "
+                    f"{_named(self.values[value])}: some programs reorder the palettes of PNGs; write class indices as grey "
+                    "8-bit PNGs, or mend the palette"
+                )
+
+    def _of_colours(self, image: Image.Image) -> Mask:
+        if not self.colours:
+            raise ValueError(
+                f"has mode {image.mode}, so colours for classes, and no palette says which; give a `palette` of one "
+                "[red, green, blue] a class, or write class indices as grey 8-bit PNGs"
+            )
+        if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
+            raise ValueError("has mode RGBA and is transparent in places; write it as RGB, with a void colour there")
+        image = image.convert("RGB")
+        counted = image.getcolors(256)  # None: more than that
+        if counted is None:
+            raise ValueError(
+                "has more than 256 colours: it is a photo, or was resized or compressed with loss; take the original file"
+            )
+        present = sorted((colour[0], colour[1], colour[2]) for _, colour in counted if isinstance(colour, tuple))
+        if wrong := [colour for colour in present if colour not in self.colours]:
+            raise ValueError(f"has the colours {_listed(wrong)}, which are neither of a class nor void: {self.remedy}")
+        codes = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]  # one number a pixel, alpha 255 its highest byte
+        indices = np.empty(codes.shape, np.uint8)
+        for colour in present:
+            indices[codes == int.from_bytes(bytes([*colour, 255]), "little")] = self.colours[colour]
+        return Mask(indices, None)
+
+
+def make_coding(
+    num_classes: int,
+    void: Iterable[int] = (IGNORE_INDEX,),
+    palette: Sequence[Colour] = (),
+    void_colours: Iterable[Colour] = (),
+    remedy: str = "mend the mask",
+) -> MaskCoding:
+    """Masks of class indices 0..num_classes-1, or of the colours of `palette`, one a class; void becomes IGNORE_INDEX."""
+    values = {index: index for index in range(num_classes)} | dict.fromkeys(void, IGNORE_INDEX)
+    colours = {colour: index for index, colour in enumerate(palette)} | dict.fromkeys(void_colours, IGNORE_INDEX)
+    return MaskCoding(values, colours, remedy)
+
+
+def read_mat(encoded: bytes) -> NDArray[np.uint8]:
+    """The class indices uint8 [H, W] of a MATLAB file of SBD's folder `cls`.
+
+    Raises ValueError if it is no such file.
+    """
+    from scipy.io import loadmat  # only SBD needs it
+
+    try:
+        indices = loadmat(io.BytesIO(encoded), variable_names=["GTcls"])["GTcls"][0]["Segmentation"][0]
+    except Exception:  # scipy raises whatever the damaged bytes lead it into
+        indices = None
+    if not isinstance(indices, np.ndarray) or indices.dtype != np.uint8 or indices.ndim != 2:
+        raise ValueError("is no .mat of SBD (GTcls.Segmentation, uint8 [H, W]); fetch it again")
+    return indices
+
+
+def _chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The kind and the content of each chunk of a PNG. Raises ValueError where it is no PNG, or damaged.
+
+    Pillow forgives what the decoder that training uses does not, and the bytes may be kept.
+    """
+    if not encoded.startswith(_SIGNATURE):
+        raise ValueError(f"is no readable PNG: it starts with {encoded[:8]!r}; fetch or write it again")
+    start, kind = len(_SIGNATURE), b""
+    while kind != b"IEND":
+        length = int.from_bytes(encoded[start : start + 4], "big")
+        kind, end = encoded[start + 4 : start + 8], start + 8 + length
+        if len(encoded) < end + 4:
+            raise ValueError(f"is no readable PNG: it is cut off at {len(encoded)} bytes; fetch or write it again")
+        content = encoded[start + 8 : end]
+        if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(encoded[end : end + 4], "big"):
+            raise ValueError(f"is no readable PNG: its chunk {kind!r} is damaged; fetch or write it again")
+        yield kind, content
+        start = end + 4
+
+
+def _grey(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """An 8-bit palette PNG as a grey one of the same values: both compress one byte a pixel, so the pixels stay as they are."""
+    parts = [_SIGNATURE]
+    for kind, content in chunks:
+        if kind == b"IHDR":
+            content = content[:9] + bytes([_GREY]) + content[10:]
+        if kind in (b"IHDR", b"IDAT", b"IEND"):  # all others speak of colours, or are remarks
+            parts += [struct.pack(">I", len(content)), kind, content, struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))]
+    return b"".join(parts)
+
+
+def _luminances(colour: Colour) -> tuple[int, int]:
+    """How bright a colour is, 0..255, as programs round it: down, or to the nearest."""
+    red, green, blue = colour
+    thousandths = 299 * red + 587 * green + 114 * blue
+    return thousandths // 1000, (thousandths + 500) // 1000
+
+
+def _named(index: int) -> str:
+    return "void" if index == IGNORE_INDEX else f"class {index}"
+
+
+def _listed(found: Sequence[object]) -> str:
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(map(str, found[:_SHOWN])) + more
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Such as 0..10, 255."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ", ".join("..".join(map(str, run)) for run in runs)

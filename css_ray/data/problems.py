@@ -1,0 +1,48 @@
+"""What is wrong with the images of a data set, all of it in one message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+_SHOWN = 5  # ids that are named where many share a problem
+
+
+@dataclass(slots=True)
+class Problems:
+    """What is wrong, and with which images; the same words are said once."""
+
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, problem: str, id: str) -> None:
+        """Note that the image `id` has a problem."""
+        self.found.setdefault(problem, []).append(id)
+
+    def update(self, other: Mapping[str, Sequence[str]]) -> None:
+        """Note all of `other`: ids by problem."""
+        for problem, ids in other.items():
+            self.found.setdefault(problem, []).extend(ids)
+
+    @property
+    def count(self) -> int:
+        """How many there are, over all images."""
+        return sum(map(len, self.found.values()))
+
+    def lines(self) -> list[str]:
+        """One a problem, with the ids that have it, or the first of them."""
+        lines = []
+        for problem, ids in self.found.items():
+            more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+            lines.append(f"{', '.join(ids[:_SHOWN])}{more}: {problem}")
+        return lines
+
+    def raise_any(self, place: object, outcome: str = "nothing was written") -> None:
+        """Raise ValueError with all of them, if there are any."""
+        if self.found:
+            title = f"{place} has {self.count} problem{'s' * (self.count > 1)}, {outcome}"
+            raise ValueError(joined(title, self.lines()))
+
+
+def joined(title: str, lines: Iterable[str]) -> str:
+    """A message of several lines."""
+    return "\n  ".join([f"{title}:", *lines])

@@ -1,0 +1,188 @@
+"""Where prepared data sets lie: in a folder, or at a URL that pyarrow's file systems open (`s3://...`), copied once a node."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+
+DESCRIPTION = "dataset.json"
+CACHE_VARIABLE = "CSS_RAY_CACHE"
+
+_STREAMS = 8  # files fetched at the same time; one S3 stream fills no network card
+
+
+def is_url(place: str | Path) -> bool:
+    """True for `scheme://...`, False for a path."""
+    return "://" in str(place)
+
+
+def shown(place: str | Path) -> str:
+    """A place as messages name it: without user, password and query, which may be secret."""
+    return re.sub(r"(?<=://)[^/@]*@|\?.*$", "", str(place)) if is_url(place) else str(place)
+
+
+def locate(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a place, and the path in it.
+
+    Raises ValueError if the URL names a file system that pyarrow does not know, or lacks a part.
+    """
+    if not is_url(place):
+        return pyarrow.fs.LocalFileSystem(), str(Path(place).absolute())
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(str(place))
+    except (OSError, ValueError) as error:
+        secret = str(place).partition("://")[2]
+        raise ValueError(f"{shown(place)} is no place that css-ray can open: {str(error).replace(secret, '...')}") from None
+    return filesystem, path.rstrip("/")
+
+
+def read_description(place: str | Path) -> dict[str, Any] | None:
+    """What `dataset.json` says; None where there is none.
+
+    Raises ValueError if it is no JSON, OSError if the place cannot be reached.
+    """
+    filesystem, path = locate(place)
+    try:
+        with filesystem.open_input_stream(f"{path}/{DESCRIPTION}") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None
+    try:
+        described = json.loads(text)
+    except ValueError:
+        raise ValueError(f"{shown(place)}/{DESCRIPTION} is no JSON; delete the folder and prepare it again") from None
+    if not isinstance(described, dict):
+        raise ValueError(f"{shown(place)}/{DESCRIPTION} describes no data set; delete the folder and prepare it again")
+    return described
+
+
+def cache_folder() -> Path:
+    """Where copies of remote data sets are kept: $CSS_RAY_CACHE, or css-ray in the user's cache folder."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "css-ray"
+
+
+def local_copy(url: str) -> Path:
+    """The folder of this machine that holds the data set at `url`; it is fetched if it is not here yet.
+
+    A copy is known by the hash of its content, so that a data set prepared anew is fetched anew, and two URLs of one data set
+    share a copy. Several processes may ask at once: one fetches, the others wait. Each file's hash is compared before the copy
+    counts, and nothing that an interrupted copy leaves is ever read.
+
+    Raises FileNotFoundError if no data set is there, OSError if it cannot be reached or the disk is too small for it.
+    """
+    described = read_description(url)
+    if described is None:
+        raise FileNotFoundError(
+            f"{shown(url)} holds no prepared data set (no {DESCRIPTION}); make one by: "
+            f"css-ray data prepare NAME_OR_YAML --out {shown(url)}"
+        )
+    # Somebody else may have written the description: no part of it leads out of the cache.
+    folder = cache_folder() / re.sub(r"[^\w-]", "_", f"{described['name']}-{described['content'][:16]}")
+    if (folder / DESCRIPTION).is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if (folder / DESCRIPTION).is_file():
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        files = [file for subset in described["subsets"].values() for file in subset["files"]]
+        needed, free = sum(file["bytes"] for file in files), shutil.disk_usage(folder.parent).free
+        if needed > free:
+            raise OSError(
+                f"a copy of {shown(url)} takes {needed / 1e9:.2f} GB, {folder.parent} has {free / 1e9:.2f} GB free; "
+                f"make room, or point {CACHE_VARIABLE} to a larger disk"
+            )
+        with unfinished(folder) as growing:
+            _fetch(url, files, growing)
+            (growing / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n")
+            sync(growing / DESCRIPTION)
+    return folder
+
+
+def _fetch(url: str, files: list[Mapping[str, Any]], folder: Path) -> None:
+    filesystem, root = locate(url)
+
+    def fetch(file: Mapping[str, Any]) -> None:
+        digest, name = hashlib.sha256(), plain_name(file["name"], url)
+        with filesystem.open_input_stream(f"{root}/{name}") as source, open(folder / name, "wb") as target:
+            while block := source.read(2**20):
+                digest.update(block)
+                target.write(block)
+            target.flush()
+            os.fsync(target.fileno())
+        if digest.hexdigest() != file["sha256"]:
+            raise OSError(
+                f"{shown(url)}/{name} has the SHA-256 {digest.hexdigest()[:12]}, its data set says {file['sha256'][:12]}: "
+                "it was damaged or replaced; prepare the data set again"
+            )
+
+    with ThreadPoolExecutor(_STREAMS) as pool:
+        for _ in pool.map(fetch, files):
+            pass
+
+
+def plain_name(name: str, place: str | Path) -> str:
+    """A file's name in a description that others may have written. Raises ValueError if it leads out of the folder."""
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise ValueError(f"{shown(place)}/{DESCRIPTION} names the file {name!r}, no plain name; prepare the data set again")
+    return name
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Held by the one process of this machine that may write `folder`; the others wait. It is free when its holder dies."""
+    with open(folder.parent / f".{folder.name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its name at the end of the block, all at once; nothing is left if the block raises.
+
+    The caller holds the lock of `folder`: what a killed process left is removed.
+    """
+    prefix = f".{folder.name}.unfinished-"
+    for left in folder.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    growing = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    try:
+        yield growing
+        growing.chmod(0o777 & ~_umask())  # mkdtemp lets only its user in
+        sync(growing)
+        os.rename(growing, folder)
+    except BaseException:
+        shutil.rmtree(growing, ignore_errors=True)
+        raise
+    sync(folder.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
