@@ -59,21 +59,36 @@ class Record:
     run_id: str | None = None
 
 
-def records_from_events(events: Iterable[Event]) -> list[Record]:
-    """Fold a journal into one record a run, ordered by trial and split."""
-    study = ""
-    trials: dict[int, Event] = {}
-    records: dict[tuple[int, int], Record] = {}
-    for event in events:
+class Ledger:
+    """What the events of a journal add up to, kept as they come, at a cost that does not grow with the study.
+
+    study: its name, empty before `study_started`. starts: the `trial_started` event of each trial begun. ends: the latest
+    `trial_finished` event of each trial that ended; one whose machinery failed has not ended any more once the study is resumed.
+    status: new, running, interrupted, or as `study_finished` says.
+    """
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.study = ""
+        self.status = "new"
+        self.starts: dict[int, Event] = {}
+        self.ends: dict[int, Event] = {}
+        self._runs: dict[int, dict[int, Record]] = {}
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Event) -> None:
+        """Take the next event into account."""
         kind = event["event"]
-        if kind == "study_started":
-            study = event["study"]
+        if kind.startswith("study_"):
+            self._study(kind, event)
         elif kind == "trial_started":
-            trials[event["trial"]] = event
+            self.starts[event["trial"]] = event
+        elif kind == "trial_finished":
+            self.ends[event["trial"]] = event
         elif kind == "run_started":
-            trial = trials[event["trial"]]
-            records[event["trial"], event["split"]] = Record(
-                study=study,
+            trial = self.starts[event["trial"]]
+            self._runs.setdefault(event["trial"], {})[event["split"]] = Record(
+                study=self.study,
                 trial=event["trial"],
                 split=event["split"],
                 row=trial["row"],
@@ -83,7 +98,6 @@ def records_from_events(events: Iterable[Event]) -> list[Record]:
                 split_hash=event["split_hash"],
             )
         elif kind in ("run_logged", "run_evaluated", "run_finished", "run_failed"):
-            key = event["trial"], event["split"]
             # A run that had failed and goes on tells of new steps, or that it finished.
             changes: dict[str, Any] = {"step": event["step"], "status": "running", "reason": ""}
             if kind == "run_finished":
@@ -91,8 +105,30 @@ def records_from_events(events: Iterable[Event]) -> list[Record]:
                 changes["status"] = "finished"
             elif kind == "run_failed":
                 changes |= {"status": "failed", "reason": event["reason"]}
-            records[key] = replace(records[key], **changes)
-    return [records[key] for key in sorted(records)]
+            runs = self._runs[event["trial"]]
+            runs[event["split"]] = replace(runs[event["split"]], **changes)
+
+    def _study(self, kind: str, event: Event) -> None:
+        if kind == "study_started":
+            self.study = event["study"]
+        elif kind == "study_resumed":
+            self.ends = {trial: end for trial, end in self.ends.items() if end["status"] != "failed"}
+        self.status = {"study_interrupted": "interrupted", "study_finished": event.get("status", "")}.get(kind, "running")
+
+    def runs_of(self, trial: int) -> list[Record]:
+        """The records of one trial's runs, by split."""
+        runs = self._runs.get(trial, {})
+        return [runs[split] for split in sorted(runs)]
+
+    @property
+    def records(self) -> list[Record]:
+        """One record a run, ordered by trial and split."""
+        return [record for trial in sorted(self._runs) for record in self.runs_of(trial)]
+
+
+def records_from_events(events: Iterable[Event]) -> list[Record]:
+    """Fold a journal into one record a run, ordered by trial and split."""
+    return Ledger(events).records
 
 
 def mean_std(values: Sequence[float], ddof: int = 1) -> tuple[float | None, float | None]:

@@ -26,7 +26,7 @@ import ray.tune
 from ray.train import TrainingFailedError
 from ray.tune.search import Searcher
 
-from css_ray.records import Event, Record, mean_std, records_from_events
+from css_ray.records import Event, Ledger, Record, mean_std
 from css_ray.study.journal import Journal, is_uri, studies_in, study_folder
 from css_ray.study.run import Lists, RunSpec, prepare, run_spec, split_key, write_ids
 from css_ray.study.sampling import suggest
@@ -84,12 +84,10 @@ def tracking_uri(study: Study, storage: str) -> str:
     return study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri("runs" if is_uri(storage) else storage)
 
 
-def trial_value(study: Study, records: Sequence[Record], trial: int) -> dict[str, Any]:
-    """What the `trial_finished` event says of a trial's results: values by split, their mean, std (ddof 1) and count."""
+def trial_value(study: Study, runs: Sequence[Record]) -> dict[str, Any]:
+    """What the `trial_finished` event says of a trial's runs: values by split, their mean, std (ddof 1) and count."""
     values = {
-        str(record.split): getattr(record, study.objective.at)[study.objective.metric]
-        for record in records
-        if record.trial == trial and record.status == "finished"
+        str(run.split): getattr(run, study.objective.at)[study.objective.metric] for run in runs if run.status == "finished"
     }
     mean, std = mean_std(list(values.values()))
     return {"values": values, "mean": mean, "std": std, "n": len(values), "num_splits": len(study.splits)}
@@ -100,17 +98,22 @@ class Runner:
 
     def __init__(self, study: Study, storage: str, *, address: str | None = None, observer: Observer | None = None) -> None:
         self.study = study
+        self.grid = study.grid_trials()
         self.storage = storage
         self.address = address
         self.observer = observer
         self.folder = study_folder(storage, study.name)
-        self.journal = Journal(self.folder)
+        self._read()
         self._lists: dict[Hashable, Lists | None] = {}
+
+    def _read(self) -> None:
+        self.journal = Journal(self.folder)
+        self.ledger = Ledger(self.journal.events)
 
     @property
     def started(self) -> bool:
         """True once the study is in the journal."""
-        return any(event["event"] == "study_started" for event in self.journal.events)
+        return self.ledger.status != "new"
 
     def run(self, *, resume: bool) -> Outcome:
         """Take the study to its end. Raises StudyExistsError, StudyLockedError, or what Ray raises where no cluster answers.
@@ -119,7 +122,7 @@ class Runner:
         """
         with self.journal.driving():
             # Read again under the lock: what another driver wrote before it ended is part of the study.
-            self.journal = Journal(self.folder)
+            self._read()
             exists = self.started
             if exists and not resume:
                 raise StudyExistsError(
@@ -137,7 +140,7 @@ class Runner:
                 except KeyboardInterrupt:
                     interrupted = True
                     # Read again: the interrupt may have come between an event's writing and its being noted here.
-                    self.journal = Journal(self.folder)
+                    self._read()
                     if self.started:
                         self.emit("study_interrupted", reason="interrupted by the user")
                 finally:
@@ -147,10 +150,10 @@ class Runner:
                     shutdown.start()
                     unsent = self.tracker.close(timeout=5 if interrupted else 30)
                     shutdown.join(5 if interrupted else 30)
-        records = records_from_events(self.journal.events)
+        records, ends = self.ledger.records, self.ledger.ends
         if interrupted:
             return Outcome("interrupted", self.study, records, unsent)
-        whole = len(self.ends()) == self.study.num_trials and all(end["status"] == "finished" for end in self.ends().values())
+        whole = len(ends) == self.study.num_trials and all(end["status"] == "finished" for end in ends.values())
         return Outcome("finished" if whole else "failed", self.study, records, unsent)
 
     def _go_on(self, exists: bool) -> None:
@@ -167,12 +170,11 @@ class Runner:
         elif not self._ended():
             self.emit("study_resumed")
         if not self._ended():
-            for trial in self.study.grid_trials():
+            for trial in self.grid:
                 self.runs_of(trial)
             self._tune(concurrent)
-        last = next(event["event"] for event in reversed(self.journal.events) if event["event"].startswith("study_"))
-        ends = self.ends()
-        if last != "study_finished" and len(ends) == self.study.num_trials:
+        ends = self.ledger.ends
+        if self.ledger.status in ("running", "interrupted") and len(ends) == self.study.num_trials:
             finished = [end for end in ends.values() if end["status"] == "finished"]
             best = max(finished, key=lambda end: end["mean"], default=None)
             status = "finished" if len(finished) == len(ends) else "failed"
@@ -187,30 +189,14 @@ class Runner:
     def take(self, event: Event) -> None:
         """Write an event; tell MLflow and the observer if it is new."""
         if self.journal.append(event):
+            self.ledger.add(event)
             self.tracker.record(event)
             if self.observer is not None:
                 self.observer.event(event)
 
-    def starts(self) -> dict[int, Event]:
-        """The `trial_started` event of each trial begun."""
-        return {event["trial"]: event for event in self.journal.events if event["event"] == "trial_started"}
-
-    def ends(self) -> dict[int, Event]:
-        """The latest `trial_finished` event of each trial that ended.
-
-        A trial whose machinery failed has not ended any more once the study is resumed.
-        """
-        ends: dict[int, Event] = {}
-        for event in self.journal.events:
-            if event["event"] == "trial_finished":
-                ends[event["trial"]] = event
-            elif event["event"] == "study_resumed":
-                ends = {trial: end for trial, end in ends.items() if end["status"] != "failed"}
-        return ends
-
     def _ended(self) -> bool:
         """True if nothing is left to do; a trial whose machinery failed is left to do."""
-        ends = self.ends()
+        ends = self.ledger.ends
         return len(ends) == self.study.num_trials and all(end["status"] != "failed" for end in ends.values())
 
     # ------------------------------------------------------------------------------------------------------------------- Tune
@@ -233,12 +219,10 @@ class Runner:
 
     def next_trial(self, running: set[int]) -> TrialSpec | Literal["finished"] | None:
         """What to start next; None where the next suggestion needs a result that is not there yet."""
-        starts, ends = self.starts(), self.ends()
-        for index, start in sorted(starts.items()):
-            if index not in ends and index not in running:
-                return self._again(start)
-        grid = self.study.grid_trials()
-        index = len(starts)
+        starts, ends = self.ledger.starts, self.ledger.ends
+        if waiting := starts.keys() - ends.keys() - running:
+            return self._again(starts[min(waiting)])
+        index, grid = len(starts), self.grid
         if index < len(grid):
             return grid[index]
         if index >= self.study.num_trials or self.study.search is None:
@@ -254,7 +238,7 @@ class Runner:
 
     def _again(self, start: Event) -> TrialSpec:
         if start["source"] == "grid":
-            return self.study.grid_trials()[start["trial"]]
+            return self.grid[start["trial"]]
         return self.study.search_trial(start["trial"], {path: start["params"][path] for path in self.study.space})
 
     def begin(self, trial: TrialSpec) -> dict[str, Any]:
@@ -295,7 +279,7 @@ class Runner:
 
         finished: on all splits; partial: some failed for reasons of their own; failed: its machinery did, as `error` says.
         """
-        records = [record for record in records_from_events(self.journal.events) if record.trial == trial]
+        records = self.ledger.runs_of(trial)
         if error is not None:
             for record in records:
                 if record.status == "running":
@@ -304,7 +288,7 @@ class Runner:
         else:
             reasons = [f"split {record.split}: {record.reason}" for record in records if record.status == "failed"]
             status, reason = "finished", "; ".join(reasons)
-        value = trial_value(self.study, records, trial)
+        value = trial_value(self.study, records)
         if status == "finished" and value["n"] < value["num_splits"]:
             status = "partial"
         self.emit("trial_finished", trial=trial, status=status, reason=reason, **value)

@@ -205,7 +205,8 @@ class Study:
     @property
     def num_trials(self) -> int:
         """Trials of the grid and the search together."""
-        return len(self.grid_trials()) + (self.search.trials if self.search else 0)
+        in_grid = math.prod(map(len, self.grid.values())) if self.grid else 0
+        return in_grid + (self.search.trials if self.search else 0)
 
     def _trial(self, index: int, source: Literal["grid", "search"], point: Mapping[str, Any]) -> TrialSpec:
         settings: dict[str, dict[str, Any]] = {
