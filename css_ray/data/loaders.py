@@ -2,14 +2,20 @@
 
 No stream has a state: what a step sees follows from (seed, step, rank, world_size) alone, so that a resumed run goes on where
 it stopped, and the global batch does not depend on how many ranks share it. torch's own generators are never touched.
+
+Images and labels stay in 8 bits a number until they are on the device that uses them: little to carry between processes.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
 from random import Random
+from signal import Signals
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +24,118 @@ from torch.utils.data import DataLoader, Dataset
 from css_ray.data.shards import DataSet, Sample, Shards
 from css_ray.data.splits import Split
 from css_ray.data.transforms import labelled_view, unlabelled_view
-from css_ray.types import Batch
+from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
 
 CACHE_BYTES = 64 * 2**20
 """Decoded images are kept in memory where all that a loader reads takes no more than this (in each process that reads)."""
+
+PREFETCH = 2
+"""Batches that each worker process of a loader has ready, or in the making, ahead of the one in use."""
+
+_SIGNS_OF_DEATH = (RuntimeError, ConnectionError, EOFError)
+"""What torch may raise when a worker process is gone; the last two where it was about to fetch something from it."""
+
+Loaded = TypeVar("Loaded")
+
+
+class WorkerDiedError(RuntimeError):
+    """A process that loads ahead was killed, or crashed."""
+
+
+class Loader(Generic[Loaded]):
+    """Batches in a fixed order, as often as it is iterated (one iteration at a time), each on the device when it is yielded.
+
+    Worker processes, if there are any, start with the first iteration and stay for the next ones. `close`, or the end of a
+    `with` block, ends them.
+
+    name: what messages call it. batches: by number, `order` the numbers. finish: makes what is yielded of such a batch; runs in
+    this process. num_workers: processes that load ahead, each with one thread; 0 loads in this one, which is faster for tiny
+    images. pin_memory: see torch's DataLoader.
+
+    Raises ValueError if num_workers < 0. Iterating raises WorkerDiedError, and what the batches raise. Where torch notices a
+    dead worker while the caller is at work on a batch, it raises a RuntimeError there, which the end of the `with` block turns
+    into a WorkerDiedError.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        batches: Dataset[Any],
+        order: range,
+        finish: Callable[[Any], Loaded],
+        *,
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be >= 0, got {num_workers}; 0 loads in the training process")
+        self._name = name
+        self._batches = batches
+        self._order = order
+        self._finish = finish
+        self._num_workers = min(num_workers, len(order))
+        self._pin_memory = pin_memory
+        self._ahead: DataLoader[Any] | None = None
+        self._reading: Any = None  # the DataLoader's iterator, which owns the processes
+
+    def __iter__(self) -> Iterator[Loaded]:
+        if self._num_workers == 0:
+            for number in self._order:
+                yield self._finish(self._batches[number])
+            return
+        if self._ahead is None:
+            self._ahead = DataLoader(
+                self._batches,
+                batch_size=None,
+                sampler=self._order,
+                num_workers=self._num_workers,
+                prefetch_factor=PREFETCH,
+                persistent_workers=True,
+                pin_memory=self._pin_memory,
+                generator=torch.Generator(),  # without one of its own, the loader draws from torch's
+            )
+        try:
+            self._reading = iter(self._ahead)
+            for loaded in self._reading:
+                yield self._finish(loaded)
+        except _SIGNS_OF_DEATH as error:
+            self._explain(error)
+            raise
+
+    def _explain(self, error: BaseException | None) -> None:
+        """Raise WorkerDiedError in the place of `error` if a worker process died."""
+        if self._reading is None or not isinstance(error, _SIGNS_OF_DEATH) or isinstance(error, WorkerDiedError):
+            return
+        workers = self._reading._workers
+        if not isinstance(error, RuntimeError):  # a connection is lost a moment before its process is gone
+            wait([worker.sentinel for worker in workers], timeout=1)
+        died = [worker for worker in workers if worker.exitcode]
+        if died:
+            how = ", ".join(f"{worker.pid} ({_exit(worker.exitcode)})" for worker in died)
+            raise WorkerDiedError(
+                f"worker process {how} of the {self._name} loader died. Mostly memory ran out: lower data.loader_workers "
+                f"(now {self._num_workers}) or the batch size, or give the machine more memory and a larger /dev/shm"
+            ) from error
+
+    def close(self) -> None:
+        """End the worker processes; another iteration starts new ones."""
+        reading, self._reading, self._ahead = self._reading, None, None
+        if reading is not None:
+            reading._shutdown_workers()  # deleting it does the same, but a traceback may hold on to it
+
+    def __enter__(self) -> Loader[Loaded]:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self._explain(error)
+        finally:
+            self.close()
+
+
+def _exit(code: int) -> str:
+    return Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 class _Samples:
@@ -50,7 +163,27 @@ class _Samples:
         return sample
 
 
-class TrainBatches(Dataset[Batch]):
+class StoredBatch(NamedTuple):
+    """A `Batch` on its way to its device: images and labels uint8."""
+
+    labelled_images: Tensor
+    labels: Tensor
+    unlabelled_images: Tensor
+    unlabelled_valid: Tensor
+    labelled_epoch: int
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device, its images as floats in [0, 1]; copies from pinned memory overlap with the computation."""
+        return Batch(
+            labelled_images=_unit(self.labelled_images.to(device, non_blocking=True)),
+            labels=self.labels.to(device, non_blocking=True).long(),
+            unlabelled_images=_unit(self.unlabelled_images.to(device, non_blocking=True)),
+            unlabelled_valid=self.unlabelled_valid.to(device, non_blocking=True),
+            labelled_epoch=self.labelled_epoch,
+        )
+
+
+class TrainBatches(Dataset[StoredBatch]):
     """Map-style and endless: `batches[step]` is the batch of this rank at `step` >= 0.
 
     The global batch of a step is the next `world_size * batch` images of an endless stream in which each epoch is a fresh
@@ -100,11 +233,13 @@ class TrainBatches(Dataset[Batch]):
         # Whole batches alone, as the released code counts (drop_last); the stream itself drops no image.
         self._steps_per_epoch = max(1, len(split.labelled) // (world_size * labelled_batch))
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> StoredBatch:
         images, labels = [], []
         for sample, random in self._drawn("labelled", self._labelled, self._labelled_batch, step):
             assert sample.mask is not None, sample.id  # make_split labels none without
-            image, seen = labelled_view(sample.image, sample.mask, crop=self._crop, views=self._views, random=random)
+            image, (seen,) = labelled_view(
+                sample.image, [sample.mask], [IGNORE_INDEX], crop=self._crop, views=self._views, random=random
+            )
             images.append(image)
             labels.append(seen)
         weak, valid = [], []
@@ -113,10 +248,10 @@ class TrainBatches(Dataset[Batch]):
             weak.append(image)
             valid.append(seen)
         crop = self._crop
-        return Batch(
-            labelled_images=_unit(torch.stack(images)),
+        return StoredBatch(
+            labelled_images=torch.stack(images),
             labels=torch.stack(labels),
-            unlabelled_images=_unit(torch.stack(weak)) if weak else torch.empty(0, 3, crop, crop),
+            unlabelled_images=torch.stack(weak) if weak else torch.empty(0, 3, crop, crop, dtype=torch.uint8),
             unlabelled_valid=torch.stack(valid) if valid else torch.empty(0, crop, crop, dtype=torch.bool),
             labelled_epoch=step // self._steps_per_epoch,
         )
@@ -129,8 +264,8 @@ class TrainBatches(Dataset[Batch]):
             yield samples[chosen], Random(f"{self._seed}/{stream}/step/{step}/{place}")
 
 
-class _ValBatches:
-    """See `make_val_loader`."""
+class _ValBatches(Dataset[tuple[Tensor, Tensor]]):
+    """See `make_val_loader`; images and labels uint8."""
 
     def __init__(self, samples: _Samples, batch_size: int) -> None:
         self._samples = samples
@@ -139,14 +274,16 @@ class _ValBatches:
             indices = list(run)
             self._batches += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self._batches:
-            samples = [self._samples[index] for index in batch]
-            masks = [sample.mask for sample in samples if sample.mask is not None]
-            if len(masks) < len(samples):
-                without = ", ".join(sample.id for sample in samples if sample.mask is None)
-                raise ValueError(f"validation images need a mask, these have none: {without}; prepare the data set with them")
-            yield _unit(torch.stack([sample.image for sample in samples])), torch.stack(masks).long()
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        samples = [self._samples[index] for index in self._batches[number]]
+        masks = [sample.mask for sample in samples if sample.mask is not None]
+        if len(masks) < len(samples):
+            without = ", ".join(sample.id for sample in samples if sample.mask is None)
+            raise ValueError(f"validation images need a mask, these have none: {without}; prepare the data set with them")
+        return torch.stack([sample.image for sample in samples]), torch.stack(masks)
 
 
 def make_train_loader(
@@ -163,12 +300,13 @@ def make_train_loader(
     start_step: int,
     num_steps: int,
     num_workers: int,
-) -> Iterable[Batch]:
-    """The batches of the steps start_step..num_steps-1, in order, as `TrainBatches` defines them.
+    device: torch.device | str = "cpu",
+) -> Loader[Batch]:
+    """The batches of the steps start_step..num_steps-1, in order, as `TrainBatches` defines them, on `device`.
 
-    num_workers: processes that load ahead; 0 loads in this one, which is faster for tiny images.
+    num_workers: processes that load ahead, see `Loader`. They change no number.
 
-    Raises ValueError as `TrainBatches`, or if not 0 <= start_step <= num_steps.
+    Raises ValueError as `TrainBatches` and `Loader`, or if not 0 <= start_step <= num_steps.
     """
     if not 0 <= start_step <= num_steps:
         raise ValueError(f"start_step must be >= 0 and <= num_steps = {num_steps}, got {start_step}")
@@ -183,34 +321,43 @@ def make_train_loader(
         rank=rank,
         world_size=world_size,
     )
-    steps = range(start_step, num_steps)
-    if num_workers == 0:
-        return map(batches.__getitem__, steps)
-    return DataLoader(
+    return Loader(
+        "training",
         batches,
-        batch_size=None,
-        sampler=steps,
+        range(start_step, num_steps),
+        lambda stored: stored.to(device),
         num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # without one of its own, the loader draws from torch's
+        pin_memory=_is_cuda(device),
     )
 
 
-def make_val_loader(subset: Shards, *, rank: int, world_size: int, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+def make_val_loader(
+    subset: Shards, *, rank: int, world_size: int, batch_size: int, num_workers: int = 0, device: torch.device | str = "cpu"
+) -> Loader[tuple[Tensor, Tensor]]:
     """Whole images with their labels, as often as it is iterated; over the ranks, each image once.
 
-    Yields float32 [B, 3, H, W] in [0, 1] and int64 [B, H, W], B <= batch_size; consecutive images of equal size share a batch.
-    A rank may have none.
+    Yields float32 [B, 3, H, W] in [0, 1] and int64 [B, H, W] on `device`, B <= batch_size; consecutive images of equal size
+    share a batch. A rank may have none. num_workers: processes that load ahead, see `Loader`.
 
-    Raises ValueError if batch_size < 1 or rank is not in 0..world_size-1; while iterated, if an image has no mask.
+    Raises ValueError as `Loader`, or if batch_size < 1 or rank is not in 0..world_size-1; while iterated, if an image has no
+    mask.
     """
     _check_val(rank, world_size, batch_size)
-    return _ValBatches(_Samples(subset, range(rank, len(subset), world_size), masks=True), batch_size)
+    samples = _Samples(subset, range(rank, len(subset), world_size), masks=True)
+    return _val_loader("validation", _ValBatches(samples, batch_size), num_workers, device)
 
 
 def make_unlabelled_val_loader(
-    dataset: DataSet, split: Split, *, count: int, rank: int, world_size: int, batch_size: int
-) -> Iterable[tuple[Tensor, Tensor]] | None:
+    dataset: DataSet,
+    split: Split,
+    *,
+    count: int,
+    rank: int,
+    world_size: int,
+    batch_size: int,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Loader[tuple[Tensor, Tensor]] | None:
     """The first `count` unlabelled images of the split that have a mask, whole, as `make_val_loader` gives them.
 
     Their ground truth is for scoring pseudo-labels only: no loss may see it. None, on every rank alike, where there is no such
@@ -225,7 +372,16 @@ def make_unlabelled_val_loader(
     masked = [position for position in dataset.train.positions(split.unlabelled) if shown[position] is not None][:count]
     if not masked:
         return None
-    return _ValBatches(_Samples(dataset.train, masked[rank::world_size], masks=True), batch_size)
+    samples = _Samples(dataset.train, masked[rank::world_size], masks=True)
+    return _val_loader("pseudo-label quality", _ValBatches(samples, batch_size), num_workers, device)
+
+
+def _val_loader(name: str, batches: _ValBatches, num_workers: int, device: torch.device | str) -> Loader[tuple[Tensor, Tensor]]:
+    def finish(stored: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        images, labels = (item.to(device, non_blocking=True) for item in stored)
+        return _unit(images), labels.long()
+
+    return Loader(name, batches, range(len(batches)), finish, num_workers=num_workers, pin_memory=_is_cuda(device))
 
 
 def _check_val(rank: int, world_size: int, batch_size: int) -> None:
@@ -247,5 +403,10 @@ def _permutation(length: int, seed: str) -> list[int]:
 
 
 def _unit(images: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1]."""
-    return images.float().div_(255)
+    """uint8 to float32 in [0, 1], the same numbers on every device."""
+    # 255 as a tensor: a GPU would multiply by the inverse of a Python number, which rounds otherwise.
+    return images.float().div_(torch.full((), 255.0, device=images.device))
+
+
+def _is_cuda(device: torch.device | str) -> bool:
+    return torch.device(device).type == "cuda"

@@ -98,6 +98,11 @@ class Shards:
             with pa.memory_map(str(path)) as file:
                 reader = pa.ipc.open_file(file)
                 self._batches += [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        for batch in self._batches:
+            # pyarrow makes its objects for the columns at first use. Made later, one by one among freed images, they would
+            # scatter over the heap, and the memory of a long run would grow with the number of shards.
+            for column in SCHEMA.names:
+                batch.column(column)
         starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
         self._starts: list[int] = starts[:-1]
         self._length: int = starts[-1]

@@ -5,32 +5,41 @@ All chance comes from a `random.Random` that the caller seeds, and only from its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from css_ray.types import IGNORE_INDEX
 from css_ray.views import Views
 
 
-def labelled_view(image: Tensor, mask: Tensor, *, crop: int, views: Views, random: Random) -> tuple[Tensor, Tensor]:
+def labelled_view(
+    image: Tensor, maps: Sequence[Tensor], fills: Sequence[float], *, crop: int, views: Views, random: Random
+) -> tuple[Tensor, list[Tensor]]:
     """Scale by a factor from `views.scale`, pad to the crop, crop at random, mirror left to right (`views.flip`).
 
-    image: uint8 [3, H, W]; mask: uint8 [H, W]; crop: side of the result in pixels.
-    Returns the image, uint8 [3, crop, crop], and its labels, int64 [crop, crop], IGNORE_INDEX where the image is padded.
+    image: uint8 [3, H, W]. maps: [H, W] each, of any type; what stands at a pixel (its label, a confidence) follows it.
+    fills: one number a map, its value in padding: IGNORE_INDEX for labels. crop: side of the result in pixels.
+    Returns the image, uint8 [3, crop, crop], mirrored into the padding, and the maps [crop, crop].
     """
     low, high = views.scale
-    image, mask = _scaled(image, mask, low + (high - low) * random.random())
-    rows, columns = _window(mask.shape[0], crop, random), _window(mask.shape[1], crop, random)
-    image = _padded(image[:, rows, columns], crop)
-    seen = mask[rows, columns]
-    labels = torch.full((crop, crop), IGNORE_INDEX, dtype=torch.int64)
-    labels[: seen.shape[0], : seen.shape[1]] = seen
-    if views.flip and random.random() < 0.5:
-        return image.flip(-1), labels.flip(-1)
-    return image, labels
+    factor = low + (high - low) * random.random()
+    height, width = (max(1, round(side * factor)) for side in image.shape[1:])
+    rows, columns = _window(height, crop, random), _window(width, crop, random)
+    mirrored = views.flip and random.random() < 0.5
+
+    scaled = _scaled(image, (height, width))
+    view = _padded(scaled[:, rows, columns], crop)
+    from_rows, from_columns = _nearest(image.shape[1], height)[rows], _nearest(image.shape[2], width)[columns]
+    moved = []
+    for item, fill in zip(maps, fills, strict=True):
+        seen = item.index_select(0, from_rows).index_select(1, from_columns)
+        padded = item.new_full((crop, crop), fill)
+        padded[: seen.shape[0], : seen.shape[1]] = seen
+        moved.append(padded)
+    return (view.flip(-1), [item.flip(-1) for item in moved]) if mirrored else (view, moved)
 
 
 def unlabelled_view(image: Tensor, *, crop: int, random: Random) -> tuple[Tensor, Tensor]:
@@ -46,15 +55,17 @@ def unlabelled_view(image: Tensor, *, crop: int, random: Random) -> tuple[Tensor
     return _padded(seen, crop), valid
 
 
-def _scaled(image: Tensor, mask: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Both resized: the image bilinearly and antialiased, as Pillow does; the mask to the nearest pixel's class."""
-    size = [max(1, round(side * factor)) for side in mask.shape]
-    if size == list(mask.shape):
-        return image, mask
-    image = F.interpolate(image.unsqueeze(0), size, mode="bilinear", antialias=True).squeeze(0)
-    # "nearest" samples the upper left corner of a pixel, "nearest-exact" its centre, as the bilinear image does.
-    mask = F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
-    return image, mask
+def _scaled(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """[3, H, W] resized to `size` (height, width) bilinearly and antialiased, as Pillow does."""
+    if size == tuple(image.shape[1:]):
+        return image
+    return F.interpolate(image.unsqueeze(0), size, mode="bilinear", antialias=True).squeeze(0)
+
+
+def _nearest(side: int, size: int) -> Tensor:
+    """Which of `side` pixels lies below the centre of each of `size`: int64 [size]."""
+    # "nearest" would sample at the upper left corner of a pixel; the bilinear image, too, is sampled at the centre.
+    return F.interpolate(torch.arange(float(side))[None, None], size, mode="nearest-exact")[0, 0].long()
 
 
 def _window(side: int, crop: int, random: Random) -> slice:

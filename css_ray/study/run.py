@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,8 +168,11 @@ def execute(
     method = build_method(spec["settings"], dataset.info.num_classes, synchronise_batch_norm=synchronise)
     views = Views(**{key: _tuple(value) for key, value in spec["settings"]["views"].items()})
 
+    loaders = ExitStack()  # ends their worker processes, however the run ends
+    loading: dict[str, Any] = {"rank": rank, "world_size": world_size, "num_workers": data["loader_workers"], "device": device}
+
     def batches(start_step: int) -> Any:
-        return make_train_loader(
+        loader = make_train_loader(
             dataset,
             prepared.split,
             crop=data["crop"],
@@ -176,37 +180,35 @@ def execute(
             unlabelled_batch=data["unlabelled_batch"] // world_size if method.needs_unlabelled else 0,
             views=views,
             seed=spec["seed"],
-            rank=rank,
-            world_size=world_size,
             start_step=start_step,
             num_steps=train.iterations,
-            num_workers=data["loader_workers"],
+            **loading,
         )
+        return loaders.enter_context(loader)
 
-    unlabelled = None
-    if method.needs_unlabelled:
-        unlabelled = make_unlabelled_val_loader(
-            dataset,
-            prepared.split,
-            count=train.diagnose_images,
-            rank=rank,
-            world_size=world_size,
-            batch_size=data["val_batch"],
+    with loaders:
+        val = loaders.enter_context(make_val_loader(dataset.val, batch_size=data["val_batch"], **loading))
+        unlabelled = None
+        if method.needs_unlabelled:
+            unlabelled = make_unlabelled_val_loader(
+                dataset, prepared.split, count=train.diagnose_images, batch_size=data["val_batch"], **loading
+            )
+            if unlabelled is not None:
+                loaders.enter_context(unlabelled)
+        return fit(
+            method,
+            train,
+            make_batches=batches,
+            val_batches=val,
+            class_names=tuple(dataset.info.class_names),
+            seed=spec["seed"],
+            reporter=reporter,
+            unlabelled_batches=unlabelled,
+            crop=data["crop"],
+            device=device,
+            checkpoint=checkpoint,
+            keep_best=keep_best,
         )
-    return fit(
-        method,
-        train,
-        make_batches=batches,
-        val_batches=make_val_loader(dataset.val, rank=rank, world_size=world_size, batch_size=data["val_batch"]),
-        class_names=tuple(dataset.info.class_names),
-        seed=spec["seed"],
-        reporter=reporter,
-        unlabelled_batches=unlabelled,
-        crop=data["crop"],
-        device=device,
-        checkpoint=checkpoint,
-        keep_best=keep_best,
-    )
 
 
 def _tuple(value: Any) -> Any:

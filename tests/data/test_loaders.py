@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import io
 import itertools
+import multiprocessing
+import os
 import pickle
+import signal
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from css_ray.data import loaders, shards
-from css_ray.data.loaders import TrainBatches, make_train_loader, make_unlabelled_val_loader, make_val_loader
-from css_ray.data.shards import DataSet, DatasetInfo, Row, Shards, Source, open_dataset, write_dataset
+from css_ray.data.loaders import (
+    Loader,
+    StoredBatch,
+    TrainBatches,
+    WorkerDiedError,
+    make_train_loader,
+    make_unlabelled_val_loader,
+    make_val_loader,
+)
+from css_ray.data.shards import DataSet, DatasetInfo, Shards, open_dataset
 from css_ray.data.splits import Split
+from css_ray.data.writing import Row, rows_source, write_dataset
+from css_ray.study.run import Prepared, execute
+from css_ray.training.reporter import SilentReporter
 from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
 
@@ -39,15 +56,13 @@ def row(id: str, number: int, size: tuple[int, int], masked: bool = True) -> Row
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     """Training images 0..11, of which the first five have a mask; validation images 0..10 of two sizes."""
 
-    def rows() -> dict[str, Iterator[Row]]:
-        return {
-            "train": (row(f"train-{n:02d}", n, SIZES[n % len(SIZES)], n < 5) for n in range(NUM_TRAIN)),
-            "val": (row(f"val-{n:02d}", n, VAL_SIZES[n]) for n in range(NUM_VAL)),
-        }
-
+    rows = {
+        "train": [row(f"train-{n:02d}", n, SIZES[n % len(SIZES)], n < 5) for n in range(NUM_TRAIN)],
+        "val": [row(f"val-{n:02d}", n, VAL_SIZES[n]) for n in range(NUM_VAL)],
+    }
     info = DatasetInfo("toy", tuple(f"class {n}" for n in range(12)), ((0, 0, 0),) * 12)
     folder = tmp_path_factory.mktemp("prepared") / "toy"
-    write_dataset(folder, Source(info, "toy", NUM_TRAIN + NUM_VAL, rows))
+    write_dataset(folder, rows_source(info, rows))
     return open_dataset(folder)
 
 
@@ -137,7 +152,7 @@ def test_steps_are_pure(dataset: DataSet, split: Split) -> None:
     batches = TrainBatches(
         dataset, split, crop=8, labelled_batch=4, unlabelled_batch=3, views=Views(), seed=0, rank=0, world_size=1
     )
-    assert equal(batches[9], whole[9]) and equal(batches[2], whole[2])  # in any order
+    assert equal(batches[9].to("cpu"), whole[9]) and equal(batches[2].to("cpu"), whole[2])  # in any order
     assert not any(equal(one, other) for one, other in itertools.pairwise(whole))
     assert not equal(load(dataset, split, seed=1)[0], whole[0])
     assert load(dataset, split, start_step=10) == []
@@ -209,20 +224,187 @@ def test_unlabelled_masks_are_never_decoded(dataset: DataSet, monkeypatch: pytes
     assert len(decoded) == 1  # the one labelled image, and then kept
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_workers_change_nothing_and_torchs_generator_stays(dataset: DataSet, split: Split, num_workers: int) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_workers_change_nothing_and_torchs_generator_stays(dataset: DataSet, split: Split, num_workers: int, rank: int) -> None:
     before = torch.get_rng_state()
-    batches = load(dataset, split, num_workers=num_workers, start_step=3)
-    assert all(map(equal, batches, load(dataset, split)[3:]))
+    batches = load(dataset, split, num_workers=num_workers, start_step=3, rank=rank, world_size=2)
+    assert all(map(equal, batches, load(dataset, split, rank=rank, world_size=2)[3:]))
     assert len(batches) == 7
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_unlabelled_images_are_trained_on_with_masks_that_cannot_be_read(tmp_path: Any) -> None:
+    rows = [row(f"train-{n}", n, (12, 10)) for n in range(4)]
+    broken = [rows[0], *(item._replace(png=b"no PNG") for item in rows[1:])]
+    info = DatasetInfo("broken", ("a", "b", "c", "d"), ((0, 0, 0),) * 4)
+    write_dataset(tmp_path / "broken", rows_source(info, {"train": broken, "val": rows}))
+    planted = open_dataset(tmp_path / "broken")
+    with pytest.raises(RuntimeError):  # what opening one of them does
+        planted.train.sample(1)
+    ids = planted.train.ids
+    batches = load(planted, Split(0, ids[:1], ids[1:], ""), num_workers=1)
+    assert set(unlabelled_numbers(batches)) == {1, 2, 3}
+
+
+class Told(Dataset[tuple[int, int, int]]):
+    """Says of each batch who loaded it, with how many threads."""
+
+    def __getitem__(self, number: int) -> tuple[int, int, int]:
+        return number, os.getpid(), torch.get_num_threads()
+
+
+def told(num_workers: int, name: str = "training", count: int = 8) -> Loader[Any]:
+    return Loader(name, Told(), range(count), lambda item: item, num_workers=num_workers, pin_memory=False)
+
+
+def test_workers_have_one_thread_and_stay_from_one_iteration_to_the_next() -> None:
+    before = set(multiprocessing.active_children())
+    with told(num_workers=2) as loader:
+        first, second = list(loader), list(loader)
+        assert [number for number, _, _ in first] == list(range(8))
+        assert first == second and {threads for _, _, threads in first} == {1}
+        pids = {pid for _, pid, _ in first}
+        assert len(pids) == 2 and os.getpid() not in pids
+    assert set(multiprocessing.active_children()) == before
+    assert not {pid for _, pid, _ in loader} & pids  # new ones, after the others were ended
+    loader.close()
+    loader.close()
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_workers_end_with_the_block_though_an_error_holds_on_to_the_iteration() -> None:
+    before = set(multiprocessing.active_children())
+    with pytest.raises(KeyError) as caught, told(num_workers=2) as loader:
+        for number, _, _ in loader:
+            raise KeyError(number)
+    assert set(multiprocessing.active_children()) == before
+    assert caught.value.args == (0,)
+
+
+def test_an_iteration_may_begin_before_another_has_ended() -> None:
+    with told(num_workers=2) as loader:
+        for number, _, _ in loader:
+            if number == 2:
+                break
+        assert [number for number, _, _ in loader] == list(range(8))
+
+
+def test_no_more_workers_than_batches() -> None:
+    with told(num_workers=2, count=1) as loader:
+        assert len(list(loader)) == len(multiprocessing.active_children()) == 1
+    with told(num_workers=2, count=0) as loader:
+        assert list(loader) == []
+
+
+def kill_while_at_work(loader: Loader[Any]) -> None:
+    for number, pid, _ in loader:
+        if number == 3:
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(0.2)
+
+
+def kill_while_reading(loader: Loader[Any]) -> None:
+    for number, pid, _ in loader:
+        if number == 3:
+            os.kill(pid, signal.SIGKILL)
+
+
+def kill_while_idle(loader: Loader[Any]) -> None:
+    pids = [pid for _, pid, _ in loader]
+    os.kill(pids[-1], signal.SIGKILL)
+    time.sleep(0.2)
+    list(loader)
+
+
+@pytest.mark.parametrize(
+    ("kill", "in_main_thread"),
+    [
+        (kill_while_at_work, True),
+        (kill_while_reading, True),
+        (kill_while_idle, True),
+        # As under Ray: there torch is not told by a signal, and looks every five seconds.
+        (kill_while_reading, False),
+        (kill_while_idle, False),
+    ],
+)
+def test_a_killed_worker_is_named_with_the_remedy(kill: Callable[[Loader[Any]], None], in_main_thread: bool) -> None:
+    before = set(multiprocessing.active_children())
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with told(num_workers=2, name="validation", count=60) as loader:
+                kill(loader)
+        except Exception as error:
+            errors.append(error)
+
+    if in_main_thread:
+        run()
+    else:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+    (error,) = errors
+    assert isinstance(error, WorkerDiedError), repr(error)
+    assert "(SIGKILL) of the validation loader died" in str(error) and "lower data.loader_workers (now 2)" in str(error)
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_errors_of_the_caller_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="out of memory") as caught, told(num_workers=1) as loader:
+        for _ in loader:
+            raise RuntimeError("out of memory")
+    assert not isinstance(caught.value, WorkerDiedError)
+
+
+def test_a_number_of_workers_below_0_is_refused(dataset: DataSet, split: Split) -> None:
+    with pytest.raises(ValueError, match="num_workers must be >= 0, got -1; 0 loads in the training process"):
+        make_train_loader(dataset, split, **settings(num_workers=-1))
 
 
 def test_batches_cross_processes(dataset: DataSet, split: Split) -> None:
     batches = TrainBatches(
         dataset, split, crop=8, labelled_batch=2, unlabelled_batch=2, views=Views(), seed=3, rank=0, world_size=1
     )
-    assert equal(pickle.loads(pickle.dumps(batches))[5], batches[5])
+    assert equal(pickle.loads(pickle.dumps(batches))[5].to("cpu"), batches[5].to("cpu"))
+
+
+def test_batches_cross_processes_in_8_bits(dataset: DataSet, split: Split) -> None:
+    batches = TrainBatches(
+        dataset, split, crop=8, labelled_batch=2, unlabelled_batch=2, views=Views(), seed=3, rank=0, world_size=1
+    )
+    stored = batches[0]
+    assert isinstance(stored, StoredBatch) and pickle.loads(pickle.dumps(stored)).labelled_epoch == 0
+    images, labels, weak, valid = stored[:4]
+    assert images.dtype == labels.dtype == weak.dtype == torch.uint8 and valid.dtype == torch.bool
+
+
+def test_all_values_become_their_share_of_255() -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    batch = StoredBatch(values, values[:, 0], values, values[:, 0] > 0, 7).to("cpu")
+    expected = (values.numpy().astype(np.float64) / 255).astype(np.float32)
+    assert np.array_equal(batch.labelled_images.numpy(), expected) and np.array_equal(batch.unlabelled_images.numpy(), expected)
+    assert torch.equal(batch.labels, torch.arange(256).view(1, 16, 16)) and batch.labels[0, 15, 15] == IGNORE_INDEX
+    assert batch.labelled_epoch == 7
+
+
+@pytest.mark.gpu
+def test_batches_are_the_same_on_a_gpu(dataset: DataSet, split: Split) -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    stored = StoredBatch(values, values[:, 0], values, values[:, 0] > 0, 0)
+    assert equal(stored.to("cuda").to("cpu"), stored.to("cpu"))
+    for num_workers in (0, 2):  # with workers, through pinned memory
+        with make_train_loader(dataset, split, **settings(num_workers=num_workers, device="cuda")) as loader:
+            found = list(loader)
+        assert all(batch.labelled_images.is_cuda and batch.labels.is_cuda for batch in found)
+        assert all(equal(batch.to("cpu"), expected) for batch, expected in zip(found, load(dataset, split), strict=True))
+        with make_val_loader(dataset.val, rank=0, world_size=1, batch_size=3, num_workers=num_workers, device="cuda") as val:
+            for (images, labels), pair in zip(
+                val, make_val_loader(dataset.val, rank=0, world_size=1, batch_size=3), strict=True
+            ):
+                assert torch.equal(images.cpu(), pair[0]) and torch.equal(labels.cpu(), pair[1])
 
 
 def test_decoded_images_are_kept_within_the_bound(dataset: DataSet, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,9 +448,31 @@ def test_validation_batches_are_full_and_repeatable(dataset: DataSet) -> None:
             assert torch.equal(images, again) and torch.equal(labels, labels_again)
 
 
-def test_a_validation_image_without_a_mask_is_named(dataset: DataSet) -> None:
-    with pytest.raises(ValueError, match="these have none: train-05"):
-        list(make_val_loader(dataset.train, rank=0, world_size=1, batch_size=1))
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_validation_with_workers_is_validation_without(dataset: DataSet, num_workers: int) -> None:
+    before = torch.get_rng_state()
+    plain = list(make_val_loader(dataset.val, rank=1, world_size=2, batch_size=2))
+    with make_val_loader(dataset.val, rank=1, world_size=2, batch_size=2, num_workers=num_workers) as loader:
+        for _ in range(3):
+            for (images, labels), (expected, right) in zip(loader, plain, strict=True):
+                assert torch.equal(images, expected) and torch.equal(labels, right)
+    ids = dataset.train.ids
+    chosen: dict[str, Any] = {"count": 9, "rank": 0, "world_size": 1, "batch_size": 2}
+    split = Split(0, ids[:1], ids[1:], "")
+    expected = make_unlabelled_val_loader(dataset, split, **chosen)
+    scored = make_unlabelled_val_loader(dataset, split, **chosen, num_workers=num_workers)
+    assert expected is not None and scored is not None
+    with scored:
+        for (images, labels), (same, right) in zip(scored, expected, strict=True):
+            assert torch.equal(images, same) and torch.equal(labels, right)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_validation_image_without_a_mask_is_named(dataset: DataSet, num_workers: int) -> None:
+    loader = make_val_loader(dataset.train, rank=0, world_size=1, batch_size=1, num_workers=num_workers)
+    with pytest.raises(ValueError, match="these have none: train-05"), loader:
+        list(loader)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])
@@ -334,3 +538,25 @@ def test_bad_validation_settings_are_named(dataset: DataSet) -> None:
         make_val_loader(dataset.val, rank=0, world_size=1, batch_size=0)
     with pytest.raises(ValueError, match="rank must be >= 0 and < world_size = 2, got 2"):
         make_val_loader(dataset.val, rank=2, world_size=2, batch_size=1)
+
+
+def test_a_run_with_workers_is_the_run_without_and_leaves_none_behind(dataset: DataSet) -> None:
+    small = {"decoder_channels": 8, "low_level_channels": 4, "representation_dim": 8}
+    found = []
+    for loader_workers in (0, 1):
+        given: dict[str, Any] = {
+            "data": {"crop": 8, "labelled_batch": 2, "unlabelled_batch": 2, "val_batch": 4, "loader_workers": loader_workers},
+            "model": {"encoder": "tiny", "output_stride": 4, "pretrained": False} | small,
+            "views": {},
+            "train": {"iterations": 4, "lr": 0.05, "log_every": 1, "evaluate_every": 2},
+            "method": {"name": "css"},
+        }
+        ids = dataset.train.ids
+        prepared = Prepared({"trial": 0, "split": 0, "seed": 1, "settings": given}, dataset, Split(0, ids[:2], ids[2:], ""))
+        reporter = SilentReporter()
+        before = set(multiprocessing.active_children())
+        execute(prepared, reporter)
+        assert set(multiprocessing.active_children()) == before
+        found.append((reporter.logs, reporter.evaluations))
+    assert found[0] == found[1]
+    assert any(name.startswith("pseudo/") for name in found[0][1][0][1])

@@ -17,6 +17,12 @@ from css_ray.views import Views
 STILL = Views(scale=(1.0, 1.0), flip=False)
 
 
+def view_of(image: Tensor, mask: Tensor, *, crop: int, views: Views, random: Random) -> tuple[Tensor, Tensor]:
+    """An image and its labels."""
+    view, (labels,) = labelled_view(image, [mask], [IGNORE_INDEX], crop=crop, views=views, random=random)
+    return view, labels
+
+
 def coordinates(height: int, width: int) -> Tensor:
     """[3, H, W]: the row, the column, and 7."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -37,7 +43,7 @@ def test_padding_is_mirrored_and_never_a_label(size: tuple[int, int]) -> None:
     mask = (image[0] * 16 + image[1]).to(torch.uint8)  # unlike at every place, and below 255
     padded = mirrored(image, 8)
     for seed in range(20):
-        view, labels = labelled_view(image, mask, crop=8, views=STILL, random=Random(seed))
+        view, labels = view_of(image, mask, crop=8, views=STILL, random=Random(seed))
         weak, valid = unlabelled_view(image, crop=8, random=Random(seed))
         for seen, inside in ((view, labels != IGNORE_INDEX), (weak, valid)):
             top, left = int(seen[0, 0, 0]), int(seen[1, 0, 0])
@@ -47,8 +53,8 @@ def test_padding_is_mirrored_and_never_a_label(size: tuple[int, int]) -> None:
             expected[:rows, :columns] = True
             assert torch.equal(inside, expected)
         there = labels != IGNORE_INDEX
-        assert torch.equal(labels[there], (view[0].long() * 16 + view[1])[there])
-        assert view.dtype == weak.dtype == torch.uint8 and labels.dtype == torch.int64
+        assert torch.equal(labels[there], (view[0] * 16 + view[1])[there])
+        assert view.dtype == weak.dtype == labels.dtype == torch.uint8
 
 
 def test_crops_reach_every_place_alike() -> None:
@@ -69,10 +75,10 @@ def test_scaling_is_pillows(factor: float) -> None:
     size = (round(31 * factor), round(23 * factor))
     expected = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BILINEAR)
     nearest = Image.fromarray(mask.numpy()).resize(size, Image.Resampling.NEAREST)
-    view, labels = labelled_view(image, mask, crop=64, views=Views(scale=(factor, factor), flip=False), random=Random(0))
+    view, labels = view_of(image, mask, crop=64, views=Views(scale=(factor, factor), flip=False), random=Random(0))
     difference = view[:, : size[1], : size[0]].int() - torch.from_numpy(np.array(expected)).permute(2, 0, 1).int()
     assert difference.abs().max() <= 1  # both round fixed-point sums
-    assert torch.equal(labels[: size[1], : size[0]], torch.from_numpy(np.array(nearest)).long())
+    assert torch.equal(labels[: size[1], : size[0]], torch.from_numpy(np.array(nearest)))
     assert (labels != IGNORE_INDEX).sum() == size[0] * size[1]
 
 
@@ -81,14 +87,14 @@ def test_scales_fill_their_range() -> None:
     views = Views(scale=(0.5, 1.5), flip=False)
     sides = []
     for seed in range(500):
-        _, labels = labelled_view(image, mask, crop=64, views=views, random=Random(seed))
+        _, labels = view_of(image, mask, crop=64, views=views, random=Random(seed))
         sides.append(int((labels[0] == 0).sum()))
     assert (min(sides), max(sides)) == (20, 60)
     assert 38 < np.mean(sides) < 42  # 40 expected, with a standard error of 0.5
 
 
 def test_an_image_never_scales_away() -> None:
-    view, labels = labelled_view(
+    view, labels = view_of(
         coordinates(1, 3), torch.zeros(1, 3, dtype=torch.uint8), crop=4, views=Views(scale=(0.1, 0.1)), random=Random(0)
     )
     assert (view.shape, int((labels == 0).sum())) == ((3, 4, 4), 1)
@@ -98,8 +104,8 @@ def test_flip_mirrors_image_and_labels_together() -> None:
     image = coordinates(5, 6)
     flipped = 0
     for seed in range(200):
-        view, labels = labelled_view(image, image[1], crop=8, views=Views(scale=(1.0, 1.0), flip=True), random=Random(seed))
-        still, still_labels = labelled_view(image, image[1], crop=8, views=STILL, random=Random(seed))
+        view, labels = view_of(image, image[1], crop=8, views=Views(scale=(1.0, 1.0), flip=True), random=Random(seed))
+        still, still_labels = view_of(image, image[1], crop=8, views=STILL, random=Random(seed))
         mirror = not torch.equal(labels, still_labels)
         assert torch.equal(view, torch.from_numpy(still.numpy()[..., ::-1].copy()) if mirror else still)
         assert torch.equal(labels, torch.from_numpy(still_labels.numpy()[..., ::-1].copy()) if mirror else still_labels)
@@ -109,5 +115,32 @@ def test_flip_mirrors_image_and_labels_together() -> None:
 
 def test_the_ignored_label_stays() -> None:
     mask = torch.full((12, 12), IGNORE_INDEX, dtype=torch.uint8)
-    _, labels = labelled_view(coordinates(12, 12), mask, crop=8, views=Views(), random=Random(1))
+    _, labels = view_of(coordinates(12, 12), mask, crop=8, views=Views(), random=Random(1))
     assert (labels == IGNORE_INDEX).all()
+
+
+def test_all_maps_follow_the_pixels_whatever_their_type() -> None:
+    # Three maps that say the same of a pixel: its class, an index beyond 8 bits, and a confidence.
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 23, 31), dtype=torch.uint8, generator=generator)
+    mask = torch.randint(0, 200, (23, 31), dtype=torch.uint8, generator=generator)
+    maps, fills = [mask, mask.long() * 1000, mask / 1000], [IGNORE_INDEX, -1, 0.25]
+    alone = []
+    for seed in range(40):
+        view, (labels, indices, confidence) = labelled_view(image, maps, fills, crop=24, views=Views(), random=Random(seed))
+        padding = labels == IGNORE_INDEX
+        assert (labels.dtype, indices.dtype, confidence.dtype) == (torch.uint8, torch.int64, torch.float32)
+        assert torch.equal(indices, torch.where(padding, -1, labels.long() * 1000))
+        assert torch.equal(confidence, torch.where(padding, 0.25, labels / 1000))  # no value that was between two pixels'
+        alone.append((view, labels))
+    assert any(bool((labels == IGNORE_INDEX).any()) for _, labels in alone)
+    for seed, (view, labels) in enumerate(alone):  # how many maps there are changes neither the image nor the other maps
+        without, none = labelled_view(image, [], [], crop=24, views=Views(), random=Random(seed))
+        assert torch.equal(view, without) and none == []
+        assert torch.equal(labels, view_of(image, mask, crop=24, views=Views(), random=Random(seed))[1])
+
+
+def test_each_map_needs_its_fill() -> None:
+    image = coordinates(4, 4)
+    with pytest.raises(ValueError, match="shorter"):
+        labelled_view(image, [image[0], image[1]], [IGNORE_INDEX], crop=4, views=STILL, random=Random(0))

@@ -1,16 +1,26 @@
-"""Scores: sliding windows, absent classes, and the quality of pseudo-labels, against counts by hand and plain loops."""
+"""Scores: windows, absent classes, ranks and pseudo-labels, against plain counts, scikit-learn and torchmetrics."""
 
 from __future__ import annotations
 
+import dataclasses
+import io
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from sklearn.metrics import accuracy_score, confusion_matrix
+from torch import Tensor, distributed, multiprocessing, nn
+from torchmetrics.functional import classification
 
+from css_ray.data.loaders import make_val_loader
+from css_ray.data.shards import DatasetInfo, Shards, open_dataset
+from css_ray.data.writing import Row, rows_source, write_dataset
 from css_ray.methods import Method
 from css_ray.training.evaluate import evaluate, evaluation_metrics, pseudo_label_quality
-from css_ray.types import IGNORE_INDEX, Batch, Losses
+from css_ray.types import IGNORE_INDEX, Batch, Evaluation, Losses
 
 V = IGNORE_INDEX
 NAMES = ("sky", "road", "tree")
@@ -69,6 +79,107 @@ def test_windows_of_the_crop(average: Any) -> None:
     assert found.pixel_accuracy == pytest.approx(100 * right / labels.numel())
     whole = predictor.predict(images).argmax(dim=1)
     assert not torch.equal(weighed.argmax(dim=1), whole)
+
+
+class Given(nn.Module):
+    """Predicts the classes that are written into the images, as a share of 255."""
+
+    num_classes = 6
+
+    def predict(self, images: Tensor) -> Tensor:
+        classes = (images[:, 0] * 255).round().long()
+        return nn.functional.one_hot(classes, self.num_classes).movedim(3, 1).float()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("window", [None, 8])
+def test_scores_are_those_of_torchmetrics_and_scikit_learn(seed: int, window: int | None) -> None:
+    # Class 4 is in neither, class 1 is never predicted, class 3 is only predicted; a quarter of the pixels is void.
+    generator = torch.Generator().manual_seed(seed)
+    batches, truth, guess = [], [], []
+    for size in ((2, 11, 8), (1, 8, 13), (3, 5, 6)):
+        labels = torch.tensor([0, 1, 2, 5])[torch.randint(4, size, generator=generator)]
+        labels = torch.where(torch.rand(size, generator=generator) < 0.25, V, labels)
+        predicted = torch.tensor([0, 2, 3, 5])[torch.randint(4, size, generator=generator)]
+        batches.append(((predicted / 255).unsqueeze(1).expand(-1, 3, -1, -1), labels))
+        truth.append(labels.flatten())
+        guess.append(predicted.flatten())
+    found = score(Given(), batches, window=window)
+    labels, predicted = torch.cat(truth), torch.cat(guess)
+
+    counted = labels != V
+    matrix = confusion_matrix(labels[counted], predicted[counted], labels=range(6))
+    union = matrix.sum(axis=0) + matrix.sum(axis=1) - matrix.diagonal()
+    assert [iou is None for iou in found.iou] == [False, False, False, False, True, False] == (union == 0).tolist()
+    iou = matrix.diagonal()[union > 0] / union[union > 0]
+    assert [value for value in found.iou if value is not None] == pytest.approx(100 * iou)
+    assert found.miou == pytest.approx(100 * iou.mean())
+    assert found.pixel_accuracy == pytest.approx(100 * accuracy_score(labels[counted], predicted[counted]))
+    assert (found.num_images, found.num_absent_classes) == (6, 1)
+
+    jaccard = classification.multiclass_jaccard_index(predicted, labels, 6, average="macro", ignore_index=V)
+    assert found.miou == pytest.approx(100 * float(jaccard), rel=1e-5)
+    each = classification.multiclass_jaccard_index(predicted, labels, 6, average="none", ignore_index=V)
+    assert [value or 0.0 for value in found.iou] == pytest.approx((100 * each.nan_to_num()).tolist(), rel=1e-5)
+    micro = classification.multiclass_accuracy(predicted, labels, 6, average="micro", ignore_index=V)
+    assert found.pixel_accuracy == pytest.approx(100 * float(micro), rel=1e-5)
+
+
+NUM_IMAGES = 10
+
+
+def write_images(folder: Path) -> None:
+    """Validation images of two sizes: the red channel is what `Given` predicts, often the mask's class."""
+    rows = []
+    for number in range(NUM_IMAGES):
+        random = np.random.default_rng(number)
+        size = (9, 14) if number % 4 else (12, 6)
+        mask = random.choice(np.array([0, 1, 2, 5, V], np.uint8), size)
+        shown = np.where((random.random(size) < 0.6) & (mask != V), mask, random.integers(0, 3, size)).astype(np.uint8)
+        png = io.BytesIO()
+        Image.fromarray(np.stack([shown] * 3, axis=2)).save(png, "PNG")
+        rows.append(Row(f"{number}", png.getvalue(), *size, mask))
+    info = DatasetInfo("six", tuple("abcdef"), ((0, 0, 0),) * 6)
+    write_dataset(folder, rows_source(info, {"train": rows[:1], "val": rows}))
+
+
+def scores(shards: Shards, rank: int, world_size: int) -> list[dict[str, Any]]:
+    found: list[Evaluation] = []
+    for window in (None, 8):
+        loader = make_val_loader(shards, rank=rank, world_size=world_size, batch_size=2)
+        found.append(score(Given(), loader, window=window))
+    return [dataclasses.asdict(evaluation) for evaluation in found]
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    shards = open_dataset(f"{folder}/six").val
+    found = {}
+    for world_size in (3, 2):  # the third rank has only the first meeting
+        if rank < world_size:
+            meeting = f"file://{folder}/meeting{world_size}"
+            distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
+            found[world_size] = scores(shards, rank, world_size)
+            distributed.destroy_process_group()
+    torch.save(found, f"{folder}/result{rank}.pt")
+
+
+def test_each_image_counts_once_however_many_ranks_there_are(tmp_path: Path) -> None:
+    write_images(tmp_path / "six")
+    shards = open_dataset(tmp_path / "six").val
+    alone = scores(shards, 0, 1)
+    labels = np.concatenate([shards[number].mask.numpy().ravel() for number in range(NUM_IMAGES)])  # type: ignore[union-attr]
+    predicted = np.concatenate([shards[number].image[0].numpy().ravel() for number in range(NUM_IMAGES)])
+    matrix = confusion_matrix(labels[labels != V], predicted[labels != V], labels=range(6))
+    for found in alone:
+        assert found["num_images"] == NUM_IMAGES
+        assert found["pixel_accuracy"] == pytest.approx(100 * matrix.diagonal().sum() / matrix.sum())
+    multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=3)
+    for rank in range(3):
+        result = torch.load(tmp_path / f"result{rank}.pt", weights_only=True)
+        assert result[3] == alone  # to the last digit: counts are added, not scores
+        if rank < 2:
+            assert result[2] == alone
 
 
 class Scripted(Method):
