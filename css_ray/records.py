@@ -12,7 +12,10 @@ happened, never changed by a replay). The kinds, and what each carries besides:
 | run_evaluated     | trial, split, step, metrics ("val/miou", "val/pixel_accuracy", "val/iou/<class>"), in percent         |
 | run_finished      | trial, split, step, last (metrics), best (metrics), best_step, seconds                                |
 | run_failed        | trial, split, step, reason                                                                          |
+| trial_pruned      | trial, split, step, reason: the verdict; the trial ends as soon as it hears of it                     |
+| run_pruned        | trial, split, step, reason: the run that the verdict cut short                                        |
 | trial_finished    | trial, status, reason, values ({split: value}), mean, std, n, num_splits                              |
+| study_extended    | spec (the whole resolved study from now on), num_splits                                             |
 | study_interrupted | reason                                                                                              |
 | study_resumed     | (nothing)                                                                                           |
 | study_finished    | status, best_trial                                                                                  |
@@ -29,7 +32,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Event = dict[str, Any]
-Status = Literal["running", "finished", "failed"]
+Status = Literal["running", "finished", "failed", "pruned"]
+
+CURVE_METRIC = "val/miou"
+"""What pruning compares, in percent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +44,7 @@ class Record:
 
     params: all that the study varies, flat (`method.temperature: 0.5`); row: the label of the table's row.
     last, best: metrics in percent at the last step and at the best evaluation; empty until the run finished.
-    reason: why the run failed; run_id: the MLflow run, where the record was read from MLflow.
+    reason: why the run failed or was pruned; run_id: the MLflow run, where the record was read from MLflow.
     """
 
     study: str
@@ -63,15 +69,26 @@ class Ledger:
     """What the events of a journal add up to, kept as they come, at a cost that does not grow with the study.
 
     study: its name, empty before `study_started`. starts: the `trial_started` event of each trial begun. ends: the latest
-    `trial_finished` event of each trial that ended; one whose machinery failed has not ended any more once the study is resumed.
+    `trial_finished` event of each trial that ended; one whose machinery failed has not ended any more once the study is resumed,
+    nor one that lacks splits since the study got more. spec: the whole study as it stands.
+    run_seconds: by trial, how long its runs have trained, from their first event to their latest, without the time between an
+    interruption and what followed it. wall_seconds: the same of the study as a whole.
+    pruned: the `trial_pruned` event of each trial that a verdict ended. curves: by trial and split, the evaluations by step.
     status: new, running, interrupted, or as `study_finished` says.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.study = ""
+        self.spec: dict[str, Any] = {}
         self.status = "new"
         self.starts: dict[int, Event] = {}
         self.ends: dict[int, Event] = {}
+        self.pruned: dict[int, Event] = {}
+        self.curves: dict[int, dict[int, dict[int, float]]] = {}
+        self.run_seconds: dict[int, float] = {}
+        self.wall_seconds = 0.0
+        self._heard: dict[tuple[int, int], float] = {}  # when a run that goes on was last heard of
+        self._latest: float | None = None
         self._runs: dict[int, dict[int, Record]] = {}
         for event in events:
             self.add(event)
@@ -79,12 +96,15 @@ class Ledger:
     def add(self, event: Event) -> None:
         """Take the next event into account."""
         kind = event["event"]
+        self._clock(kind, event)
         if kind.startswith("study_"):
             self._study(kind, event)
         elif kind == "trial_started":
             self.starts[event["trial"]] = event
         elif kind == "trial_finished":
             self.ends[event["trial"]] = event
+        elif kind == "trial_pruned":
+            self.pruned[event["trial"]] = event
         elif kind == "run_started":
             trial = self.starts[event["trial"]]
             self._runs.setdefault(event["trial"], {})[event["split"]] = Record(
@@ -97,20 +117,45 @@ class Ledger:
                 seed=event["seed"],
                 split_hash=event["split_hash"],
             )
-        elif kind in ("run_logged", "run_evaluated", "run_finished", "run_failed"):
+        elif kind in ("run_logged", "run_evaluated", "run_finished", "run_failed", "run_pruned"):
             # A run that had failed and goes on tells of new steps, or that it finished.
             changes: dict[str, Any] = {"step": event["step"], "status": "running", "reason": ""}
             if kind == "run_finished":
                 changes |= {name: event[name] for name in ("last", "best", "best_step", "seconds")}
                 changes["status"] = "finished"
-            elif kind == "run_failed":
-                changes |= {"status": "failed", "reason": event["reason"]}
+            elif kind in ("run_failed", "run_pruned"):
+                changes |= {"status": kind.removeprefix("run_"), "reason": event["reason"]}
+            elif kind == "run_evaluated" and CURVE_METRIC in event["metrics"]:
+                curves = self.curves.setdefault(event["trial"], {}).setdefault(event["split"], {})
+                curves[event["step"]] = event["metrics"][CURVE_METRIC]
             runs = self._runs[event["trial"]]
             runs[event["split"]] = replace(runs[event["split"]], **changes)
+
+    def _clock(self, kind: str, event: Event) -> None:
+        time = event["time"]
+        if kind == "study_resumed":
+            self._heard.clear()
+        elif self._latest is not None:
+            self.wall_seconds += max(0.0, time - self._latest)
+        self._latest = time if kind == "study_resumed" else max(time, self._latest or time)
+        if kind.startswith("run_"):
+            key = event["trial"], event["split"]
+            # An event told by a worker whose clock is behind takes nothing back.
+            before = self._heard.get(key, time)
+            self.run_seconds[key[0]] = self.run_seconds.get(key[0], 0.0) + max(0.0, time - before)
+            self._heard[key] = max(time, before)
 
     def _study(self, kind: str, event: Event) -> None:
         if kind == "study_started":
             self.study = event["study"]
+            self.spec = event["spec"]
+        elif kind == "study_extended":
+            self.spec = event["spec"]
+            wanted = event["num_splits"]
+            self.ends = {
+                trial: end for trial, end in self.ends.items() if end["status"] == "pruned" or end["num_splits"] >= wanted
+            }
+            return
         elif kind == "study_resumed":
             self.ends = {trial: end for trial, end in self.ends.items() if end["status"] != "failed"}
         self.status = {"study_interrupted": "interrupted", "study_finished": event.get("status", "")}.get(kind, "running")

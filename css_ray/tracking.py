@@ -125,9 +125,11 @@ class Projection:
             "run_evaluated": self._run_measured,
             "run_finished": self._run_finished,
             "run_failed": self._run_failed,
+            "run_pruned": self._run_pruned,
             "trial_finished": self._trial_finished,
             "study_interrupted": self._study_interrupted,
             "study_resumed": self._study_resumed,
+            "study_extended": self._study_extended,
             "study_finished": self._study_finished,
         }
 
@@ -164,8 +166,8 @@ class Projection:
             self._trials[event["trial"]] = event
         elif kind == "run_started":
             self._reasons.pop(key, None)
-        elif kind == "run_failed":
-            self._reasons[key] = event["reason"]
+        elif kind in ("run_failed", "run_pruned"):
+            self._reasons[key] = f"{kind.removeprefix('run_')}: {event['reason']}"
 
         run = self._runs.get(key)
         if run is None:
@@ -187,6 +189,9 @@ class Projection:
 
     def _study_resumed(self, position: int, run: _Run, event: Event) -> None:
         self._reopen(run)
+
+    def _study_extended(self, position: int, run: _Run, event: Event) -> None:
+        self._client.log_text(run.id, json.dumps(event["spec"], indent=2, default=str), "study.json")
 
     def _study_interrupted(self, position: int, run: _Run, event: Event) -> None:
         run.tags["css_ray.reason"] = event["reason"]
@@ -253,6 +258,10 @@ class Projection:
     def _run_failed(self, position: int, run: _Run, event: Event) -> None:
         run.tags |= {"css_ray.step": str(event["step"]), "css_ray.reason": event["reason"]}
         self._end(run, "FAILED", event)
+
+    def _run_pruned(self, position: int, run: _Run, event: Event) -> None:
+        run.tags |= {"css_ray.step": str(event["step"]), "css_ray.reason": event["reason"], "css_ray.status": "pruned"}
+        self._end(run, "KILLED", event)
 
     # ------------------------------------------------------------------------------------------------------ calls to MLflow
 
@@ -494,6 +503,7 @@ def read_records(uri: str, study: str) -> list[Record]:
 def _record(study: str, run: Run) -> Record:
     tags, metrics = run.data.tags, run.data.metrics
     finished, failed = run.info.status == "FINISHED", run.info.status == "FAILED"
+    pruned = run.info.status == "KILLED" and tags.get("css_ray.status") == "pruned"
     return Record(
         study=study,
         trial=int(tags[_TRIAL]),
@@ -501,7 +511,7 @@ def _record(study: str, run: Run) -> Record:
         row=tags["css_ray.row"],
         source=tags["css_ray.source"],
         params={name: _decode(value) for name, value in run.data.params.items()},
-        status="finished" if finished else "failed" if failed else "running",
+        status="finished" if finished else "failed" if failed else "pruned" if pruned else "running",
         seed=int(tags.get("css_ray.seed", 0)),
         split_hash=tags.get("css_ray.split_hash", ""),
         step=int(tags.get("css_ray.step", 0)),
@@ -509,7 +519,7 @@ def _record(study: str, run: Run) -> Record:
         best=_without_prefix(metrics, "best/") if finished else {},
         best_step=int(tags["css_ray.best_step"]) if finished else 0,
         seconds=float(tags["css_ray.seconds"]) if finished else 0.0,
-        reason=tags["css_ray.reason"] if failed else "",
+        reason=tags["css_ray.reason"] if failed or pruned else "",
         run_id=run.info.run_id,
     )
 
@@ -636,7 +646,7 @@ def _trial_note(score: str, event: Event, reasons: Mapping[int, str]) -> str:
     failed = {split: reason for split, reason in reasons.items() if split not in values}
     for split, reason in sorted(failed.items()):
         line = " ".join(reason.split())[:200].replace("|", "\\|")
-        lines.append(f"| {split} | failed: {line} |")
+        lines.append(f"| {split} | {line} |")
     if event["reason"]:
         lines += ["", event["reason"]]
     return "\n".join(lines)

@@ -39,7 +39,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "training",
             "tracking",
         },
-        {"torch", "ray", "optuna", "pydantic", "yaml", "pyarrow"},
+        {"torch", "ray", "optuna", "pydantic", "yaml", "pyarrow", "scipy"},
     ),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from css_ray.records import Event, Record, mean_std, records_from_events, score_text
+from css_ray.records import Event, Ledger, Record, mean_std, records_from_events, score_text
 
 PARAMS = {"data.labelled": 92, "method.name": "css"}
 
@@ -119,3 +119,44 @@ def test_a_failed_run_that_goes_on_is_running_and_then_finished_without_a_reason
         ("running", ""),
         ("finished", ""),
     ]
+
+
+def test_a_pruned_trial_keeps_its_runs_and_its_curve() -> None:
+    ledger = Ledger(START)
+    for each in (
+        started(0, 0),
+        event("run_evaluated", trial=0, split=0, step=20, metrics={"val/miou": 30.0, "val/pixel_accuracy": 80.0}),
+        finished(0, 0, 40.0),
+        started(0, 1),
+        event("run_evaluated", trial=0, split=1, step=20, metrics={"val/miou": 10.0}),
+        event("trial_pruned", trial=0, split=1, step=20, reason="far below the best"),
+        event("run_pruned", trial=0, split=1, step=25, reason="far below the best"),
+    ):
+        ledger.add(each)
+    first, second = ledger.runs_of(0)
+    assert (first.status, second.status, second.step, second.reason) == ("finished", "pruned", 25, "far below the best")
+    assert ledger.curves == {0: {0: {20: 30.0}, 1: {20: 10.0}}}
+    assert ledger.pruned[0]["reason"] == "far below the best"
+
+
+def test_time_that_nothing_trained_is_not_counted() -> None:
+    ledger = Ledger()
+    for time, each in (
+        (0, START[0]), (2, START[1]), (10, started(0, 0)), (20, event("run_logged", trial=0, split=0, step=5, metrics={})),
+        (25, event("study_interrupted", reason="by the user")), (1000, event("study_resumed")),
+        (1030, event("run_logged", trial=0, split=0, step=10, metrics={})), (1042, finished(0, 0, 50.0)),
+    ):  # fmt: skip
+        ledger.add(each | {"time": float(time)})
+    assert ledger.run_seconds == {0: 10.0 + 12.0}
+    assert ledger.wall_seconds == 25.0 + 42.0
+
+
+def test_a_study_with_more_splits_has_trials_that_lack_them() -> None:
+    def end(trial: int, status: str) -> Event:
+        return event("trial_finished", trial=trial, status=status, reason="", values={}, mean=1.0, std=None, n=2, num_splits=2)
+
+    ledger = Ledger([*START, end(0, "finished"), end(1, "pruned"), end(2, "failed")])
+    ledger.add(event("study_extended", spec={"splits": [0, 1, 2]}, num_splits=3))
+    assert (ledger.ends.keys(), ledger.spec) == ({1}, {"splits": [0, 1, 2]})
+    again = Ledger([*START, end(0, "finished"), event("study_extended", spec={"more": "trials"}, num_splits=2)])
+    assert again.ends.keys() == {0}

@@ -67,11 +67,13 @@ def score_trials(
     ddof: int = 1,
     splits: int | None = None,
     mode: Mode = "max",
+    std_weight: float = 0.0,
 ) -> list[TrialScore]:
     """One score a trial, best mean first; trials without a value of every split come last, whatever their mean.
 
     at: the metric at the last step or at the best evaluation. splits: how many splits each trial should have; by default as
-    many as occur in the records. Raises ValueError where a trial has more.
+    many as occur in the records. std_weight: how many standard deviations (ddof 1, as in a search) are taken off the mean
+    before trials are ranked. Raises ValueError where a trial has more splits.
     """
     records = list(records)
     known = sorted({record.split for record in records})
@@ -91,6 +93,8 @@ def score_trials(
             raise ValueError(f"trial {trial} has values of {len(values)} splits, expected at most {num_splits}; raise `splits`")
         # With fewer expected than known, the splits that were not run are not missed.
         wanted = known if num_splits >= len(known) else sorted(runs)
+        if any(run.status == "pruned" for run in runs.values()):
+            wanted = sorted(runs)  # the verdict on one run is why the others were not started
         mean, std = mean_std(list(values.values()), ddof)
         first = next(iter(runs.values()))
         scores.append(
@@ -107,15 +111,20 @@ def score_trials(
             )
         )
     sign = -1 if mode == "max" else 1
-    return sorted(scores, key=lambda score: (not score.complete, -score.n, sign * (score.mean or 0.0), score.trial))
+
+    def rank(score: TrialScore) -> float:
+        spread = mean_std(list(score.values.values()))[1] or 0.0
+        return sign * (score.mean or 0.0) + std_weight * spread
+
+    return sorted(scores, key=lambda score: (not score.complete, -score.n, rank(score), score.trial))
 
 
 def _reason(run: Record | None, metric: str) -> str:
     if run is None:
         return "was not started"
-    if run.status == "failed":
+    if run.status in ("failed", "pruned"):
         reason = " ".join(run.reason.split())
-        return f"failed: {reason[:_MAX_REASON]}{'…' if len(reason) > _MAX_REASON else ''}"
+        return f"{run.status}: {reason[:_MAX_REASON]}{'…' if len(reason) > _MAX_REASON else ''}"
     return f"has not finished (step {run.step})" if run.status == "running" else f"has no {metric}"
 
 
@@ -256,12 +265,14 @@ def make_table(
     ddof: int = 1,
     splits: int | None = None,
     mode: Mode = "max",
+    std_weight: float = 0.0,
     compare_with: PaperTable | None = None,
 ) -> Table:
     """The table of a study: one cell a pair of row and column.
 
     rows: "row" for the rows' labels, or a parameter (`method.temperature`); columns: a parameter (`data.labelled`), or None for
-    one column. Where a cell has several trials, as after a search, it shows the best mean of the complete ones.
+    one column. Where a cell has several trials, as after a search, it shows the best of the complete ones, by the mean less
+    `std_weight` standard deviations.
     Raises ValueError if there is no record, or if no record has the parameter.
     """
     records = list(records)
@@ -271,7 +282,7 @@ def make_table(
         known = sorted({key for record in records for key in record.params})
         if name not in ("row", None, *known):
             raise ValueError(f"no run has the parameter {name!r}; choose one of {', '.join(['row', *known])}")
-    scores = score_trials(records, metric=metric, at=at, ddof=ddof, splits=splits, mode=mode)
+    scores = score_trials(records, metric=metric, at=at, ddof=ddof, splits=splits, mode=mode, std_weight=std_weight)
     places: dict[tuple[Any, Any], list[TrialScore]] = {}
     for score in sorted(scores, key=lambda score: score.trial):
         place = (_place(score, rows), metric if columns is None else _place(score, columns))
@@ -370,18 +381,20 @@ def trial_table(
     ddof: int = 1,
     splits: int | None = None,
     mode: Mode = "max",
+    std_weight: float = 0.0,
     params: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> TrialTable:
     """All trials with their parameters.
 
-    params: which; by default those that differ between the trials. labels: what to call them in a header.
+    params: which; by default those that differ between the trials. labels: what to call them in a header. std_weight: see
+    `score_trials`.
     Raises ValueError if there is no record.
     """
     records = list(records)
     if not records:
         raise ValueError("there is no run to make a table of; run the study first")
-    scores = score_trials(records, metric=metric, at=at, ddof=ddof, splits=splits, mode=mode)
+    scores = score_trials(records, metric=metric, at=at, ddof=ddof, splits=splits, mode=mode, std_weight=std_weight)
     if params is None:
         names = dict.fromkeys(name for score in scores for name in score.params)
         params = [name for name in names if len({repr(score.params.get(name)) for score in scores}) > 1]

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal, Protocol
@@ -26,12 +26,15 @@ import ray.tune
 from ray.train import TrainingFailedError
 from ray.tune.search import Searcher
 
+from css_ray.data.catalogue import ensure_dataset
+from css_ray.methods import METHODS
 from css_ray.records import Event, Ledger, Record, mean_std
 from css_ray.study.journal import Journal, is_uri, studies_in, study_folder
-from css_ray.study.run import Lists, RunSpec, prepare, run_spec, split_key, write_ids
-from css_ray.study.sampling import suggest
+from css_ray.study.pruning import Seen
+from css_ray.study.run import Lists, RunSpec, method_config, prepare, run_spec, split_key, write_ids
+from css_ray.study.sampling import Result, Sampling
 from css_ray.study.schema import Study, TrialSpec, parse
-from css_ray.study.trial import last_line, make_trainer, run_trial
+from css_ray.study.trial import Verdicts, last_line, make_trainer, run_trial
 from css_ray.tracking import Tracker, default_uri
 
 _log = logging.getLogger(__name__)
@@ -55,10 +58,11 @@ class Observer(Protocol):
 class Outcome:
     """How a call of `run` ended.
 
-    status: finished, failed (some runs or trials did) or interrupted; unsent: how many events MLflow lacks.
+    status: finished, failed (some runs or trials did), budget (it was spent before all trials ended) or interrupted;
+    unsent: how many events MLflow lacks.
     """
 
-    status: Literal["finished", "failed", "interrupted"]
+    status: Literal["finished", "failed", "budget", "interrupted"]
     study: Study
     records: list[Record]
     unsent: int
@@ -67,13 +71,13 @@ class Outcome:
 def open_study(name: str, storage: str) -> tuple[Study, Journal]:
     """The study of that name as its journal tells it. Raises StudyMissingError with the names that exist."""
     journal = Journal(study_folder(storage, name))
-    started = [event for event in journal.events if event["event"] == "study_started"]
-    if not started:
+    ledger = Ledger(journal.events)
+    if ledger.status == "new":
         known = studies_in(storage)
         raise StudyMissingError(
             f"no study {name} in {storage}; " + (f"there are: {', '.join(known)}" if known else "it holds none yet")
         )
-    return parse(started[0]["spec"], f"the journal of {name}"), journal
+    return parse(ledger.spec, f"the journal of {name}"), journal
 
 
 def tracking_uri(study: Study, storage: str) -> str:
@@ -104,11 +108,32 @@ class Runner:
         self.observer = observer
         self.folder = study_folder(storage, study.name)
         self._read()
+        self._sampling: Sampling | None = None
+        self._verdicts: Verdicts | None = None
+        self._classes: dict[tuple[str, str], int] = {}
+        self.pruners = study.pruners()
         self._lists: dict[Hashable, Lists | None] = {}
 
     def _read(self) -> None:
         self.journal = Journal(self.folder)
         self.ledger = Ledger(self.journal.events)
+        self._values: dict[int, dict[int, float]] = {}
+        self._scores: dict[int, float] = {}
+        self._curves: dict[int, dict[int, dict[int, float]]] = {}
+        for event in self.journal.events:
+            self._note(event)
+
+    def _note(self, event: Event) -> None:
+        """Keep what the pruners compare: of the search's trials, the curves, the values of finished runs and the scores."""
+        kind, trial, objective = event["event"], event.get("trial"), self.study.objective
+        if trial is None or trial < len(self.grid):
+            return
+        if kind == "run_evaluated":
+            self._curves[trial] = self.ledger.curves.get(trial, {})
+        elif kind == "run_finished":
+            self._values.setdefault(trial, {})[event["split"]] = event[objective.at][objective.metric]
+        elif kind == "trial_finished" and event["status"] == "finished":
+            self._scores[trial] = objective.score(event["mean"], event["std"]) or 0.0
 
     @property
     def started(self) -> bool:
@@ -153,12 +178,15 @@ class Runner:
         records, ends = self.ledger.records, self.ledger.ends
         if interrupted:
             return Outcome("interrupted", self.study, records, unsent)
-        whole = len(ends) == self.study.num_trials and all(end["status"] == "finished" for end in ends.values())
-        return Outcome("finished" if whole else "failed", self.study, records, unsent)
+        if self.ledger.status == "budget":
+            return Outcome("budget", self.study, records, unsent)
+        whole = len(ends) == self.study.num_trials
+        return Outcome(self._status() if whole else "failed", self.study, records, unsent)
 
     def _go_on(self, exists: bool) -> None:
         # Before the first event: a study that no cluster can hold leaves nothing behind.
-        concurrent = 0 if self._ended() else connect(self.study, self.address)
+        extended = exists and self.ledger.spec != self.study.resolved()
+        concurrent = 0 if self._ended() and not extended else connect(self.study, self.address)
         if not exists:
             self.emit(
                 "study_started",
@@ -167,18 +195,35 @@ class Runner:
                 spec=self.study.resolved(),
                 versions=_versions(),
             )
-        elif not self._ended():
-            self.emit("study_resumed")
+        else:
+            if self.ledger.spec != (spec := self.study.resolved()):
+                self.emit("study_extended", spec=spec, num_splits=len(self.study.splits))
+            if not self._ended():
+                self.emit("study_resumed")
+        for trial_ in self.ledger.pruned.keys() - self.ledger.ends.keys():
+            self.end(trial_, None)
         if not self._ended():
             for trial in self.grid:
                 self.runs_of(trial)
             self._tune(concurrent)
         ends = self.ledger.ends
-        if self.ledger.status in ("running", "interrupted") and len(ends) == self.study.num_trials:
-            finished = [end for end in ends.values() if end["status"] == "finished"]
-            best = max(finished, key=lambda end: end["mean"], default=None)
-            status = "finished" if len(finished) == len(ends) else "failed"
-            self.emit("study_finished", status=status, best_trial=None if best is None else best["trial"])
+        whole = len(ends) == self.study.num_trials
+        if self.ledger.status in ("running", "interrupted") and (whole or self.overdrawn() or not self._affordable(0)):
+            status = self._status() if whole else "budget"
+            self.emit("study_finished", status=status, best_trial=self.best_trial())
+
+    def best_trial(self) -> int | None:
+        """The finished trial with the highest score; None while there is none."""
+        scores = {
+            trial: self.study.objective.score(end["mean"], end["std"])
+            for trial, end in self.ledger.ends.items()
+            if end["status"] == "finished"
+        }
+        return max(scores, key=lambda trial: scores[trial] or 0.0, default=None)
+
+    def _status(self) -> Literal["finished", "failed"]:
+        """Of a study whose trials have all ended; a pruned trial is no failure."""
+        return "finished" if all(end["status"] in ("finished", "pruned") for end in self.ledger.ends.values()) else "failed"
 
     # -------------------------------------------------------------------------------------------------- what the journal says
 
@@ -190,6 +235,7 @@ class Runner:
         """Write an event; tell MLflow and the observer if it is new."""
         if self.journal.append(event):
             self.ledger.add(event)
+            self._note(event)
             self.tracker.record(event)
             if self.observer is not None:
                 self.observer.event(event)
@@ -203,6 +249,7 @@ class Runner:
 
     def _tune(self, concurrent: int) -> None:
         searcher = _Searcher(_Hand(self))
+        self._verdicts = Verdicts(uuid.uuid4().hex) if self.pruners else None
         with tempfile.TemporaryDirectory(prefix="css-ray-tune-") as scratch:
             tuner = ray.tune.Tuner(
                 ray.tune.with_resources(run_trial, {"memory": 50e6}),
@@ -212,6 +259,7 @@ class Runner:
                     storage_path=scratch,
                     failure_config=ray.tune.FailureConfig(max_failures=self.study.resources.retries),
                     callbacks=[_Listener(self)],
+                    stop=_BudgetStop(self),
                     verbose=0,
                 ),
             )
@@ -223,18 +271,96 @@ class Runner:
         if waiting := starts.keys() - ends.keys() - running:
             return self._again(starts[min(waiting)])
         index, grid = len(starts), self.grid
+        if index >= self.study.num_trials or not self._affordable(len(running)):
+            return "finished"
         if index < len(grid):
             return grid[index]
-        if index >= self.study.num_trials or self.study.search is None:
-            return "finished"
+        assert self.study.search is not None  # or the grid's trials would be all
         position = index - len(grid)
         known = max(0, position - self.study.resources.concurrent_trials + 1)
         before = [len(grid) + earlier for earlier in range(position)]
         if any(trial not in ends for trial in before[:known]):
             return None
-        values = [ends[trial]["mean"] if ends[trial]["status"] == "finished" else None for trial in before[:known]]
+        results = [self.result_of(trial) for trial in before[:known]]
         drawn = [{path: starts[trial]["params"][path] for path in self.study.space} for trial in before]
-        return self.study.search_trial(index, suggest(self.study.search, self.study.space, position, drawn, values))
+        if self._sampling is None:
+            self._sampling = Sampling(self.study.search, self.study.space, self.study.objective, self.feasible)
+        lag = self.study.resources.concurrent_trials
+        return self.study.search_trial(index, self._sampling.suggest(drawn, results, lag))
+
+    def feasible(self, drawn: Mapping[str, Any]) -> bool:
+        """Whether drawn settings make sense together: no threshold that the indicator cannot reach."""
+        settings = self.study.search_trial(len(self.grid), drawn).settings
+        num_classes = self._num_classes(settings["data"]["dataset"], settings["data"]["root"])
+        return not METHODS[settings["method"]["name"]].warnings(method_config(settings), num_classes)
+
+    def _num_classes(self, dataset: str, root: str) -> int:
+        if (dataset, root) not in self._classes:
+            self._classes[dataset, root] = ensure_dataset(dataset, root).info.num_classes
+        return self._classes[dataset, root]
+
+    def result_of(self, trial: int) -> Result:
+        """How a trial that ended did, as the sampler is told."""
+        end = self.ledger.ends[trial]
+        status = end["status"]
+        if status == "finished":
+            if self.study.objective.aggregate == "mean_and_std":
+                return Result("finished", (end["mean"], end["std"]))
+            score = self.study.objective.score(end["mean"], end["std"])
+            assert score is not None  # a finished trial has all its splits, and the schema asks for two where a std is needed
+            return Result("finished", (score,))
+        if status == "pruned":
+            return Result("pruned", curve=self.curve_of(trial))
+        return Result("infeasible" if status == "partial" else "failed")
+
+    def curve_of(self, trial: int) -> dict[int, float]:
+        """The evaluations of a trial by step, counted on over its splits."""
+        iterations = self.ledger.starts[trial]["config"]["train.iterations"]
+        curves = self.ledger.curves.get(trial, {})
+        return {
+            place * iterations + step: value
+            for place, split in enumerate(self.study.splits)
+            for step, value in curves.get(split, {}).items()
+        }
+
+    # ------------------------------------------------------------------------------------------------------------------ budget
+
+    def spent(self) -> dict[str, float]:
+        """What the study has cost so far, over all its resumes, in hours: see `Budget`."""
+        resources = self.study.resources
+        hours = sum(self.ledger.run_seconds.values()) / 3600 * resources.workers
+        return {
+            "hours": self.ledger.wall_seconds / 3600,
+            "gpu_hours": hours * resources.gpus_per_worker,
+            "cpu_hours": hours * resources.cpus_per_worker,
+        }
+
+    def overdrawn(self) -> str:
+        """Which bound of the budget is reached, in words; empty where none is."""
+        spent = self.spent()
+        for name, bound in self.study.budget.model_dump().items():
+            if bound is not None and spent[name] >= bound:
+                return f"the budget of {bound:g} {name.replace('_', '-')} is spent ({spent[name]:.2f})"
+        return ""
+
+    def _affordable(self, running: int) -> bool:
+        """Whether another trial is likely to end inside the budget, judged by those that ended and those that run."""
+        seconds = self.ledger.run_seconds
+        ended = [seconds.get(trial, 0.0) for trial, end in self.ledger.ends.items() if end["status"] == "finished"]
+        if not ended:
+            return not self.overdrawn()
+        resources, spent = self.study.resources, self.spent()
+        one = sum(ended) / len(ended)
+        open_trials = self.ledger.starts.keys() - self.ledger.ends.keys()
+        ahead = one + sum(max(0.0, one - seconds.get(trial, 0.0)) for trial in open_trials)
+        side_by_side = max(1, min(resources.concurrent_trials, running + 1))
+        costs = {
+            "hours": ahead / side_by_side / 3600,
+            "gpu_hours": ahead / 3600 * resources.workers * resources.gpus_per_worker,
+            "cpu_hours": ahead / 3600 * resources.workers * resources.cpus_per_worker,
+        }
+        bounds = self.study.budget.model_dump()
+        return all(bound is None or spent[name] + costs[name] <= bound for name, bound in bounds.items())
 
     def _again(self, start: Event) -> TrialSpec:
         if start["source"] == "grid":
@@ -244,6 +370,7 @@ class Runner:
     def begin(self, trial: TrialSpec) -> dict[str, Any]:
         """Note that `trial` starts and return what its process needs."""
         config = {f"{section}.{key}": value for section, values in trial.settings.items() for key, value in values.items()}
+        finished = {record.split for record in self.ledger.runs_of(trial.index) if record.status == "finished"}
         self.emit("trial_started", trial=trial.index, row=trial.row, source=trial.source, params=trial.params, config=config)
         return {
             "trial": trial.index,
@@ -252,7 +379,8 @@ class Runner:
             "models": f"{self.folder}/models/trial_{trial.index:04d}",
             "resources": self.study.resources.model_dump(),
             "cpus_per_worker": self.study.resources.cpus_per_worker,
-            "runs": self.runs_of(trial),
+            "runs": [run for run in self.runs_of(trial) if run["split"] not in finished],
+            "verdicts": self._verdicts if trial.source == "search" else None,
         }
 
     def runs_of(self, trial: TrialSpec) -> list[RunSpec]:
@@ -274,13 +402,49 @@ class Runner:
             spec["lists"] = self._lists[key]
         return specs
 
+    def judge(self, told: Event) -> None:
+        """Ask the pruners of the search, now that a run was evaluated or finished; a verdict goes to the journal."""
+        trial = told["trial"]
+        if not self.pruners or self.ledger.starts[trial]["source"] != "search":
+            return
+        if trial not in self.ledger.pruned and (reason := self._reason_to_prune(told)) is not None:
+            self.emit("trial_pruned", trial=trial, split=told["split"], step=told["step"], reason=reason)
+        if self._verdicts is not None:
+            ended = told["split"] if told["event"] == "run_finished" else None
+            self._verdicts.say(trial, pruned=trial in self.ledger.pruned, after=ended)
+
+    def _reason_to_prune(self, told: Event) -> str | None:
+        ledger = self.ledger
+        seen = Seen(
+            trial=told["trial"],
+            split=told["split"],
+            splits=self.study.splits,
+            iterations=ledger.starts[told["trial"]]["config"]["train.iterations"],
+            curves=self._curves,
+            values=self._values,
+            scores=self._scores,
+            pruned=ledger.pruned.keys(),
+        )
+        # All are asked: one of Optuna's keeps its own count of what it has seen.
+        verdicts = [verdict for pruner in self.pruners if (verdict := pruner.judge(seen)) is not None]
+        return f"{verdicts[0].pruner}: {verdicts[0].reason}" if verdicts else None
+
     def end(self, trial: int, error: str | None) -> None:
         """Note that a trial ended.
 
-        finished: on all splits; partial: some failed for reasons of their own; failed: its machinery did, as `error` says.
+        finished: on all splits; partial: some failed for reasons of their own; pruned: by a verdict; failed: its machinery did,
+        as `error` says.
         """
         records = self.ledger.runs_of(trial)
-        if error is not None:
+        verdict = self.ledger.pruned.get(trial)
+        if verdict is not None and sum(record.status == "finished" for record in records) < len(self.study.splits):
+            for record in records:
+                if record.status == "running":
+                    self.emit("run_pruned", trial=trial, split=record.split, step=record.step, reason=verdict["reason"])
+            status, reason = "pruned", verdict["reason"]
+        elif error is None and len(records) < len(self.study.splits) and self.overdrawn():
+            return  # it goes on where it stopped, should the budget be raised
+        elif error is not None:
             for record in records:
                 if record.status == "running":
                     self.emit("run_failed", trial=trial, split=record.split, step=record.step, reason=error)
@@ -335,6 +499,19 @@ class _Searcher(Searcher):  # type: ignore[misc]
         """Nothing: the journal is the state."""
 
 
+class _BudgetStop(ray.tune.Stopper):  # type: ignore[misc]
+    """Ends what runs once the budget is spent; it goes on from its last evaluation should the budget be raised."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.hand = _Hand(runner)
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.hand.runner is not None and bool(self.hand.runner.overdrawn())
+
+
 class _Listener(ray.tune.Callback):  # type: ignore[misc]
     def __init__(self, runner: Runner) -> None:
         self.hand = _Hand(runner)
@@ -348,6 +525,8 @@ class _Listener(ray.tune.Callback):  # type: ignore[misc]
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         for event in result.get("events", ()):
             self.runner.take(event)
+            if event["event"] in ("run_evaluated", "run_finished"):
+                self.runner.judge(event)
         if "error" in result:
             self.errors[trial.config["trial"]] = result["error"]
 
@@ -425,6 +604,7 @@ def train_one(study: Study, spec: RunSpec, folder: str, address: str | None) -> 
         "models": f"{folder}/models",
         "resources": study.resources.model_dump(),
         "cpus_per_worker": study.resources.cpus_per_worker,
+        "verdicts": None,
     }
     try:
         result = make_trainer(config, []).fit()

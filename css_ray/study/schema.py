@@ -27,6 +27,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from css_ray.config import Config, bounds_text
 from css_ray.methods import METHODS, Method
 from css_ray.models.segmenter import ModelConfig
+from css_ray.study.pruning import PRUNERS, Pruner
 from css_ray.training.settings import TrainConfig
 from css_ray.views import Views
 
@@ -48,11 +49,29 @@ Count = typing.Annotated[int, Field(ge=1)]
 
 
 class Objective(Section):
-    """What a trial is judged by: the mean over splits of `metric`, at the last step or at the best evaluation."""
+    """What a trial is judged by: `metric` over its splits, at the last step or at the best evaluation.
+
+    aggregate: the mean over splits; the mean minus `std_weight` sample standard deviations; or both at once, the mean as high
+    and the std as low as can be: then the search finds trials that no other beats in both (their Pareto front).
+    """
 
     metric: Literal["val/miou"] = "val/miou"
     mode: Literal["max"] = "max"
     at: Literal["last", "best"] = "last"
+    aggregate: Literal["mean", "mean_minus_std", "mean_and_std"] = "mean"
+    std_weight: typing.Annotated[float, Field(ge=0, strict=False)] = 1.0
+
+    def score(self, mean: float | None, std: float | None) -> float | None:
+        """What trials are ranked by, higher is better; None where it cannot be had."""
+        if self.aggregate != "mean_minus_std" or mean is None:
+            return mean
+        return None if std is None else mean - self.std_weight * std
+
+    @property
+    def formula(self) -> str:
+        """The score in words."""
+        words = {"mean": "mean", "mean_minus_std": f"mean - {self.std_weight:g} std", "mean_and_std": "mean and std"}
+        return words[self.aggregate]
 
 
 LIST_FIELDS = ("labelled", "split")
@@ -106,15 +125,31 @@ class Resources(Section):
 
 
 class Search(Section):
-    """A search by Optuna: `space` maps a setting to how it is drawn; `method` is the method whose settings are searched."""
+    """A search by Optuna: `space` maps a setting to how it is drawn; `method` is the method whose settings are searched.
+
+    pruners: rules that end trials which are not worth their remaining steps, each `{name: paired}` with its settings; any of
+    them suffices. Their names and settings stand in `css_ray.study.pruning`.
+    """
 
     method: dict[str, Any]
     trials: Count
     space: dict[str, Any]
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Literal["tpe", "gp", "cmaes", "random", "qmc", "nsga2", "grid"] = "tpe"
     startup_trials: typing.Annotated[int, Field(ge=0)] = 10
+    pruners: list[dict[str, Any]] = []
     first: list[dict[str, Any]] = []
     seed: int = 0
+
+
+class Budget(Section):
+    """How much a study may cost, over all its resumes; None has no bound. It ends inside its budget with what it has then.
+
+    hours: of the driver. gpu_hours, cpu_hours: of the workers, while their runs train.
+    """
+
+    hours: typing.Annotated[float, Field(gt=0, strict=False)] | None = None
+    gpu_hours: typing.Annotated[float, Field(gt=0, strict=False)] | None = None
+    cpu_hours: typing.Annotated[float, Field(gt=0, strict=False)] | None = None
 
 
 class Table(Section):
@@ -170,19 +205,21 @@ class Study:
     seed: int
     splits: tuple[int, ...]
     grid: Mapping[str, tuple[Any, ...]]
+    trials: tuple[Mapping[str, Any], ...]
     search: Search | None
     space: Mapping[str, Distribution]
     resources: Resources
+    budget: Budget
     table: Table
     tracking: Tracking
     spec: Mapping[str, Any]
 
     def grid_trials(self) -> list[TrialSpec]:
-        """The trials of the grid: the product of its lists, the last key varying fastest."""
-        if not self.grid:
-            return []
-        points = itertools.product(*self.grid.values())
-        return [self._trial(index, "grid", dict(zip(self.grid, point, strict=True))) for index, point in enumerate(points)]
+        """The trials that are known before anything runs: the product of the grid's lists, the last key varying fastest, and
+        after it those that are listed one by one."""
+        product = itertools.product(*self.grid.values()) if self.grid else ()
+        points = [dict(zip(self.grid, point, strict=True)) for point in product]
+        return [self._trial(index, "grid", point) for index, point in enumerate([*points, *self.trials])]
 
     def search_trial(self, index: int, drawn: Mapping[str, Any]) -> TrialSpec:
         """The trial of the search at `index` (counted after the grid's) with the `drawn` settings."""
@@ -202,11 +239,17 @@ class Study:
         }
         return json.loads(json.dumps({**self.spec, **absolute_paths(sections)}))  # type: ignore[no-any-return]
 
+    def pruners(self) -> list[Pruner]:
+        """Fresh pruners of the search, none where it has none."""
+        named = self.search.pruners if self.search else []
+        configs = ((PRUNERS[each["name"]], {key: value for key, value in each.items() if key != "name"}) for each in named)
+        return [pruner(pruner.Config(**settings)) for pruner, settings in configs]
+
     @property
     def num_trials(self) -> int:
         """Trials of the grid and the search together."""
         in_grid = math.prod(map(len, self.grid.values())) if self.grid else 0
-        return in_grid + (self.search.trials if self.search else 0)
+        return in_grid + len(self.trials) + (self.search.trials if self.search else 0)
 
     def _trial(self, index: int, source: Literal["grid", "search"], point: Mapping[str, Any]) -> TrialSpec:
         settings: dict[str, dict[str, Any]] = {
@@ -298,6 +341,71 @@ def parse(spec: Mapping[str, Any], source: str = "the study") -> Study:
     return study
 
 
+def extend(study: Study, overrides: Sequence[str]) -> Study:
+    """A study that was begun, with more of it: `overrides` such as `search.trials=40`, `splits=[0, 1, 2, 3]`, `budget.hours=8`.
+
+    What was trained must stay valid, so only these may change: resources, budget, tracking, table, description; the search's
+    number of trials (upwards), its space, sampler and pruners; splits, by more of them at the end; how the objective
+    aggregates.
+
+    Raises StudyError with everything that may not change, or is wrong.
+    """
+    spec: dict[str, Any] = json.loads(json.dumps(study.spec))
+    problems = [problem for override in overrides for problem in _override(spec, override)]
+    if problems:
+        raise StudyError(problems, "the overrides")
+    extended = parse(spec, f"{study.name}, extended")
+    before, after = study.resolved(), extended.resolved()
+    for section in ("study", "seed", "data", "views", "model", "train", "method", "grid"):
+        if before.get(section) != after.get(section):
+            problems.append(f"{section}: decides what was trained already; start another study for other values")
+    if extended.splits[: len(study.splits)] != study.splits:
+        problems.append(f"splits: must begin with those of the study, {list(study.splits)}, got {list(extended.splits)}")
+    if extended.objective.at != study.objective.at:
+        problems.append("objective.at: is how the trials were scored; `css-ray study table --at` shows the other")
+    if (study.search is None) != (extended.search is None):
+        problems.append("search: cannot come or go; start another study")
+    elif study.search is not None and extended.search is not None:
+        if study.search.method != extended.search.method or study.search.first != extended.search.first:
+            problems.append("search.method and search.first: decide what was drawn already; start another study")
+        if extended.search.trials < study.search.trials:
+            problems.append(f"search.trials: must be >= {study.search.trials}, got {extended.search.trials}")
+        if gone := sorted(study.space.keys() ^ extended.space.keys()):
+            problems.append(f"search.space: its settings must stay, {', '.join(gone)} came or went; their ranges may change")
+    if problems:
+        raise StudyError(problems, f"what {study.name} should become")
+    return extended
+
+
+def confirmation(study: Study, tried: Mapping[int, Mapping[str, Any]], splits: Sequence[int]) -> Study:
+    """The study that trains configurations of a search again on fresh splits, for a number that no choice has flattered.
+
+    tried: what the search drew for each trial to confirm, by the trial's index; best first. splits: none of the study's own.
+    Raises StudyError where that is no study, or if a split is not fresh.
+    """
+    assert study.search is not None
+    if seen := sorted(set(splits) & set(study.splits)):
+        raise StudyError(
+            [f"splits: the search has seen {', '.join(map(str, seen))}; choose others, such as {fresh_splits(study)}"],
+            f"the confirmation of {study.name}",
+        )
+    method = study.search.method
+    row = method.get("row", method["name"])
+    own = ("grid", "search", "trials", "budget", "method")
+    spec = {key: value for key, value in study.resolved().items() if key not in own}
+    trials = [{"method": {**method, "row": f"{row}, trial {trial}"}, **drawn} for trial, drawn in tried.items()]
+    description = f"The best trials of {study.name}, trained again on splits that its search never saw"
+    spec |= {"study": f"{study.name}-confirm", "description": description, "splits": list(splits), "trials": trials}
+    spec["table"] = {}
+    return parse(spec, f"the confirmation of {study.name}")
+
+
+def fresh_splits(study: Study) -> list[int]:
+    """As many splits as the study has, after all of them."""
+    first = max(study.splits) + 1
+    return list(range(first, first + len(study.splits)))
+
+
 def check_settings(method: type[Method], preset: str, settings: Mapping[str, Any]) -> Any:
     """The Config of `preset` with `settings` on top, checked as in a study. Raises StudyError that lists every problem."""
     checker = _Checker({})
@@ -375,8 +483,10 @@ SECTIONS = (
     "method",
     "splits",
     "grid",
+    "trials",
     "search",
     "resources",
+    "budget",
     "table",
     "tracking",
 )
@@ -451,21 +561,27 @@ class _Checker:
         train = self.config("train", TrainConfig)
         seed = self.plain("seed", int, 0)
         resources = self.section("resources", Resources)
+        budget = self.section("budget", Budget)
         table = self.section("table", Table)
         tracking = self.section("tracking", Tracking)
         splits = self.splits()
         if spec.get("method") is not None:
             self.method("method", spec["method"])
+        if objective and objective.aggregate != "mean" and len(splits) == 1:
+            self.problem("objective.aggregate", f"{objective.aggregate} needs at least 2 splits, got 1; add splits or use mean")
         grid = self.grid()
+        listed = self.listed()
         search, space = self.search()
-        if not grid and search is None and "grid" not in (problem[:4] for problem in self.problems):
-            self.problem("grid", "a study needs a grid (trials listed), a search (trials drawn), or both")
+        if not grid and not listed and search is None and not {"grid", "tria"} & {problem[:4] for problem in self.problems}:
+            self.problem("grid", "a study needs a grid (the product of lists), trials (one by one) or a search (trials drawn)")
         if grid and "method" not in grid and spec.get("method") is None:
             self.problem("method", "missing: name a method here, or list methods under grid.method")
         if data and resources:
             for key in ("labelled_batch", "unlabelled_batch"):
                 if getattr(data, key) % resources.workers:
                     self.problems.append(_batch_problem(key, getattr(data, key), resources.workers))
+        if budget and resources and budget.gpu_hours is not None and not resources.gpus_per_worker:
+            self.problem("budget.gpu_hours", "no worker has a GPU, so that it is never spent; bound cpu_hours or hours instead")
         if data and (problem := _list_problem(data.model_dump())):
             self.problems.append(problem)
         if table and table.columns and table.columns not in (grid or {}):
@@ -475,13 +591,13 @@ class _Checker:
             )
         if self.problems:
             return None
-        assert objective and data and views and model and train and resources and table and tracking
+        assert objective and data and views and model and train and resources and budget and table and tracking
         study = Study(
             name=typing.cast(str, name), description=description, objective=objective, data=data, views=views, model=model,
-            train=train, seed=seed, splits=splits, grid=grid, search=search, space=space, resources=resources, table=table,
-            tracking=tracking, spec=spec,
+            train=train, seed=seed, splits=splits, grid=grid, trials=listed, search=search, space=space, resources=resources,
+            budget=budget, table=table, tracking=tracking, spec=spec,
         )  # fmt: skip
-        self.trials(study)
+        self.combinations(study)
         return study
 
     def plain(self, path: str, kind: type, default: Any) -> Any:
@@ -585,6 +701,27 @@ class _Checker:
             self.problem("grid.method", f"two entries have the row {row!r}; give each a `row` of its own")
         return grid
 
+    def listed(self) -> tuple[Mapping[str, Any], ...]:
+        """`trials`: each maps settings to values, and may name a method with a row of its own."""
+        value = self.spec.get("trials")
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(point, dict) and point for point in value):
+            self.problem("trials", f"must be a list of mappings, such as [{{train.lr: 0.1}}]; got {value!r}")
+            return ()
+        for index, point in enumerate(value):
+            where = f"trials[{index}]"
+            named = point.get("method", self.spec.get("method"))
+            if "method" in point:
+                self.method(f"{where}.method", named)
+            elif named is None:
+                self.problem(where, "names no method; give it one, or the study")
+            names = [named["name"]] if isinstance(named, dict) and named.get("name") in METHODS else []
+            for path, setting in point.items():
+                if path != "method":
+                    self.setting(path, setting, f"{where}.{path}", names)
+        return tuple(value)
+
     def grid_methods(self) -> list[str]:
         grid = self.spec.get("grid")
         entries = grid.get("method") if isinstance(grid, dict) else None
@@ -616,6 +753,24 @@ class _Checker:
                     self.setting(path, end, f"search.space.{path}", names)
         if len(search.first) > search.trials:
             self.problem("search.first", f"has {len(search.first)} points, but search.trials is {search.trials}; raise trials")
+        for index, named in enumerate(search.pruners):
+            self.pruner(f"search.pruners[{index}]", named)
+        if search.pruners and (self.spec.get("objective") or {}).get("aggregate") == "mean_and_std":
+            self.problem("search.pruners", "a trial cannot be pruned for one of two objectives; use mean, or drop the pruners")
+        if "train.iterations" in space and any(named.get("name") == "optuna" for named in search.pruners):
+            self.problem("search.pruners", "Optuna's pruners need runs of one length, and the space varies train.iterations")
+        if search.sampler == "grid":
+            for path, distribution in space.items():
+                if not points_of(distribution):
+                    self.problem(
+                        f"search.space.{path}", "the grid sampler needs {choice: [...]} or {int: [low, high]}; list the values"
+                    )
+            size = math.prod(len(points_of(distribution)) for distribution in space.values())
+            most = size + len(search.first)
+            if size > 0 and most < search.trials:
+                self.problem("search.trials", f"the grid has {size} points, got {search.trials} trials; use {most}")
+        if search.sampler == "cmaes" and any(distribution.kind == "choice" for distribution in space.values()):
+            self.problem("search.sampler", "cmaes draws numbers, and the space has a choice; use tpe, or drop the choice")
         for index, point in enumerate(search.first):
             for path, setting in point.items():
                 where = f"search.first[{index}].{path}"
@@ -627,6 +782,14 @@ class _Checker:
                 if path not in point:
                     self.problem(f"search.first[{index}]", f"{path} is missing; a first trial gives every setting of the space")
         return search, space
+
+    def pruner(self, where: str, value: Mapping[str, Any]) -> None:
+        if value.get("name") not in PRUNERS:
+            known = list(PRUNERS)
+            self.problem(f"{where}.name", f"{value.get('name')!r} is unknown{did_you_mean(str(value.get('name')), known)}")
+            return
+        settings = {key: setting for key, setting in value.items() if key != "name"}
+        self.config_of(where, PRUNERS[value["name"]].Config, settings)
 
     def distribution(self, path: str, value: Any) -> Distribution | None:
         kinds = ("uniform", "loguniform", "int", "choice")
@@ -686,7 +849,7 @@ class _Checker:
             except ValidationError as error:
                 self.problems.append(_sentence(where, error.errors()[0], []))
 
-    def trials(self, study: Study) -> None:
+    def combinations(self, study: Study) -> None:
         """Rules that hold between settings of one trial; each wrong combination is named once."""
         seen = set()
         for trial in _probe(study):
@@ -708,6 +871,15 @@ def _probe(study: Study) -> Iterator[Any]:
 def ends(space: Mapping[str, Distribution]) -> list[dict[str, Any]]:
     """Two points of a space: every setting at its first value, and every one at its last."""
     return [{path: distribution.values[end] for path, distribution in space.items()} for end in (0, -1)]
+
+
+def points_of(distribution: Distribution) -> Sequence[Any]:
+    """The values of a distribution that has finitely many; none for a range of real numbers."""
+    if distribution.kind == "choice":
+        return distribution.values
+    if distribution.kind == "int":
+        return range(distribution.values[0], distribution.values[1] + 1)
+    return ()
 
 
 def contains(distribution: Distribution, value: Any) -> bool:

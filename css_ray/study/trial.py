@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
+import ray.experimental.internal_kv as kv
 import ray.tune
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What the driver thinks of the trials of one start of a study, for their workers to ask. It lies in Ray's own store."""
+
+    start: str
+
+    def say(self, trial: int, *, pruned: bool, after: int | None) -> None:
+        """The trial was judged: after it finished the split `after`, or inside a split (None)."""
+        kv._internal_kv_put(self._key(trial), json.dumps([pruned, after]).encode())
+
+    def of(self, trial: int) -> tuple[bool, int | None]:
+        """Whether the trial is pruned, and after which split it was judged, if that was the latest judgement."""
+        said = kv._internal_kv_get(self._key(trial))
+        pruned, after = json.loads(said) if said else (False, None)
+        return pruned, after
+
+    def _key(self, trial: int) -> str:
+        return f"css-ray/verdicts/{self.start}/{trial}"
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -36,7 +59,7 @@ def make_trainer(config: dict[str, Any], callbacks: list[Any]) -> TorchTrainer:
     per_worker = {"CPU": resources["cpus_per_worker"]} | ({"GPU": gpus} if gpus else {})
     return TorchTrainer(
         _train,
-        train_loop_config={key: config[key] for key in ("trial", "runs", "cpus_per_worker", "models")},
+        train_loop_config={key: config[key] for key in ("trial", "runs", "cpus_per_worker", "models", "verdicts")},
         scaling_config=ScalingConfig(num_workers=resources["workers"], use_gpu=gpus > 0, resources_per_worker=per_worker),
         torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
         run_config=RunConfig(

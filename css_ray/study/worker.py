@@ -24,16 +24,21 @@ from css_ray import distributed
 from css_ray.records import Event
 from css_ray.study.journal import is_uri
 from css_ray.study.run import execute, prepare
+from css_ray.study.trial import Verdicts
 from css_ray.training.checkpoint import write_tensors
 from css_ray.training.loop import NonFiniteLossError
 
 TRIAL_FILE = "trial.json"
 
+VERDICT_SECONDS = 30.0
+"""How long a trial waits between two splits for a driver that is slow to judge."""
+
 
 def train_splits(config: dict[str, Any]) -> None:
     """The training function of a trial.
 
-    config: trial (index), runs (one RunSpec a split), cpus_per_worker, models (folder for the best weights of each run).
+    config: trial (index), runs (one RunSpec a split), cpus_per_worker, models (folder for the best weights of each run),
+    verdicts (where the driver says whether the trial is pruned, or None where nobody prunes it).
     A split whose loss becomes NaN or infinite has failed, with its reason; the others are trained all the same. Any other
     exception ends the worker group, and Ray Train starts it again from the last checkpoint.
     """
@@ -44,7 +49,7 @@ def train_splits(config: dict[str, Any]) -> None:
     checkpoint = ray.train.get_checkpoint()
     with tempfile.TemporaryDirectory() as scratch:
         folder: Path | None = None
-        reporter = _RayReporter(config["trial"])
+        reporter = _RayReporter(config["trial"], config["verdicts"])
         if checkpoint is not None:
             folder = Path(checkpoint.to_directory(Path(scratch) / "resumed"))
             reporter.remember(json.loads((folder / TRIAL_FILE).read_text()))
@@ -67,6 +72,8 @@ def train_splits(config: dict[str, Any]) -> None:
                     checkpoint=resumed,
                     keep_best=_keeper(f"{config['models']}/split_{split}"),
                 )
+            except PrunedError:
+                break
             except NonFiniteLossError as error:
                 reporter.tell("run_failed", reporter.step, reason=str(error))
             else:
@@ -80,14 +87,21 @@ def train_splits(config: dict[str, Any]) -> None:
                 )
             folder = None
             reporter.send(lambda folder: None)
+            if spec is not config["runs"][-1] and reporter.pruned_after(split):
+                break
         if not reporter.told:
             # Interrupted between the last report and the trial's end: tell it all once more.
             reporter.send(lambda folder: None)
 
 
+class PrunedError(Exception):
+    """The driver has pruned this trial."""
+
+
 class _RayReporter:
-    def __init__(self, trial: int) -> None:
+    def __init__(self, trial: int, verdicts: Verdicts | None) -> None:
         self.trial = trial
+        self.verdicts = verdicts
         self.split = 0
         self.step = 0
         self.events: list[Event] = []
@@ -126,11 +140,40 @@ class _RayReporter:
         self.step = step
         self.tell("run_logged", step, metrics=dict(metrics))
         self.send()
+        self._obey()
 
     def evaluated(self, step: int, metrics: Mapping[str, float], write_checkpoint: Callable[[Path], None]) -> None:
         self.step = step
         self.tell("run_evaluated", step, metrics=dict(metrics))
         self.send(write_checkpoint)
+        self._obey()
+
+    def pruned_after(self, split: int) -> bool:
+        """Wait for the verdict on the trial after `split`; the same on all ranks. Where none comes in time, it goes on."""
+        if self.verdicts is None:
+            return False
+        pruned = False
+        if distributed.rank() == 0:
+            waited_until = time.monotonic() + VERDICT_SECONDS
+            while time.monotonic() < waited_until:
+                pruned, after = self.verdicts.of(self.trial)
+                if pruned or after == split:
+                    break
+                time.sleep(0.05)
+        return _on_all_ranks(pruned)
+
+    def _obey(self) -> None:
+        """Raise PrunedError on all ranks if the driver has pruned the trial. Nobody waits: it may learn so a step later."""
+        if self.verdicts is None:
+            return
+        pruned = distributed.rank() == 0 and self.verdicts.of(self.trial)[0]
+        if _on_all_ranks(pruned):
+            raise PrunedError
+
+
+def _on_all_ranks(true_on_first: bool) -> bool:
+    flag = torch.tensor(int(true_on_first), device=ray.train.torch.get_device())
+    return bool(distributed.all_reduce_sum(flag))
 
 
 def _keeper(folder: str) -> Callable[[dict[str, Tensor]], None]:

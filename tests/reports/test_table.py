@@ -249,3 +249,26 @@ def test_every_caption_says_metric_step_ddof_and_n(render: object) -> None:
     for drawable in (table(at="best", ddof=0), trial_table(RECORDS, at="best", ddof=0)):
         text = render(drawable)  # type: ignore[operator]
         assert all(words in text for words in ("val/miou", "at the best evaluation", "ddof=0", "n=3"))
+
+
+def test_trials_may_be_ranked_by_their_mean_less_their_spread() -> None:
+    """60 ± 14.1 has the higher mean, 58 ± 1.4 is the safer choice."""
+    records = [
+        Record(
+            study="toy",
+            trial=trial,
+            split=split,
+            row="CSS",
+            source="search",
+            params={},
+            status="finished",
+            last={"val/miou": value},
+        )
+        for trial, values in enumerate(((50.0, 70.0), (57.0, 59.0)))
+        for split, value in enumerate(values)
+    ]
+    for std_weight, best in ((0.0, 0), (1.0, 1)):
+        assert [score.trial for score in score_trials(records, std_weight=std_weight)] == [best, 1 - best]
+        (cell,) = make_table(records, std_weight=std_weight).cells.values()
+        assert cell.score.trial == best
+        assert trial_table(records, std_weight=std_weight).scores[0].trial == best

@@ -375,3 +375,74 @@ def test_one_run_with_ray_is_the_run_without_it(place: Place) -> None:
     assert with_ray.splitlines()[-1].rpartition(",")[0] == alone.splitlines()[-1].rpartition(",")[0]
     code, output = place.call(*arguments, "--ray")
     assert code == 2 and "--ray needs --out" in output
+
+
+def test_a_spent_budget_ends_a_study_and_a_larger_one_goes_on(place: Place, undisturbed: Place) -> None:
+    code, output = place.run("budget.cpu_hours=0.0002")
+    assert code == 0, output
+    assert place.events()[-1]["status"] == "budget"
+    assert runs_finished(place.events()) < 6
+    code, output = place.call("study", "resume", "small")  # nothing is left of the budget
+    assert code == 0 and runs_finished(place.events()) < 6, output
+    code, output = place.call("study", "resume", "small", "--set", "budget.cpu_hours=10")
+    assert code == 0, output
+    assert place.events()[-1] | {"time": 0} == undisturbed.events()[-1] | {"time": 0}
+    check_same(place, undisturbed)
+
+
+def test_a_finished_study_gets_more_splits_and_trials(place: Place, undisturbed: Place) -> None:
+    shutil.copytree(undisturbed.folder / "runs", place.folder / "runs")
+    before = place.events()
+    code, output = place.call("study", "resume", "small", "--set", "train.iterations=80")
+    assert code == 2 and "train: decides what was trained already" in output
+    assert place.events() == before
+    code, output = place.call("study", "resume", "small", "--set", "splits=[0, 1, 7]", "--set", "search.trials=3")
+    assert code == 0, output
+    events = place.events()
+    assert events[: len(before)] == before
+    started = {(event["trial"], event["split"]) for event in events[len(before) :] if event["event"] == "run_started"}
+    assert started == {(0, 7), (1, 7), (2, 7), (3, 0), (3, 1), (3, 7)}  # only what was missing
+    assert {len(row) for row in (event["values"] for event in events[-30:] if event["event"] == "trial_finished")} == {3}
+    assert events[-1]["event"] == "study_finished" and events[-1]["status"] == "finished"
+
+
+PRUNED = (
+    "resources.concurrent_trials=1",
+    "grid=null",
+    "splits=[0, 1, 2]",
+    "search.space={train.lr: {loguniform: [1.0e-6, 0.1]}}",
+    "search.first=[{train.lr: 0.05}, {train.lr: 1.0e-6}]",
+)
+
+
+def test_a_pruned_trial_stays_pruned_over_a_kill(place: Place) -> None:
+    asha = "search.pruners=[{name: asha, startup: 1, reduction_factor: 2, grace: 0.5}]"
+    sets = [part for pair in (*PRUNED, asha) for part in ("--set", pair)]
+    driver = place.start("study", "run", str(place.file), *sets)
+    place.wait_for(lambda events: any(event["event"] == "trial_pruned" for event in events), driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    place.wait_until_empty()
+    code, output = place.call("study", "resume", "small")
+    assert code == 0, output
+    events = place.events()
+    (verdict,) = (event for event in events if event["event"] == "trial_pruned")
+    assert (verdict["trial"], verdict["split"], verdict["step"]) == (1, 0, 20)
+    assert "asha: at step 20 of 40 on split 0" in verdict["reason"]
+    assert {event["split"] for event in events if event["event"] == "run_started" and event["trial"] == 1} == {0}
+    ends = {event["trial"]: event["status"] for event in events if event["event"] == "trial_finished"}
+    assert ends == {0: "finished", 1: "pruned"} and events[-1]["best_trial"] == 0 and events[-1]["status"] == "finished"
+    # Its run is kept, in the journal, the table and MLflow alike, and is no part of the ranking.
+    assert place.table("mlflow", "--trials") == place.table("journal", "--trials")
+    assert "best of 1 trials" in place.call("study", "table", "small")[1]
+
+
+def test_a_trial_that_loses_on_the_first_splits_is_spared_the_others(place: Place) -> None:
+    code, output = place.run(*PRUNED, "search.pruners=[{name: paired, prior_std: 0.5}]")
+    assert code == 0, output
+    events = place.events()
+    finished = [(event["trial"], event["split"]) for event in events if event["event"] == "run_finished"]
+    assert finished[:3] == [(0, 0), (0, 1), (0, 2)] and 1 <= len(finished[3:]) <= 2
+    (verdict,) = (event for event in events if event["event"] == "trial_pruned")
+    assert verdict["trial"] == 1 and "below the best trial (0) on the same splits" in verdict["reason"]
+    assert "run_pruned" not in {event["event"] for event in events}  # it waited for the verdict between two splits

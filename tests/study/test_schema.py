@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from css_ray.study.schema import StudyError, parse, read
+from css_ray.study.schema import StudyError, extend, parse, read
 
 ROOT = Path(__file__).parent.parent.parent
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
@@ -134,7 +134,7 @@ def test_all_problems_come_at_once() -> None:
         ({"grid": {"method": [{"name": "css"}], "train.lrr": [1]}}, "grid.train.lrr[0]: train has no setting lrr (did you mean lr?)"),
         ({"grid": {"method": [{"name": "css"}], "train.lr": []}}, "grid.train.lr: must be a list with at least one entry, got []"),
         ({"grid": {"train.lr": [0.1]}}, "method: missing: name a method here, or list methods under grid.method"),
-        ({"grid": None}, "grid: a study needs a grid (trials listed), a search (trials drawn), or both"),
+        ({"grid": None}, "grid: a study needs a grid (the product of lists), trials (one by one) or a search (trials drawn)"),
         ({"resources": {"workers": 3}}, "data.labelled_batch: 4 does not divide over 3 workers; use 6"),
         ({"study": "My Study"}, "study: a name of a-z, 0-9, '.', '_', '-', at most 63 characters, starting with a letter or digit; got 'My Study'"),
         ({"search": {**SEARCH, "space": {}}}, "search.space: is empty; map a setting to how it is drawn, such as method.temperature: {loguniform: [0.05, 1.0]}"),
@@ -291,3 +291,100 @@ def test_an_unlabelled_list_needs_a_labelled_one() -> None:
     assert problem.startswith("grid: data.unlabelled_list: needs data.labelled_list beside it")
     (problem,) = problems(data__nested_splits="no")
     assert problem == "data.nested_splits: must be true or false, got 'no'"
+
+
+SEARCHED = {"grid": None, "search": SEARCH}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"objective__aggregate": "median"},
+            "objective.aggregate: must be one of 'mean', 'mean_minus_std', 'mean_and_std', got 'median'",
+        ),
+        ({"objective__std_weight": -1}, "objective.std_weight: must be >= 0, got -1"),
+        (
+            {"objective__aggregate": "mean_minus_std", "splits": [0]},
+            "objective.aggregate: mean_minus_std needs at least 2 splits, got 1; add splits or use mean",
+        ),
+        (
+            {"search__sampler": "grid"},
+            "search.space.method.temperature: the grid sampler needs {choice: [...]} or {int: [low, high]}; list the values",
+        ),
+        (
+            {"search__sampler": "grid", "search__space": {"method.num_queries": {"int": [1, 2]}}},
+            "search.trials: the grid has 2 points, got 3 trials; use 2",
+        ),
+        (
+            {"search__sampler": "cmaes", "search__space": {"method.negatives": {"choice": ["shared", "per_anchor"]}}},
+            "search.sampler: cmaes draws numbers, and the space has a choice; use tpe, or drop the choice",
+        ),
+        (
+            {"objective__aggregate": "mean_and_std", "search__pruners": [{"name": "paired"}]},
+            "search.pruners: a trial cannot be pruned for one of two objectives; use mean, or drop the pruners",
+        ),
+        (
+            {
+                "search__pruners": [{"name": "optuna", "pruner": "MedianPruner"}],
+                "search__space": {"train.iterations": {"int": [5, 9]}},
+            },
+            "search.pruners: Optuna's pruners need runs of one length, and the space varies train.iterations",
+        ),
+        ({"search__pruners": [{"name": "asher"}]}, "search.pruners[0].name: 'asher' is unknown (did you mean asha?)"),
+        ({"search__pruners": [{"name": "asha", "grace": 2}]}, "search.pruners[0].grace: must be < 1, got 2"),
+        ({"budget__hours": 0}, "budget.hours: must be > 0, got 0"),
+        (
+            {"budget__gpu_hours": 2},
+            "budget.gpu_hours: no worker has a GPU, so that it is never spent; bound cpu_hours or hours instead",
+        ),
+    ],
+)
+def test_searches_budgets_and_objectives_that_make_no_sense(changes: dict[str, Any], problem: str) -> None:
+    assert problem in problems(**copy.deepcopy(SEARCHED), **changes)
+
+
+def test_the_score_of_a_trial() -> None:
+    objective = parse(minimal(objective__aggregate="mean_minus_std", objective__std_weight=2)).objective
+    assert objective.score(60.0, 1.5) == 57.0 and objective.score(60.0, None) is None
+    assert parse(minimal()).objective.score(60.0, 1.5) == 60.0
+
+
+def test_a_study_may_be_extended_where_nothing_trained_becomes_wrong() -> None:
+    study = parse(minimal(**copy.deepcopy(SEARCHED)))
+    overrides = [
+        "search.trials=9",
+        "splits=[0, 1, 5]",
+        "budget.hours=2",
+        "resources.workers=2",
+        "search.space.method.temperature={uniform: [0.01, 2.0]}",
+    ]
+    extended = extend(study, overrides)
+    assert (extended.num_trials, extended.splits, extended.budget.hours, extended.resources.workers) == (9, (0, 1, 5), 2, 2)
+    assert extended.space["method.temperature"].values == (0.01, 2.0)
+    assert extend(study, []).resolved() == study.resolved()
+    assert study.num_trials == 3  # as it was
+
+
+def test_what_an_extension_may_not_touch_is_said_at_once() -> None:
+    study = parse(minimal(**copy.deepcopy(SEARCHED)))
+    with pytest.raises(StudyError) as caught:
+        extend(
+            study,
+            [
+                "train.iterations=20",
+                "splits=[1, 0]",
+                "search.trials=2",
+                "objective.at=best",
+                "search.space.method.num_queries={int: [1, 9]}",
+            ],
+        )
+    assert caught.value.problems == (
+        "train: decides what was trained already; start another study for other values",
+        "splits: must begin with those of the study, [0, 1], got [1, 0]",
+        "objective.at: is how the trials were scored; `css-ray study table --at` shows the other",
+        "search.trials: must be >= 3, got 2",
+        "search.space: its settings must stay, method.num_queries came or went; their ranges may change",
+    )
+    with pytest.raises(StudyError, match="search: cannot come or go"):
+        extend(study, ["search=null", "grid={method: [{name: supervised}]}"])
