@@ -49,5 +49,5 @@ def main(**options: Any) -> None:
     """Semi-supervised segmentation studies over data splits, on this machine or a Ray cluster.
 
     \b
-    Exit codes: 0 done, 1 some runs failed, 2 bad input, 130 interrupted.
+    Exit codes: 0 done or the budget is spent, 1 some runs failed, 2 bad input, 130 interrupted.
     """

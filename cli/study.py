@@ -1,10 +1,12 @@
-"""`css-ray study`: plan, run, resume, status, list, table, pseudo-labels, sync."""
+"""`css-ray study`: plan, run, resume, confirm, status, list, table, pseudo-labels, sync. A thin layer over `css_ray.Study`."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,16 @@ import click
 from .errors import BadInput
 
 if TYPE_CHECKING:
-    from css_ray.study.journal import Journal
-    from css_ray.study.progress import Progress
-    from css_ray.study.schema import Study
+    from rich.console import Console
 
-FORMATS = {"text": "txt", "md": "md", "csv": "csv", "latex": "tex", "html": "html"}
+    from css_ray.api import Study
+    from css_ray.study import schema
+
+    from .view import Watcher
+
+FORMATS = ("text", "md", "csv", "latex", "html")
+EXIT_CODES = {"finished": 0, "budget": 0, "failed": 1, "interrupted": 130}
+WATCH_SECONDS = 1.0  # between two looks at the journal of a study that another process drives
 
 storage_option = click.option(
     "--storage",
@@ -34,7 +41,7 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Override a field of the study, such as train.iterations=100.",
 )
-format_option = click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="text", show_default=True)
+format_option = click.option("--format", "format_", type=click.Choice(FORMATS), default="text", show_default=True)
 at_option = click.option(
     "--at", type=click.Choice(["last", "best"]), help="Last step or best evaluation; as the study says if not given."
 )
@@ -43,6 +50,18 @@ ddof_option = click.option(
 )
 address_option = click.option(
     "--address", metavar="ADDRESS", help="Join a Ray cluster (host:port, or auto on a node of it) instead of starting Ray here."
+)
+on_finish_option = click.option(
+    "--on-finish",
+    metavar="CMD",
+    help="Run by the shell when the study has ended, however it did: CSS_RAY_STUDY, CSS_RAY_STATUS, CSS_RAY_STORAGE and "
+    "CSS_RAY_BEST in its environment, a summary as JSON on its standard input.",
+)
+webhook_option = click.option(
+    "--webhook",
+    metavar="URL",
+    envvar="CSS_RAY_WEBHOOK",
+    help="POST the summary there, too. A URL that holds a secret is better given as CSS_RAY_WEBHOOK.",
 )
 
 
@@ -58,19 +77,19 @@ def study() -> None:
 @click.option("--no-measure", is_flag=True, help="Do not time steps on this machine.")
 def plan(file: str, overrides: tuple[str, ...], address: str | None, no_measure: bool) -> None:
     """Check a study FILE and print what it would do: trials, runs, steps, time. Starts nothing."""
-    study_ = read_study(file, overrides)
-    _preflight(study_, local=address is None)
-    _print_plan(study_)
-    if not no_measure:
-        from css_ray.study.preflight import estimate
-
+    study_ = _load(file, overrides)
+    with _bad_input():
+        planned = study_.plan(address=address, measure=not no_measure)
+    for warning in planned.warnings:
+        _warn(warning)
+    click.echo(planned)
+    if planned.estimate is not None:
         from .view import duration
 
-        timed = estimate(study_)
-        for row, seconds in timed.seconds_a_step.items():
+        for row, seconds in planned.estimate.seconds_a_step.items():
             click.echo(f"  {row}: {1000 * seconds:.0f} ms a step")
         click.echo(
-            f"about {duration(timed.seconds)} of training, measured on this machine's {timed.device}, "
+            f"about {duration(planned.estimate.seconds)} of training, measured on this machine's {planned.estimate.device}, "
             "without evaluation and start-up"
         )
     click.echo(_cluster(address))
@@ -83,46 +102,89 @@ def plan(file: str, overrides: tuple[str, ...], address: str | None, no_measure:
 @set_option
 @storage_option
 @address_option
-def run(file: str, overrides: tuple[str, ...], storage: str, address: str | None) -> None:
+@on_finish_option
+@webhook_option
+def run(
+    file: str, overrides: tuple[str, ...], storage: str, address: str | None, on_finish: str | None, webhook: str | None
+) -> None:
     """Run the study in FILE to its end."""
-    study_ = read_study(file, overrides)
-    _preflight(study_, local=address is None)
-    _drive(study_, storage, address, resume=False)
+    study_ = _load(file, overrides, storage)
+
+    def go(watcher: Watcher) -> Any:
+        return study_.run(address=address, observer=watcher, warn=_warn)
+
+    _drive(study_, study_.definition, go, address, on_finish, webhook)
 
 
 @study.command()
 @click.argument("name")
+@set_option
 @storage_option
 @address_option
-def resume(name: str, storage: str, address: str | None) -> None:
-    """Go on with the study NAME from its journal and checkpoints."""
-    study_, journal = _open(name, storage)
-    _preflight(study_, local=address is None, events=journal.events)
-    _drive(study_, storage, address, resume=True)
+@on_finish_option
+@webhook_option
+def resume(
+    name: str, overrides: tuple[str, ...], storage: str, address: str | None, on_finish: str | None, webhook: str | None
+) -> None:
+    """Go on with the study NAME from its journal and checkpoints.
+
+    With --set it gets more to do, such as search.trials=40, splits=[0,1,2,3] or budget.hours=8, or other resources.
+    """
+    study_ = _open(name, storage)
+
+    def go(watcher: Watcher) -> Any:
+        return study_.resume(address, set=overrides, observer=watcher, warn=_warn)
+
+    _drive(study_, None, go, address, on_finish, webhook)
+
+
+@study.command()
+@click.argument("name")
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many of the best trials.")
+@click.option("--splits", metavar="N,N,...", help="Splits that the search did not see; by default as many, after its own.")
+@storage_option
+@address_option
+@on_finish_option
+@webhook_option
+def confirm(
+    name: str, top: int, splits: str | None, storage: str, address: str | None, on_finish: str | None, webhook: str | None
+) -> None:
+    """Train the best trials of the search NAME again, on fresh splits, as the study NAME-confirm.
+
+    The best of many trials looks better than it is, since chance helps to choose it; the mean on fresh splits does not.
+    """
+    try:
+        fresh = None if splits is None else [int(part) for part in splits.split(",")]
+    except ValueError:
+        raise BadInput(f"--splits: whole numbers with commas between them, such as 3,4,5; got {splits!r}") from None
+    try:
+        study_ = _open(name, storage).confirmation(top, fresh)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+
+    def go(watcher: Watcher) -> Any:
+        return study_.run(address=address, observer=watcher, warn=_warn)
+
+    _drive(study_, study_.definition, go, address, on_finish, webhook)
 
 
 @study.command()
 @click.argument("name")
 @storage_option
-def status(name: str, storage: str) -> None:
-    """Show how far the study NAME is."""
+@click.option("--watch", is_flag=True, help="Follow the study until it ends or Ctrl-C, also one that has not begun yet.")
+def status(name: str, storage: str, watch: bool) -> None:
+    """Show how far the study NAME is: a row a trial, a cell a split.
+
+    With --watch the exit code says how it ended, as that of `run` does; Ctrl-C ends the watching, not the study.
+    """
     from rich.console import Console
 
-    from .view import headline, progress_table
+    from .view import MAX_ROWS, View
 
-    progress = _progress(*_open(name, storage))
     console = Console()
-    console.print(f"{name}: {progress.status}", highlight=False)
-    console.print(progress_table(progress))
-    console.print(headline(progress, time.time()), highlight=False)
-    for trial in progress.trials.values():
-        for split, run_ in trial.runs.items():
-            if run_.status == "failed":
-                console.print(
-                    f"trial {trial.index} split {split} failed at step {run_.step}: {run_.reason}",
-                    markup=False,
-                    highlight=False,
-                )
+    if watch:
+        sys.exit(_watch(name, storage, console))
+    console.print(View(_open(name, storage).progress, MAX_ROWS, troubles=MAX_ROWS))
 
 
 @study.command("list")
@@ -135,7 +197,7 @@ def list_(storage: str) -> None:
     if not names:
         click.echo(f"{storage} holds no study yet; start one with: css-ray study run studies/quickstart.yaml")
     for name in names:
-        progress = _progress(*_open(name, storage))
+        progress = _open(name, storage).progress
         best = progress.best
         value = "" if best is None else f"  best {best.mean:.2f} (trial {best.index}, {best.row})"
         click.echo(f"{name:32} {progress.status:12} trials {progress.trials_ended}/{progress.num_trials}{value}")
@@ -158,9 +220,8 @@ def list_(storage: str) -> None:
 @click.option("--out", type=click.Path(dir_okay=False), help="Write to a file instead of the terminal.")
 def table(name: str, storage: str, format_: str, at: str | None, ddof: int, trials: bool, source: str, out: str | None) -> None:
     """Print or export the mean ± std table of the study NAME."""
-    study_, journal = _open(name, storage)
-    records = _records(study_, journal, storage, source)
-    _print_or_write(_draw(study_, records, "trials" if trials else "results", format_, at=at, ddof=ddof), out)
+    kind = "trials" if trials else "results"
+    _print_or_write(_table(_open(name, storage), format_, kind=kind, at=at, ddof=ddof, source=source), out)
 
 
 @study.command("pseudo-labels")
@@ -172,9 +233,7 @@ def table(name: str, storage: str, format_: str, at: str | None, ddof: int, tria
 @click.option("--out", type=click.Path(dir_okay=False), help="Write to a file instead of the terminal.")
 def pseudo_labels(name: str, storage: str, format_: str, at: str | None, ddof: int, out: str | None) -> None:
     """Print or export how good the pseudo-labels of the study NAME are, by source and class (the paper's Table 4)."""
-    study_, journal = _open(name, storage)
-    records = _records(study_, journal, storage, "journal")
-    _print_or_write(_draw(study_, records, "pseudo_labels", format_, at=at, ddof=ddof), out)
+    _print_or_write(_table(_open(name, storage), format_, kind="pseudo_labels", at=at, ddof=ddof), out)
 
 
 @study.command()
@@ -182,89 +241,58 @@ def pseudo_labels(name: str, storage: str, format_: str, at: str | None, ddof: i
 @storage_option
 def sync(name: str, storage: str) -> None:
     """Bring MLflow level with the journal of the study NAME."""
-    from css_ray.study.runner import tracking_uri
-    from css_ray.tracking import sync as replay
-
-    study_, journal = _open(name, storage)
-    uri = tracking_uri(study_, storage)
+    study_ = _open(name, storage)
+    uri = study_.tracking_uri
     try:
-        done = replay(journal.events, uri)
-        click.echo(
-            f"{done.events} events read, {done.runs_created} MLflow runs created, "
-            f"{done.points_sent} metric points sent to {uri}"
-        )
-        _log_tables(study_, journal, storage)
+        done = study_.sync()
     except Exception as error:
         raise click.ClickException(f"MLflow at {uri} did not take the events: {error}") from error
+    click.echo(
+        f"{done.events} events read, {done.runs_created} MLflow runs created, {done.points_sent} metric points sent to {uri}"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------- parts
 
 
-def read_study(file: str, overrides: tuple[str, ...]) -> Study:
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    """What the user can mend is told as such, with exit code 2."""
+    from css_ray.study.journal import JournalError, StudyLockedError, StudyMissingError
+    from css_ray.study.schema import StudyError
+
+    try:
+        yield
+    except (StudyError, StudyMissingError, StudyLockedError, JournalError) as error:
+        raise BadInput(str(error)) from None
+
+
+def read_study(file: str, overrides: Sequence[str]) -> schema.Study:
     """The study in `file`, or BadInput with every problem."""
-    from css_ray.study.schema import StudyError, read
+    from css_ray.study.schema import read
 
     try:
-        return read(file, overrides)
-    except (StudyError, FileNotFoundError) as error:
+        with _bad_input():
+            return read(file, overrides)
+    except FileNotFoundError as error:
         raise BadInput(str(error)) from None
 
 
-def _open(name: str, storage: str) -> tuple[Study, Journal]:
-    from css_ray.study.journal import JournalError
-    from css_ray.study.runner import StudyMissingError, open_study
-    from css_ray.study.schema import StudyError
+def _load(file: str, overrides: Sequence[str], storage: str = "runs") -> Study:
+    from css_ray.api import Study
 
-    try:
-        return open_study(name, storage)
-    except (StudyMissingError, StudyError, JournalError) as error:
-        raise BadInput(str(error)) from None
+    return Study(read_study(file, overrides), storage)
 
 
-def _preflight(study_: Study, *, local: bool, events: list[Any] | None = None) -> None:
-    from css_ray.study.preflight import check
-    from css_ray.study.schema import StudyError
+def _open(name: str, storage: str) -> Study:
+    from css_ray.api import Study
 
-    try:
-        for warning in check(study_, local=local, events=events or ()):
-            click.echo(f"warning: {warning}", err=True)
-    except StudyError as error:
-        raise BadInput(str(error)) from None
+    with _bad_input():
+        return Study.open(name, storage)
 
 
-def _progress(study_: Study, journal: Journal) -> Any:
-    from css_ray.study.progress import Progress
-
-    progress = Progress(study_)
-    for event in journal.events:
-        progress.event(event)
-    return progress
-
-
-def _print_plan(study_: Study) -> None:
-    grid = study_.grid_trials()
-    runs = study_.num_trials * len(study_.splits)
-    click.echo(f"{study_.name}: {study_.description}" if study_.description else study_.name)
-    for trial in grid:
-        varied = ", ".join(f"{key}={value}" for key, value in trial.params.items() if not key.startswith("method."))
-        click.echo(f"  trial {trial.index}: {trial.row}" + (f" ({varied})" if varied else ""))
-    if study_.search is not None:
-        first, last = len(grid), study_.num_trials - 1
-        click.echo(
-            f"  trials {first}-{last}: {study_.search.method.get('row', study_.search.method['name'])}, "
-            f"drawn by {study_.search.sampler} from"
-        )
-        for path, distribution in study_.space.items():
-            click.echo(f"    {path}: {distribution.kind} {list(distribution.values)}")
-    steps = (
-        sum(trial.settings["train"]["iterations"] for trial in grid)
-        + (study_.search.trials if study_.search else 0) * study_.train.iterations
-    )
-    resources = study_.resources
-    click.echo(f"{study_.num_trials} trials x {len(study_.splits)} splits = {runs} runs, {steps * len(study_.splits)} steps")
-    devices = f"{resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else f"{resources.cpus_per_worker} CPU"
-    click.echo(f"each trial: {resources.workers} worker(s) of {devices}; {resources.concurrent_trials} trials side by side")
+def _warn(text: str) -> None:
+    click.echo(f"warning: {text}", err=True)
 
 
 def _cluster(address: str | None) -> str:
@@ -288,97 +316,177 @@ def _cluster(address: str | None) -> str:
     return f"the cluster at {address}: {nodes} nodes, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
 
 
-def _drive(study_: Study, storage: str, address: str | None, *, resume: bool) -> None:
+def _drive(
+    study_: Study,
+    definition: schema.Study | None,
+    go: Callable[[Watcher], Any],
+    address: str | None,
+    on_finish: str | None,
+    webhook: str | None,
+) -> None:
+    """Run or resume the study by `go`, watched, and exit with the code that says how it ended.
+
+    definition: of a study that begins; None for one that goes on.
+    """
     from rich.console import Console
 
-    from css_ray.study.journal import JournalError, StudyLockedError
     from css_ray.study.progress import Progress
-    from css_ray.study.runner import Runner, StudyExistsError
 
     from .view import Watcher
 
-    console = Console()
-    progress = _progress(*_open(study_.name, storage)) if resume else Progress(study_)
-    watcher = Watcher(progress, console)
-    try:
-        runner = Runner(study_, storage, address=address, observer=watcher)
-    except JournalError as error:
-        raise BadInput(str(error)) from None
+    if webhook is not None:
+        from css_ray.study.hooks import check_webhook
+
+        try:
+            check_webhook(webhook)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+    where = "" if study_.storage == "runs" else f" --storage {study_.storage}"
     again = (
-        f"css-ray study resume {study_.name}"
-        + ("" if storage == "runs" else f" --storage {storage}")
+        f"css-ray study resume {study_.name}{where}"
         + (f" --address {address}" if address else "")
+        + (f" --on-finish {shlex.quote(on_finish)}" if on_finish else "")
     )
+    # Of its own: the watcher is told what happens, `study_` reads it.
+    progress = Progress(definition) if definition is not None else _open(study_.name, study_.storage).progress
+    watcher = Watcher(progress, Console())
     try:
-        with watcher.live():
-            outcome = runner.run(resume=resume)
-    except (StudyExistsError, StudyLockedError, JournalError) as error:
-        raise BadInput(str(error)) from None
+        with _bad_input(), watcher.live():
+            outcome = go(watcher)
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; if the study was started, it goes on with:\n  {again}", err=True)
         sys.exit(130)
     except (OSError, RuntimeError) as error:
-        raise (click.ClickException(f"{error}\ngo on with: {again}") if runner.started else BadInput(str(error))) from None
-    if outcome.unsent:
-        click.echo(f"MLflow has not taken {outcome.unsent} events; later: css-ray study sync {study_.name}", err=True)
-    if outcome.status == "interrupted":
-        if not runner.started:
-            click.echo("\ninterrupted before anything was started", err=True)
-        else:
-            click.echo(f"\ninterrupted; every run goes on from its last evaluation with:\n  {again}", err=True)
+        from css_ray.study.runner import StudyExistsError
+
+        if isinstance(error, StudyExistsError) or study_.status == "new":
+            raise BadInput(str(error)) from None
+        _tell(study_, "failed", on_finish, webhook)
+        raise click.ClickException(f"{error}\ngo on with: {again}") from None
+    if study_.status == "new":
+        click.echo("\ninterrupted before anything was started", err=True)
         sys.exit(130)
-    _report(study_, runner.journal, storage, progress)
-    sys.exit(0 if outcome.status == "finished" else 1)
+    try:
+        if outcome.status == "interrupted":
+            click.echo(f"\ninterrupted; every run goes on from its last evaluation with:\n  {again}", err=True)
+        else:
+            _report(study_, where)
+        if outcome.status == "budget":
+            click.echo(f"\nthe budget is spent; with a larger one it goes on:\n  {again} --set budget.KEY=VALUE")
+    finally:
+        _tell(study_, outcome.status, on_finish, webhook)
+    sys.exit(EXIT_CODES[outcome.status])
 
 
-def _report(study_: Study, journal: Journal, storage: str, progress: Progress) -> None:
+def _tell(study_: Study, status: str, on_finish: str | None, webhook: str | None) -> None:
+    """Tell the user's command and webhook how the study ended. What goes wrong there is a warning."""
+    if on_finish is None and webhook is None:
+        return
+    from css_ray.study.hooks import HookError, post, run_command
+
+    summary = study_.summary() | {"status": status}
+    hooks: list[Callable[[], None]] = []
+    if on_finish is not None:
+        hooks.append(lambda: run_command(on_finish, summary, study_.storage))
+    if webhook is not None:
+        hooks.append(lambda: post(webhook, summary))
+    for hook in hooks:
+        try:
+            hook()
+        except HookError as error:
+            _warn(str(error))
+        except KeyboardInterrupt:
+            _warn("interrupted; not all were told that the study ended")
+            return
+
+
+def _watch(name: str, storage: str, console: Console) -> int:
+    """Follow the study from its journal until it ends; returns the exit code that says how."""
+    from css_ray.study.journal import Follower, is_uri, study_folder
+    from css_ray.study.progress import Progress
+    from css_ray.study.schema import parse
+
+    from .view import MAX_ROWS, View, Watcher
+
+    follower = Follower(study_folder(storage, name))
+    pause = WATCH_SECONDS * (10 if is_uri(storage) else 1)  # an object store is listed anew each time
+    watcher = None
+
+    def look() -> list[Any]:
+        time.sleep(pause)
+        try:
+            return follower.new()
+        except OSError as error:
+            _warn(f"the journal cannot be read now ({error}); trying again")
+            return []
+
+    try:
+        with _bad_input():
+            if not (events := follower.new()):
+                click.echo(f"waiting for the study {name} to begin in {storage} (Ctrl-C ends this)")
+            while not events:
+                events = look()
+            watcher = Watcher(Progress(parse(events[0]["spec"], f"the journal of {name}")), console)
+            for event in events:
+                watcher.progress.event(event)
+            if not watcher.moving:
+                watcher.summary()
+            with watcher.live():
+                while watcher.progress.status == "running":
+                    for event in look():
+                        watcher.event(event)
+    except KeyboardInterrupt:
+        click.echo("", err=True)
+    if watcher is None:
+        return 130
+    if watcher.moving:
+        console.print(View(watcher.progress, MAX_ROWS))
+    return EXIT_CODES.get(watcher.progress.status, 130)
+
+
+def _report(study_: Study, where: str) -> None:
     from css_ray.reports.paper import SYMBOLS
 
     from .view import mean_std_text
 
-    records = _records(study_, journal, storage, "journal")
-    if not records:
+    progress = study_.progress
+    if not any(trial.runs for trial in progress.trials.values()):
         raise click.ClickException("no run was started; `css-ray study status` says what happened to the trials")
     click.echo()
-    if study_.search is not None:
-        click.echo(_draw(study_, records, "trials", "text"))
-    click.echo(_draw(study_, records, "results", "text"), nl=False)
+    if progress.study.search is not None:
+        click.echo(_table(study_, "text", kind="trials"))
+    click.echo(_table(study_, "text"), nl=False)
     best = progress.best_drawn
     if best is not None:
         click.echo(f"\nbest configuration of the search: trial {best.index}, {mean_std_text(best.mean, best.std)}")
-        for key in study_.space:
+        for key in progress.study.space:
             value = best.params.get(key)
             if value is not None:
                 symbol = f"  ({SYMBOLS[key]})" if key in SYMBOLS else ""
                 click.echo(f"  {key}: {value:.4g}{symbol}" if isinstance(value, float) else f"  {key}: {value}{symbol}")
-    try:
-        _log_tables(study_, journal, storage)
-    except Exception as error:
-        click.echo(f"the tables were not logged to MLflow ({error}); later: css-ray study sync {study_.name}", err=True)
-    where = "" if storage == "runs" else f" --storage {storage}"
+    if progress.study.objective.aggregate == "mean_and_std":
+        click.echo("\ntrials that no other beats in both mean and std:")
+        for trial in progress.front:
+            click.echo(f"  trial {trial.index} ({trial.row}): {mean_std_text(trial.mean, trial.std)}")
     click.echo("\nnext:")
     commands = {
         f"css-ray ui{where}": "the curves and tables in MLflow",
         f"css-ray study table {study_.name}{where} --format md": "the table for your paper (csv, latex, html too)",
         f"css-ray study resume {study_.name}{where}": "after an interruption, go on where it stopped",
     }
+    if progress.best_drawn is not None:
+        commands[f"css-ray study confirm {study_.name}{where}"] = "train the best again, on splits that the search never saw"
     for command, text in commands.items():
         click.echo(f"  {command:{max(map(len, commands))}}   {text}")
 
 
-def _records(study_: Study, journal: Journal, storage: str, source: str) -> list[Any]:
-    from css_ray.records import records_from_events
-
-    if source == "journal":
-        return records_from_events(journal.events)
-    from css_ray.study.runner import tracking_uri
-    from css_ray.tracking import read_records
-
-    uri = tracking_uri(study_, storage)
+def _table(study_: Study, format_: str, **settings: Any) -> str:
     try:
-        return read_records(uri, study_.name)
+        return study_.table(format_, **settings)  # type: ignore[arg-type]
     except LookupError as error:
         raise click.ClickException(f"{error}; bring it level with: css-ray study sync {study_.name}") from None
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _print_or_write(text: str, out: str | None) -> None:
@@ -387,59 +495,3 @@ def _print_or_write(text: str, out: str | None) -> None:
     else:
         Path(out).write_text(text + "\n", encoding="utf-8")
         click.echo(f"wrote {out}")
-
-
-def _draw(study_: Study, records: list[Any], kind: str, format_: str, *, at: str | None = None, ddof: int = 1) -> str:
-    """The study's table ("results"), its trials ("trials") or their pseudo-labels ("pseudo_labels") in one of FORMATS."""
-    from css_ray.reports import paper, render, table
-    from css_ray.reports.pseudo_labels import pseudo_label_table
-
-    draw = {
-        "text": render.to_text,
-        "md": render.to_markdown,
-        "csv": render.to_csv,
-        "latex": render.to_latex,
-        "html": render.to_html,
-    }[format_]
-    objective = study_.objective
-    settings: dict[str, Any] = {
-        "metric": objective.metric,
-        "at": at or objective.at,
-        "ddof": ddof,
-        "splits": len(study_.splits),
-        "mode": objective.mode,
-    }
-    try:
-        if kind == "pseudo_labels":
-            settings = {key: settings[key] for key in ("at", "ddof", "splits")}
-            return draw(pseudo_label_table(records, **settings))
-        if kind == "trials":
-            # The row says the method and its fixed settings; what else the study varies has a column each.
-            varied = [path for path in (*study_.grid, *study_.space) if path != "method"]
-            return draw(table.trial_table(records, params=varied, labels=paper.SYMBOLS, **settings))
-        compared = study_.table.compare_with
-        published = None if compared is None else paper.paper_table(compared.removeprefix("paper/"))
-        return draw(table.make_table(records, columns=study_.table.columns, compare_with=published, **settings))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-
-
-def _log_tables(study_: Study, journal: Journal, storage: str) -> None:
-    """Attach the tables to the study's run in MLflow, in every format."""
-    from css_ray.records import records_from_events
-    from css_ray.study.runner import tracking_uri
-    from css_ray.tracking import log_tables
-
-    records = records_from_events(journal.events)
-    if not records:
-        return
-    scored = any(
-        name.startswith("pseudo/") for record in records for name in (record.last if record.status == "finished" else ())
-    )
-    files = {
-        f"{kind}.{FORMATS[format_]}": _draw(study_, records, kind, format_)
-        for kind in ("results", "trials", *(["pseudo_labels"] if scored else []))
-        for format_ in FORMATS
-        if format_ != "text"
-    }
-    log_tables(tracking_uri(study_, storage), journal.events[0]["study_id"], files)

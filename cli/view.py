@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from css_ray.study.progress import Progress, TrialProgress
+    from css_ray.study.progress import Progress, TrialProgress, Trouble
 
-MAX_ROWS = 14
-MARKS = {"running": "[cyan]…[/]", "finished": "[green]✓[/]", "partial": "[yellow]![/]", "failed": "[red]✗[/]"}
+BLOCKS = "▁▂▃▄▅▆▇█"
+MARKS = {"running": "…", "finished": "✓", "partial": "!", "failed": "✗", "pruned": "✂"}
+COLORS = {"running": "cyan", "finished": "green", "partial": "yellow", "failed": "red", "pruned": "magenta"}
+
+ASCII = str.maketrans(
+    dict(zip(BLOCKS, "_.:-=+*#", strict=True)) | {"✓": "ok", "✗": "x", "✂": "%", "…": "...", "·": ".", "–": "-", "±": "+-"}
+)
+"""What stands for the signs of the view where a terminal's encoding lacks them."""
+
+MAX_ROWS = 40  # of `status`; while it runs, as many as fit the window
+MAX_TROUBLES = 3
+BEST_ROWS = 3
+QUIET_SECONDS = 120.0  # without an event, before the view says so
+PLAIN_SECONDS = 30.0  # between two lines where there is no terminal
+
+_GAP = 2  # columns between two columns of the table
+_CURVE_WIDTH = 8
+_REASON_LENGTH = 240  # characters; the run keeps the whole of it
 
 
 def duration(seconds: float | None) -> str:
@@ -39,64 +56,164 @@ def mean_std_text(mean: float | None, std: float | None) -> str:
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
 
 
-def headline(progress: Progress, now: float) -> str:
-    """One line: trials, runs, steps, best mean so far, time left."""
-    best = progress.best
-    parts = [
-        f"trials {progress.trials_ended}/{progress.num_trials}",
+def sparkline(values: Sequence[float], lowest: float, highest: float, width: int = _CURVE_WIDTH) -> str:
+    """The course of `values` in at most `width` blocks, from `lowest` to `highest`.
+
+    Of more values than blocks, each block shows the last of its share, so that the line ends at the latest value.
+    """
+    count = min(width, len(values))
+    shown = [values[(place + 1) * len(values) // count - 1] for place in range(count)]
+    reach = (highest - lowest) or 1.0
+    levels = (int((value - lowest) / reach * len(BLOCKS)) for value in shown)
+    return "".join(BLOCKS[min(max(level, 0), len(BLOCKS) - 1)] for level in levels)
+
+
+def fitting(text: str, encoding: str) -> str:
+    """`text` as a terminal of `encoding` can show it."""
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return text.translate(ASCII).encode("ascii", "replace").decode()
+    return text
+
+
+def headline(progress: Progress, now: float) -> list[str]:
+    """Two lines: how far the study is, and the incumbent, what was spent and the time left."""
+    ended = [f"{count} {status}" for status in ("pruned", "failed", "partial") if (count := progress.ended_as(status))]
+    steps = progress.num_steps
+    far = [
+        f"trials {progress.trials_ended}/{progress.num_trials}" + (f" ({', '.join(ended)})" if ended else ""),
         f"runs {progress.runs_ended}/{progress.num_runs}",
-        f"steps {progress.steps_done}/{progress.num_steps}",
-        "best " + ("–" if best is None else f"{best.mean:.2f} (trial {best.index})"),
-        f"left {duration(progress.seconds_left(now))}",
+        f"{100 * progress.steps_done // steps if steps else 100} % of the steps",
     ]
-    return " · ".join(parts)
-
-
-def trial_rows(progress: Progress) -> Iterator[tuple[TrialProgress, list[str]]]:
-    """A trial and its cells: row, one a split, mean ± std, mark."""
-    for trial in progress.trials.values():
-        cells = [trial.row]
-        for split in progress.study.splits:
-            run = trial.runs.get(split)
-            if run is None:
-                cells.append("·")
-            elif run.status == "failed":
-                cells.append("[red]failed[/]")
-            elif run.status == "finished":
-                cells.append(f"{run.score:.2f}")
-            else:
-                cells.append(
-                    f"[dim]{100 * run.step / trial.iterations:.0f} %[/]"
-                    + ("" if run.score is None else f" [dim]{run.score:.1f}[/]")
-                )
-        mean, std = progress.partial(trial)
-        cells += [mean_std_text(mean, std), MARKS[trial.status]]
-        yield trial, cells
-
-
-def progress_table(progress: Progress, limit: int | None = None) -> Table:
-    """One row a trial, one cell a split."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("trial", justify="right")
-    table.add_column("row", max_width=22, no_wrap=True)
-    for split in progress.study.splits:
-        table.add_column(f"split {split}", justify="right")
-    table.add_column("mean ± std", justify="right")
-    table.add_column("")
-    rows = list(trial_rows(progress))
     best = progress.best
-    hidden = 0 if limit is None else max(0, len(rows) - limit)
-    if hidden:
-        # Those that run are what a watcher wants to see; of the rest, the latest.
-        running = [row for row in rows if row[0].status == "running"]
-        ended = [row for row in rows if row[0].status != "running"]
-        keep = max(0, (limit or 0) - len(running))
-        rows = ended[len(ended) - keep :] + running
-    for trial, cells in rows:
-        table.add_row(str(trial.index), *cells, style="bold" if best is trial else "")
-    if hidden:
-        table.caption = f"{hidden} earlier trials not shown"
+    value = "–" if best is None else f"{mean_std_text(best.mean, best.std)} (trial {best.index}, {best.row})"
+    objective = progress.study.objective
+    if best is not None and best.score is not None and objective.aggregate == "mean_minus_std":
+        value = f"{best.score:.2f} = {objective.formula} of {value}"
+    bounds = {"GPU": progress.study.budget.gpu_hours, "CPU": progress.study.budget.cpu_hours}
+    worth = [f"best {value}"]
+    for device, hours in progress.hours.items():
+        bound = bounds[device]
+        worth.append(f"{hours:.{2 if hours < 100 else 0}f} {'' if bound is None else f'of {bound:g} '}{device}-hours")
+    if progress.status == "running":
+        quiet = now - progress.latest
+        # Of a study that stands still no pace is known, and one whose driver was killed cannot say so itself.
+        worth.append(
+            f"nothing new for {duration(quiet)}" if quiet > QUIET_SECONDS else f"left {duration(progress.seconds_left(now))}"
+        )
+    return [" · ".join(far), " · ".join(worth)]
+
+
+def _run_cell(trial: TrialProgress, split: int) -> str:
+    run = trial.runs.get(split)
+    if run is None:
+        return "·"
+    if run.status in ("failed", "pruned"):
+        return f"{MARKS[run.status]} {run.step}"
+    if run.status == "finished":
+        return f"{run.score:.2f}"
+    return f"{100 * run.step / trial.iterations:.0f} %" + ("" if run.score is None else f" {run.score:.1f}")
+
+
+def _splits_cell(trial: TrialProgress, splits: Sequence[int]) -> str:
+    """All splits of a trial in one cell: how many are finished, and what the one in progress says."""
+    finished = sum(run.status == "finished" for run in trial.runs.values())
+    others = [
+        f"{split}: {_run_cell(trial, split)}"
+        for split in splits
+        if split in trial.runs and trial.runs[split].status != "finished"
+    ]
+    return " ".join([f"{finished}/{len(splits)}", *others[-1:]])
+
+
+def chosen(progress: Progress, limit: int) -> list[TrialProgress]:
+    """The trials to show, by index: those that run, the best few, and the latest that ended, `limit` in all."""
+    picked = {trial.index: trial for trial in list(progress.running.values())[:limit]}
+    for trial in (*progress.best_trials(BEST_ROWS), *progress.latest_ended(limit)):
+        if len(picked) < limit:
+            picked[trial.index] = trial
+    return [picked[index] for index in sorted(picked)]
+
+
+def progress_table(progress: Progress, width: int, limit: int = MAX_ROWS, encoding: str = "utf-8") -> Table:
+    """One row a trial, one cell a split, in `width` columns; all splits share a cell where they do not fit side by side."""
+    trials, splits, best = chosen(progress, limit), progress.study.splits, progress.best
+    curves = {
+        trial.index: sparkline(trial.curve, progress.lowest or 0.0, progress.highest or 0.0) if trial.curve else ""
+        for trial in trials
+    }
+    apart = [f"split {split}" for split in splits]
+    cells = {trial.index: [_run_cell(trial, split) for split in splits] for trial in trials}
+    ends = {
+        trial.index: [mean_std_text(*progress.partial(trial)), curves[trial.index], MARKS[trial.status]] for trial in trials
+    }
+    headers = ["trial", "row", *apart, "mean ± std", "val mIoU", ""]
+    rows = {trial.index: [str(trial.index), trial.row, *cells[trial.index], *ends[trial.index]] for trial in trials}
+    needed = [max(map(cell_len, column)) for column in zip(headers, *rows.values(), strict=True)]
+    if sum(needed) - max(0, needed[1] - 12) + _GAP * (len(headers) - 1) > width:
+        headers[2 : 2 + len(splits)] = ["splits"]
+        for trial in trials:
+            rows[trial.index][2 : 2 + len(splits)] = [_splits_cell(trial, splits)]
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for position, header in enumerate(headers):
+        # The row's label alone may take a second line.
+        right = header not in ("row", "val mIoU", "splits", "")
+        table.add_column(
+            fitting(header, encoding), justify="right" if right else "left", no_wrap=position != 1, overflow="fold"
+        )
+    for trial in trials:
+        texts = [Text(fitting(text, encoding)) for text in rows[trial.index]]
+        texts[-1].stylize(COLORS[trial.status])
+        if trial.status != "finished":
+            texts[-3].stylize("dim")  # a mean over some of the splits
+        table.add_row(*texts, style="bold" if best is trial else "")
+    if hidden := len(progress.trials) - len(trials):
+        table.caption = Text(f"{hidden} more trial{'s' if hidden > 1 else ''} not shown")
+        table.caption_justify = "left"
     return table
+
+
+def _trouble_row(trouble: Trouble) -> tuple[str, str]:
+    place = f"trial {trouble.trial}" + ("" if trouble.split is None else f" split {trouble.split}")
+    step = "" if trouble.step is None else f"step {trouble.step}: "
+    reason = " ".join(trouble.reason.split())
+    short = reason if len(reason) <= _REASON_LENGTH else f"{reason[: _REASON_LENGTH - 1]}…"
+    return f"{MARKS[trouble.status]} {place} {trouble.status}", step + short
+
+
+def trouble_table(progress: Progress, limit: int = MAX_TROUBLES, encoding: str = "utf-8") -> RenderableType:
+    """Why the latest runs and trials failed or were pruned, latest first."""
+    table = Table.grid(padding=(0, _GAP, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for trouble in progress.latest_troubles(limit):
+        place, reason = _trouble_row(trouble)
+        table.add_row(Text(fitting(place, encoding), style=COLORS[trouble.status]), Text(fitting(reason, encoding)))
+    if (more := len(progress.troubles) - limit) > 0:
+        table.add_row(Text(f"and {more} more"), Text(""))
+    return table
+
+
+class View:
+    """The whole of a study's progress as rich draws it. rows: at most so many trials; by default as many as fit the window."""
+
+    def __init__(self, progress: Progress, rows: int | None = None, troubles: int = MAX_TROUBLES) -> None:
+        self.progress = progress
+        self.rows = rows
+        self.troubles = troubles
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        progress, encoding = self.progress, options.encoding
+        # The window holds the head, the table's header and caption, and two lines for each trouble, too.
+        rows = self.rows or max(4, console.size.height - 7 - 2 * self.troubles)
+        yield Text(fitting(f"{progress.study.name}: {progress.status}", encoding), style="bold")
+        for line in headline(progress, time.time()):
+            yield Text(fitting(line, encoding))
+        if progress.trials:
+            yield progress_table(progress, options.max_width, rows, encoding)
+        if progress.troubles:
+            yield Group(Text(""), trouble_table(progress, self.troubles, encoding))
 
 
 class Watcher:
@@ -108,6 +225,7 @@ class Watcher:
     def __init__(self, progress: Progress, console: Console) -> None:
         self.progress = progress
         self.console = console
+        self.moving = console.is_terminal and not console.is_dumb_terminal
         self.last_line = 0.0
         self.lock = threading.Lock()
 
@@ -115,7 +233,7 @@ class Watcher:
         """Take an event; called by the runner."""
         with self.lock:
             self.progress.event(event)
-            if not self.console.is_terminal:
+            if not self.moving:
                 self._line(event)
 
     def _line(self, event: dict[str, Any]) -> None:
@@ -128,22 +246,27 @@ class Watcher:
                 f"trial {trial.index} ({trial.row}) {event['status']}: {value}"
                 + (f"; {event['reason']}" if event["reason"] else "")
             )
-        elif now - self.last_line > 30 or kind in ("study_started", "study_resumed"):
-            self._print(headline(self.progress, now))
+        elif kind == "study_interrupted":
+            self._print(f"interrupted: {event['reason']}")
+        elif now - self.last_line > PLAIN_SECONDS or kind in ("study_started", "study_resumed", "study_finished"):
+            self.summary()
+
+    def summary(self) -> None:
+        """Print in one line how far the study is."""
+        self._print(" · ".join(headline(self.progress, time.time())))
 
     def _print(self, text: str) -> None:
         self.last_line = time.time()
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(fitting(text, self.console.encoding), markup=False, highlight=False, soft_wrap=True)
 
-    def __rich__(self) -> Group:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self.lock:
-            name = Text(f"{self.progress.study.name} ", style="bold")
-            return Group(name, progress_table(self.progress, MAX_ROWS), Text(headline(self.progress, time.time())))
+            yield from View(self.progress).__rich_console__(console, options)
 
     @contextmanager
     def live(self) -> Iterator[None]:
         """Show the table while inside, on a terminal."""
-        if not self.console.is_terminal:
+        if not self.moving:
             yield
             return
         with Live(self, console=self.console, refresh_per_second=2, transient=True):

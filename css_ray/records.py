@@ -26,6 +26,7 @@ that had failed opens it again. Metrics that are not finite are left out where t
 
 from __future__ import annotations
 
+import bisect
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -68,11 +69,10 @@ class Record:
 class Ledger:
     """What the events of a journal add up to, kept as they come, at a cost that does not grow with the study.
 
-    study: its name, empty before `study_started`. starts: the `trial_started` event of each trial begun. ends: the latest
-    `trial_finished` event of each trial that ended; one whose machinery failed has not ended any more once the study is resumed,
-    nor one that lacks splits since the study got more. spec: the whole study as it stands.
-    run_seconds: by trial, how long its runs have trained, from their first event to their latest, without the time between an
-    interruption and what followed it. wall_seconds: the same of the study as a whole.
+    study: its name, empty before `study_started`. spec: the whole study as it stands.
+    starts: the `trial_started` event of each trial begun. ends: the latest `trial_finished` event of each trial that ended; one
+    whose machinery failed has not ended any more once the study is resumed, nor one that lacks splits since the study got more.
+    wall_seconds: how long its drivers have been at work, from the start or a resume to the latest event before the next.
     pruned: the `trial_pruned` event of each trial that a verdict ended. curves: by trial and split, the evaluations by step.
     status: new, running, interrupted, or as `study_finished` says.
     """
@@ -85,9 +85,7 @@ class Ledger:
         self.ends: dict[int, Event] = {}
         self.pruned: dict[int, Event] = {}
         self.curves: dict[int, dict[int, dict[int, float]]] = {}
-        self.run_seconds: dict[int, float] = {}
         self.wall_seconds = 0.0
-        self._heard: dict[tuple[int, int], float] = {}  # when a run that goes on was last heard of
         self._latest: float | None = None
         self._runs: dict[int, dict[int, Record]] = {}
         for event in events:
@@ -96,7 +94,7 @@ class Ledger:
     def add(self, event: Event) -> None:
         """Take the next event into account."""
         kind = event["event"]
-        self._clock(kind, event)
+        self._clock(kind, event["time"])
         if kind.startswith("study_"):
             self._study(kind, event)
         elif kind == "trial_started":
@@ -131,19 +129,10 @@ class Ledger:
             runs = self._runs[event["trial"]]
             runs[event["split"]] = replace(runs[event["split"]], **changes)
 
-    def _clock(self, kind: str, event: Event) -> None:
-        time = event["time"]
-        if kind == "study_resumed":
-            self._heard.clear()
-        elif self._latest is not None:
+    def _clock(self, kind: str, time: float) -> None:
+        if kind != "study_resumed" and self._latest is not None:
             self.wall_seconds += max(0.0, time - self._latest)
         self._latest = time if kind == "study_resumed" else max(time, self._latest or time)
-        if kind.startswith("run_"):
-            key = event["trial"], event["split"]
-            # An event told by a worker whose clock is behind takes nothing back.
-            before = self._heard.get(key, time)
-            self.run_seconds[key[0]] = self.run_seconds.get(key[0], 0.0) + max(0.0, time - before)
-            self._heard[key] = max(time, before)
 
     def _study(self, kind: str, event: Event) -> None:
         if kind == "study_started":
@@ -174,6 +163,50 @@ class Ledger:
 def records_from_events(events: Iterable[Event]) -> list[Record]:
     """Fold a journal into one record a run, ordered by trial and split."""
     return Ledger(events).records
+
+
+@dataclass(slots=True)
+class _Clock:
+    """latest: time of a run's latest event; saved: of the latest one that wrote a checkpoint."""
+
+    latest: float
+    saved: float
+
+
+class RunTimes:
+    """How long the runs have trained, from the times of their events: by_trial, in seconds.
+
+    A run counts from its `run_started` to its latest event. Between an interruption and the resume nothing ran: of a gap with a
+    resume in it counts only the repetition of what came after the last checkpoint, as long as it took the first time.
+    """
+
+    def __init__(self) -> None:
+        self.by_trial: dict[int, float] = {}
+        self._resumes: list[float] = []
+        self._clocks: dict[tuple[int, int], _Clock] = {}
+
+    def event(self, event: Event) -> float:
+        """Take one event into account; returns the seconds that it adds."""
+        kind = event["event"]
+        now: float = event["time"]
+        if kind == "study_resumed":
+            bisect.insort(self._resumes, now)
+        if not kind.startswith("run_"):
+            return 0.0
+        trial = event["trial"]
+        clock = self._clocks.setdefault((trial, event["split"]), _Clock(now, now))
+        # A negative gap is a clock that was set back: nothing is known of that moment, and counting goes on from it.
+        gap = max(0.0, now - clock.latest)
+        # By their times, not by their place in the journal: what a run told just before a kill is written after the resume.
+        position = bisect.bisect_right(self._resumes, clock.latest)
+        if position < len(self._resumes) and self._resumes[position] <= now:
+            gap = min(now - self._resumes[position], max(0.0, clock.latest - clock.saved))
+            clock.saved = now - gap
+        clock.latest = now
+        if kind == "run_evaluated":
+            clock.saved = now
+        self.by_trial[trial] = self.by_trial.get(trial, 0.0) + gap
+        return gap
 
 
 def mean_std(values: Sequence[float], ddof: int = 1) -> tuple[float | None, float | None]:

@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "training": ({"types", "config", "distributed", "functional", "models", "methods"}, {"torch"}),
     "tracking": ({"records"}, {"mlflow"}),
     "reports": ({"records"}, {"scipy"}),
+    "api": ({"records", "data", "reports", "study", "tracking"}, {"pandas"}),
     "study": (
         {
             "types",

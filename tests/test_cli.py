@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from journals import PRUNED, FakeRunner, Telling, mixed
 
 ROOT = Path(__file__).parent.parent
 CLI = [sys.executable, "-c", "from css_ray_cli.main import main; main()"]
@@ -219,3 +224,153 @@ def test_the_study_of_the_readme_is_one() -> None:
     (block,) = [block for block in (ROOT / "README.md").read_text().split("```yaml")[1:] if block.lstrip().startswith("study:")]
     study = parse(yaml.safe_load(block.split("```")[0]), "README.md")
     assert len(study.grid_trials()) == 4
+
+
+# -------------------------------------------------------------------------------------------------------- seeing a study
+
+
+def journal() -> Path:
+    return Path("runs/small/journal.jsonl")
+
+
+def test_status_shows_a_study_from_its_journal(file: Path) -> None:
+    mixed(journal())
+    output = call("study", "status", "small").output
+    assert max(map(len, output.splitlines())) <= 80
+    for part in ("small: running", "trials 5/8", "54.00 ± 5.29", "✂ 20", "trial 4 split 1 failed"):
+        assert part in output
+    assert all(word in output for word in PRUNED.split())
+    assert "no study other in runs; there are: small" in call("study", "status", "other").output
+    assert re.search(r"small +running +trials 5/8  best 54.00 \(trial 1, CSS \(mix\)\)", call("study", "list").output)
+
+
+@pytest.mark.parametrize(("end", "code"), [("finished", 0), ("failed", 1), ("budget", 0), ("interrupted", 130)])
+def test_watch_waits_for_a_study_follows_it_and_ends_with_it(
+    file: Path, end: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from css_ray_cli import study
+
+    monkeypatch.setattr(study, "WATCH_SECONDS", 0.05)
+
+    def drive() -> None:
+        time.sleep(0.3)
+        telling = Telling(journal())
+        telling.start()
+        time.sleep(0.2)
+        telling.whole(0, 40.0, 44.0, 48.0)
+        # A line whose end has not been written yet is not read.
+        with journal().open("a") as half:
+            half.write('{"event":"study_resumed",')
+            half.flush()
+            time.sleep(0.2)
+            half.write(f'"time":{telling.time}}}\n')
+        if end == "interrupted":
+            telling.tell("study_interrupted", reason="interrupted by the user")
+        else:
+            telling.tell("study_finished", status=end, best_trial=0)
+
+    driver = threading.Thread(target=drive)
+    driver.start()
+    result = call("study", "status", "small", "--watch")
+    driver.join()
+    assert result.exit_code == code, result.output
+    lines = result.output.splitlines()
+    assert lines[0] == "waiting for the study small to begin in runs (Ctrl-C ends this)"
+    assert "trial 0 (Sup.) finished: 44.00 ± 4.00 (n=3 of 3)" in lines
+    assert lines[-1].startswith("interrupted: " if end == "interrupted" else "trials 1/8")
+
+
+def test_ctrl_c_ends_the_watching(file: Path) -> None:
+    telling = mixed(journal())
+    watcher = subprocess.Popen(
+        [*CLI, "study", "status", "small", "--watch"], stdout=subprocess.PIPE, text=True, cwd=file.parent
+    )
+    assert watcher.stdout is not None
+    assert watcher.stdout.readline().startswith("trials 5/8")
+    watcher.send_signal(signal.SIGINT)
+    assert watcher.wait(10) == 130
+    assert len(journal().read_text().splitlines()) == len(telling.events)
+
+
+# ----------------------------------------------------------------------------------------------- telling that it ended
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> type[FakeRunner]:
+    FakeRunner.install(monkeypatch)
+    return FakeRunner
+
+
+def run_search(file: Path, *arguments: str) -> Result:
+    """Run the study of `mixed`, eight trials on three splits, under the fake runner."""
+    sets = ["splits=[0,1,2]", "grid.method=[{name: supervised, row: Sup.}]", SEARCH.replace("trials: 2", "trials: 7")]
+    return call("study", "run", str(file), *(part for each in sets for part in ("--set", each)), *arguments)
+
+
+@pytest.mark.parametrize(("status", "code"), [("finished", 0), ("failed", 1), ("interrupted", 130), ("budget", 0)])
+def test_on_finish_is_told_how_the_study_ended(file: Path, runner: type[FakeRunner], status: str, code: int) -> None:
+    runner.status = status
+    program = "import json, os, sys; json.dump([os.environ['CSS_RAY_STATUS'], json.load(sys.stdin)], open('told.json', 'w'))"
+    result = run_search(file, "--on-finish", f'{sys.executable} -c "{program}"')
+    assert result.exit_code == code, result.output
+    told, summary = json.loads(Path("told.json").read_text())
+    assert told == summary["status"] == status
+    assert (summary["study"], summary["best"]) == ("small", "54.00 ± 5.29")
+    if status == "interrupted":
+        assert "css-ray study resume small --on-finish" in result.output
+    if status == "budget":
+        assert "--set budget.KEY=VALUE" in result.output
+
+
+def test_what_goes_wrong_in_telling_is_a_warning(file: Path, runner: type[FakeRunner], monkeypatch: pytest.MonkeyPatch) -> None:
+    from css_ray.study import hooks
+
+    runner.status = "finished"
+    monkeypatch.setattr(hooks, "_PAUSE_SECONDS", 0.01)
+    # Port 9 of loopback (discard) has no server.
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("CSS_RAY_WEBHOOK", "http://ann:s3cret@127.0.0.1:9/s3cret?s3cret")
+    result = run_search(file, "--on-finish", "exit 3")
+    assert result.exit_code == 0, result.output
+    assert "warning: the command of --on-finish ended with status 3" in result.output
+    assert "warning: the webhook at http://127.0.0.1:9 did not take the summary" in result.output
+    assert "s3cret" not in result.output
+
+
+def test_a_study_that_breaks_down_is_told_as_failed(file: Path, runner: type[FakeRunner]) -> None:
+    runner.error = OSError(28, "the disk is full")
+    result = run_search(file, "--on-finish", "echo $CSS_RAY_STATUS > told")
+    assert result.exit_code == 1 and "the disk is full" in result.output and "go on with: css-ray study resume" in result.output
+    assert Path("told").read_text() == "failed\n"
+
+
+def test_nobody_is_told_of_a_study_that_did_not_start(file: Path, runner: type[FakeRunner]) -> None:
+    result = call("study", "run", str(file), "--set", "data.labelled=401", "--on-finish", "touch told")
+    assert result.exit_code == 2 and not Path("told").exists()
+    result = run_search(file, "--webhook", "htp://host/s3cret")
+    assert result.exit_code == 2 and "no http:// or https:// URL" in result.output and "s3cret" not in result.output
+    assert runner.calls == []
+
+
+def test_resume_takes_more_of_the_study(file: Path, runner: type[FakeRunner]) -> None:
+    run_search(file)
+    result = call("study", "resume", "small", "--set", "search.trials=12", "--set", "budget.hours=2")
+    assert result.exit_code == 1, result.output
+    assert runner.calls[-1]["resume"] and runner.calls[-1]["definition"].num_trials == 13
+    assert "data" in refused_resume("small", "--set", "data.labelled=13")
+
+
+def test_confirm_runs_the_best_on_fresh_splits(file: Path, runner: type[FakeRunner]) -> None:
+    run_search(file)
+    result = call("study", "confirm", "small", "--top", "1", "--splits", "7,8")
+    definition = runner.calls[-1]["definition"]
+    assert (definition.name, definition.splits, definition.num_trials) == ("small-confirm", (7, 8), 1), result.output
+    assert call("study", "confirm", "small", "--top", "9").exit_code == 2
+    wrong = call("study", "confirm", "small", "--splits", "a")
+    assert wrong.exit_code == 2 and "whole numbers with commas" in wrong.output
+
+
+def refused_resume(*arguments: str) -> str:
+    result = call("study", "resume", *arguments)
+    assert result.exit_code == 2, result.output
+    return result.output

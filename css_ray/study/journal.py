@@ -34,6 +34,10 @@ class JournalError(RuntimeError):
     """The journal is damaged in a place where no interrupted write can have left it so."""
 
 
+class StudyMissingError(LookupError):
+    """The storage holds no study of that name."""
+
+
 def is_uri(storage: str) -> bool:
     """True for `scheme://...`, False for a path."""
     return "://" in storage
@@ -95,17 +99,46 @@ class Journal:
             yield
 
 
+class Follower:
+    """Reads the events of a study while another process, here or on another machine, writes them. Takes no lock.
+
+    The study need not have begun. Of a local journal only what was appended is read; an object store is listed again.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._store: _Store = _Objects(folder) if is_uri(folder) else _File(Path(folder))
+        self._mark: int | str | None = None
+        self._count = 0
+
+    def new(self) -> list[Event]:
+        """The events that were written since the last call. An event that is being written comes with a later call.
+
+        Raises JournalError where one is no JSON, or where the journal became shorter.
+        """
+        lines, self._mark = self._store.read_from(self._mark)
+        events = []
+        for line in lines:
+            self._count += 1
+            try:
+                events.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise JournalError(f"event {self._count} of the journal in {self.folder} is no JSON ({error})") from None
+        return events
+
+
 def _key(event: Event) -> tuple[Any, ...] | None:
     kind = event["event"]
     if kind.startswith("run_"):
         return kind, event["trial"], event["split"], event.get("step")
-    if kind in ("trial_started", "study_started"):
+    if kind in ("trial_started", "trial_pruned", "study_started"):
         return kind, event.get("trial")
     return None
 
 
 class _Store(Protocol):
     def read(self) -> list[str]: ...
+    def read_from(self, mark: Any) -> tuple[list[str], Any]: ...
     def append(self, line: str, number: int) -> None: ...
     def lock(self) -> contextlib.AbstractContextManager[None]: ...
 
@@ -124,6 +157,20 @@ class _File:
         # A last line without its end is a write that was cut off: what it told is told again by the run that it is about.
         self.end = len(whole) + len(newline)
         return whole.decode().splitlines() if newline else []
+
+    def read_from(self, mark: int | None) -> tuple[list[str], int]:
+        """The whole lines from byte `mark` on, and where they end."""
+        mark = mark or 0
+        try:
+            with self.path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(mark)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            size, whole, newline = 0, b"", b""
+        if size < mark:
+            raise JournalError(f"the journal in {self.folder} became shorter: the study was removed or begun anew; start again")
+        return (whole.decode().splitlines() if newline else []), mark + len(whole) + len(newline)
 
     def append(self, line: str, number: int) -> None:
         if self.descriptor is None:
@@ -167,6 +214,21 @@ class _Objects:
         lines = [self._get(path).decode() for path in paths]
         # A last object cut short is a write that was interrupted, as a last line without its end is.
         return lines[:-1] if lines and not lines[-1].endswith("}") else lines
+
+    def read_from(self, mark: str | None) -> tuple[list[str], str | None]:
+        """The objects after the one named `mark`, and the name of the last of them."""
+        selector = pyarrow.fs.FileSelector(f"{self.root}/journal", allow_not_found=True)
+        infos = sorted(self.filesystem.get_file_info(selector), key=lambda info: str(info.base_name))
+        lines: list[str] = []
+        for info in infos:
+            if not info.base_name.endswith(".json") or (mark is not None and info.base_name <= mark):
+                continue
+            line = self._get(info.path).decode(errors="replace")
+            if not line.endswith("}"):
+                break  # being written, or cut off and to be written over
+            lines.append(line)
+            mark = info.base_name
+        return lines, mark
 
     def append(self, line: str, number: int) -> None:
         self.filesystem.create_dir(f"{self.root}/journal", recursive=True)

@@ -28,12 +28,12 @@ from ray.tune.search import Searcher
 
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.methods import METHODS
-from css_ray.records import Event, Ledger, Record, mean_std
-from css_ray.study.journal import Journal, is_uri, studies_in, study_folder
+from css_ray.records import Event, Ledger, Record, RunTimes, mean_std
+from css_ray.study.journal import Journal, is_uri, study_folder
 from css_ray.study.pruning import Seen
 from css_ray.study.run import Lists, RunSpec, method_config, prepare, run_spec, split_key, write_ids
 from css_ray.study.sampling import Result, Sampling
-from css_ray.study.schema import Study, TrialSpec, parse
+from css_ray.study.schema import Resources, Study, TrialSpec
 from css_ray.study.trial import Verdicts, last_line, make_trainer, run_trial
 from css_ray.tracking import Tracker, default_uri
 
@@ -42,10 +42,6 @@ _log = logging.getLogger(__name__)
 
 class StudyExistsError(RuntimeError):
     """`run` found a study of that name in the storage; `resume` goes on with it."""
-
-
-class StudyMissingError(LookupError):
-    """The storage holds no study of that name."""
 
 
 class Observer(Protocol):
@@ -66,18 +62,6 @@ class Outcome:
     study: Study
     records: list[Record]
     unsent: int
-
-
-def open_study(name: str, storage: str) -> tuple[Study, Journal]:
-    """The study of that name as its journal tells it. Raises StudyMissingError with the names that exist."""
-    journal = Journal(study_folder(storage, name))
-    ledger = Ledger(journal.events)
-    if ledger.status == "new":
-        known = studies_in(storage)
-        raise StudyMissingError(
-            f"no study {name} in {storage}; " + (f"there are: {', '.join(known)}" if known else "it holds none yet")
-        )
-    return parse(ledger.spec, f"the journal of {name}"), journal
 
 
 def tracking_uri(study: Study, storage: str) -> str:
@@ -120,12 +104,20 @@ class Runner:
         self._values: dict[int, dict[int, float]] = {}
         self._scores: dict[int, float] = {}
         self._curves: dict[int, dict[int, dict[int, float]]] = {}
+        self._times = RunTimes()
+        self._hours = {"gpu_hours": 0.0, "cpu_hours": 0.0}
         for event in self.journal.events:
             self._note(event)
 
     def _note(self, event: Event) -> None:
-        """Keep what the pruners compare: of the search's trials, the curves, the values of finished runs and the scores."""
+        """Keep what the budget counts, and what the pruners compare: the curves, values and scores of the search's trials."""
         kind, trial, objective = event["event"], event.get("trial"), self.study.objective
+        if kind in ("study_started", "study_extended"):
+            self._held = Resources.model_validate(event["spec"].get("resources") or {})
+        hours = self._times.event(event) / 3600
+        if hours:
+            self._hours["gpu_hours"] += hours * self._held.workers * self._held.gpus_per_worker
+            self._hours["cpu_hours"] += hours * self._held.workers * self._held.cpus_per_worker
         if trial is None or trial < len(self.grid):
             return
         if kind == "run_evaluated":
@@ -327,13 +319,7 @@ class Runner:
 
     def spent(self) -> dict[str, float]:
         """What the study has cost so far, over all its resumes, in hours: see `Budget`."""
-        resources = self.study.resources
-        hours = sum(self.ledger.run_seconds.values()) / 3600 * resources.workers
-        return {
-            "hours": self.ledger.wall_seconds / 3600,
-            "gpu_hours": hours * resources.gpus_per_worker,
-            "cpu_hours": hours * resources.cpus_per_worker,
-        }
+        return {"hours": self.ledger.wall_seconds / 3600, **self._hours}
 
     def overdrawn(self) -> str:
         """Which bound of the budget is reached, in words; empty where none is."""
@@ -345,7 +331,7 @@ class Runner:
 
     def _affordable(self, running: int) -> bool:
         """Whether another trial is likely to end inside the budget, judged by those that ended and those that run."""
-        seconds = self.ledger.run_seconds
+        seconds = self._times.by_trial
         ended = [seconds.get(trial, 0.0) for trial, end in self.ledger.ends.items() if end["status"] == "finished"]
         if not ended:
             return not self.overdrawn()

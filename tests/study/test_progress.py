@@ -1,14 +1,13 @@
-"""What the live view and `status` show, folded from events."""
+"""How far a study is, folded from events."""
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from css_ray.study.progress import Progress
+from css_ray.records import RunTimes
+from css_ray.study.progress import Progress, fold
 from css_ray.study.schema import parse
 
 SPEC: dict[str, Any] = {
@@ -31,6 +30,27 @@ def finished(time: float, trial: int, split: int, miou: float) -> dict[str, Any]
     return event("run_finished", time, trial, split, step=100, last=scores, best=scores, best_step=100, seconds=10.0)
 
 
+def ended(time: float, trial: int, status: str, *scores: float, reason: str = "", std: float | None = None) -> dict[str, Any]:
+    mean = sum(scores) / len(scores) if scores else None
+    values = {str(split): score for split, score in enumerate(scores)}
+    return event(
+        "trial_finished",
+        time,
+        trial,
+        status=status,
+        reason=reason,
+        mean=mean,
+        std=std,
+        n=len(scores),
+        num_splits=2,
+        values=values,
+    )
+
+
+def evaluated(time: float, trial: int, split: int, step: int, miou: float) -> dict[str, Any]:
+    return event("run_evaluated", time, trial, split, step=step, metrics={"val/miou": miou})
+
+
 EVENTS = [
     event("study_started", 0.0),
     event("trial_started", 1.0, 0, row="Sup.", source="grid", params={}, config={"train.iterations": 100}),
@@ -39,29 +59,15 @@ EVENTS = [
     finished(20.0, 0, 0, 40.0),
     event("run_started", 20.0, 0, 1),
     finished(30.0, 0, 1, 50.0),
-    event(
-        "trial_finished",
-        30.0,
-        0,
-        status="finished",
-        reason="",
-        mean=45.0,
-        std=7.07,
-        n=2,
-        num_splits=2,
-        values={"0": 40.0, "1": 50.0},
-    ),
+    ended(30.0, 0, "finished", 40.0, 50.0, std=7.07),
     event("trial_started", 31.0, 1, row="CSS", source="grid", params={}, config={"train.iterations": 100}),
     event("run_started", 32.0, 1, 0),
-    event("run_evaluated", 36.0, 1, 0, step=50, metrics={"val/miou": 44.0}),
+    evaluated(36.0, 1, 0, 50, 44.0),
 ]
 
 
-def folded(*more: dict[str, Any]) -> Progress:
-    progress = Progress(parse(SPEC))
-    for each in [*EVENTS, *more]:
-        progress.event(each)
-    return progress
+def folded(*more: dict[str, Any], **sections: Any) -> Progress:
+    return fold(parse({**SPEC, **sections}), [*EVENTS, *more])
 
 
 def test_counts() -> None:
@@ -71,6 +77,7 @@ def test_counts() -> None:
     assert (progress.steps_done, progress.num_steps) == (250, 400)
     assert progress.best is not None and progress.best.index == 0
     assert progress.partial(progress.trials[1]) == (None, None)
+    assert (progress.lowest, progress.highest, progress.latest) == (44.0, 44.0, 36.0)
 
 
 def test_time_left_is_the_pace_since_the_first_run() -> None:
@@ -82,47 +89,155 @@ def test_time_left_is_the_pace_since_the_first_run() -> None:
         event("run_started", 1010.0, 1, 1), event("run_logged", 1015.0, 1, 1, step=20, metrics={}),
     )  # fmt: skip
     assert resumed.seconds_left(1020.0) == pytest.approx(130 * 10 / 20)
+    assert folded(event("study_interrupted", 40.0, reason="-")).seconds_left(50.0) is None
 
 
 def test_a_failed_run_takes_no_more_steps_and_a_failed_trial_is_opened_by_resume() -> None:
-    failed = [
-        event("run_failed", 40.0, 1, 0, step=50, reason="worker died"),
-        event(
-            "trial_finished", 41.0, 1, status="failed", reason="worker died", mean=None, std=None, n=0, num_splits=2, values={}
-        ),
+    failed = event("run_failed", 40.0, 1, 0, step=50, reason="worker died")
+    assert folded(failed).steps_done == 300
+    assert [trouble.reason for trouble in folded(failed).latest_troubles(5)] == ["worker died"]
+    over = (failed, ended(41.0, 1, "failed", reason="worker died"))
+    progress = folded(*over)
+    # The split that was never begun is spared, and told about once: the run has said it.
+    assert (progress.steps_done, progress.num_runs, progress.runs_ended) == (400, 3, 3)
+    assert progress.trials[1].status == "failed" and len(progress.troubles) == 1
+    resumed = folded(*over, event("study_resumed", 50.0))
+    assert resumed.trials[1].status == "running" and list(resumed.running) == [1]
+    assert (resumed.steps_done, resumed.num_runs, resumed.runs_ended, resumed.troubles) == (250, 4, 2, {})
+    assert resumed.ended_as("failed") == 0
+
+
+def test_a_pruned_trial_is_no_incumbent_and_spares_what_it_never_trained() -> None:
+    reason = "split 0, step 50: 6.2 below the best trial"
+    pruned = (
+        event("trial_pruned", 37.0, 1, 0, step=50, reason=reason), event("run_pruned", 37.0, 1, 0, step=50, reason=reason),
+        ended(38.0, 1, "pruned", 99.0, reason=reason),
+    )  # fmt: skip
+    progress = folded(*pruned)
+    assert progress.trials[1].runs[0].status == "pruned" and progress.trials[1].status == "pruned"
+    assert progress.best is not None and progress.best.index == 0
+    assert (progress.steps_done, progress.num_steps, progress.runs_ended, progress.num_runs) == (400, 400, 3, 3)
+    (trouble,) = progress.latest_troubles(5)
+    assert (trouble.trial, trouble.split, trouble.status, trouble.reason) == (1, None, "pruned", reason)
+    # What its run tells late opens nothing.
+    late = folded(*pruned, event("run_logged", 39.0, 1, 0, step=60, metrics={}))
+    assert late.trials[1].status == "pruned" and late.trials[1].runs[0].status == "pruned" and not late.running
+
+
+def test_the_incumbent_is_the_best_by_the_objective() -> None:
+    steady = ended(60.0, 1, "finished", 44.0, 44.0, std=0.0)
+    assert folded(steady).best.index == 0  # type: ignore[union-attr]
+    objective = {"aggregate": "mean_minus_std"}
+    assert folded(steady, objective=objective).best.index == 1  # type: ignore[union-attr]
+
+
+def test_the_curve_is_that_of_the_split_evaluated_last() -> None:
+    more = [evaluated(37.0, 1, 0, 60, 46.0), finished(38.0, 1, 0, 46.0), event("run_started", 39.0, 1, 1)]
+    assert folded(*more).trials[1].curve == [44.0, 46.0]
+    assert folded(*more, evaluated(40.0, 1, 1, 10, 5.0)).trials[1].curve == [5.0]
+
+
+def test_a_study_that_got_more_splits_opens_what_lacks_them() -> None:
+    study = parse({**SPEC, "splits": [0, 1, 2]})
+    progress = folded(event("study_extended", 40.0, spec=study.resolved(), num_splits=3), event("study_resumed", 41.0))
+    assert progress.best is None and sorted(progress.running) == [0, 1]
+    assert (progress.num_runs, progress.num_steps, progress.steps_done) == (6, 600, 250)
+
+
+def test_kinds_of_events_that_are_not_known_are_passed_over() -> None:
+    progress = folded(event("study_paused", 40.0, reason="the disk is full"), event("trial_moved", 41.0, 7))
+    assert (progress.status, progress.latest) == ("running", 41.0)
+
+
+class Untouchable(dict):  # type: ignore[type-arg]
+    """A mapping that may be asked for one entry, but not walked."""
+
+    def _walked(self, *arguments: Any) -> Any:
+        raise AssertionError("all trials were walked over")
+
+    __iter__ = keys = values = items = _walked
+
+
+def test_an_event_costs_the_same_however_many_came_before() -> None:
+    spec = {
+        **SPEC,
+        "grid": None,
+        "search": {"method": {"name": "css"}, "trials": 50, "space": {"method.temperature": {"uniform": [0.1, 1.0]}}},
+    }
+    progress = Progress(parse(spec))
+    progress.trials, progress._ended = Untouchable(), Untouchable()
+    for trial in range(40):
+        time = 100.0 * trial
+        progress.event(
+            event("trial_started", time, trial, row="CSS", source="search", params={}, config={"train.iterations": 100})
+        )
+        for split in (0, 1):
+            progress.event(event("run_started", time, trial, split))
+            progress.event(evaluated(time + 5, trial, split, 50, 10.0 + trial))
+            progress.event(finished(time + 10, trial, split, 20.0 + trial % 7))
+        progress.event(ended(time + 20, trial, "finished", 20.0 + trial % 7))
+        assert progress.best is not None and progress.num_runs == 100
+        progress.seconds_left(time + 30)
+    assert [trial.index for trial in progress.best_trials(3)] == [6, 13, 20]
+    assert [trial.index for trial in [progress.best_drawn] if trial] == [6]
+
+
+def times(*events: tuple[str, float]) -> float:
+    clock = RunTimes()
+    seconds = sum(
+        clock.event(event(kind, time, *(() if kind.startswith("study") else (3, 1)), step=1)) for kind, time in events
+    )
+    assert sum(clock.by_trial.values()) == pytest.approx(seconds)
+    return seconds
+
+
+def test_a_run_is_counted_from_its_start_to_its_latest_event() -> None:
+    assert times(("run_started", 100), ("run_logged", 110), ("run_finished", 160)) == 60
+
+
+def test_the_time_between_an_interruption_and_the_resume_is_not_counted() -> None:
+    # 60 s to the checkpoint, 20 s after it; of the 5,000 s to the next event, the 20 s trained again.
+    before = [("run_started", 100.0), ("run_evaluated", 160.0), ("run_logged", 180.0)]
+    assert times(*before, ("study_resumed", 5000.0), ("run_logged", 5200.0), ("run_logged", 5210.0)) == 60 + 20 + 20 + 10
+    # Straight on from a checkpoint nothing is trained twice.
+    assert times(*before[:2], ("study_resumed", 5000.0), ("run_logged", 5200.0), ("run_logged", 5210.0)) == 60 + 10
+    # Two resumes without an event between them are one gap.
+    resumes = [("study_resumed", 5000.0), ("study_resumed", 9000.0)]
+    assert times(*before[:2], *resumes, ("run_logged", 9200.0), ("run_logged", 9210.0)) == 60 + 10
+
+
+def test_what_a_worker_told_before_the_kill_counts_though_it_was_written_after_the_resume() -> None:
+    told = [
+        ("run_started", 100.0),
+        ("run_evaluated", 160.0),
+        ("study_resumed", 5000.0),
+        ("run_evaluated", 190.0),
+        ("run_logged", 5100.0),
     ]
-    assert folded(*failed).steps_done == 300
-    assert folded(*failed).trials[1].status == "failed"
-    assert folded(*failed, event("study_resumed", 50.0)).trials[1].status == "running"
+    assert times(*told) == 60 + 30
 
 
-def test_the_view_fits_eighty_columns_and_names_what_matters() -> None:
-    from css_ray_cli.view import Watcher
-
-    console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    console.print(Watcher(folded(), console))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert max(map(len, text.splitlines())) <= 80
-    for word in (
-        "Sup.",
-        "CSS",
-        "40.00",
-        "50.00",
-        "45.00 ± 7.07",
-        "50 % 44.0",
-        "trials 1/2",
-        "runs 2/4",
-        "steps 250/400",
-        "best 45.00",
-    ):
-        assert word in text, text
+def test_a_clock_that_is_set_back_takes_nothing_back() -> None:
+    assert times(("run_started", 100), ("run_logged", 110), ("run_logged", 50), ("run_logged", 65)) == 10 + 15
 
 
-def test_without_a_terminal_a_line_tells_how_a_trial_ended() -> None:
-    from css_ray_cli.view import Watcher
+def test_hours_are_those_of_all_workers_and_their_devices() -> None:
+    assert folded().hours == {"CPU": pytest.approx((10 + 10 + 4) / 3600)}
+    many = folded(resources={"workers": 4, "gpus_per_worker": 0.5, "cpus_per_worker": 3})
+    assert many.hours == {"GPU": pytest.approx(24 * 4 * 0.5 / 3600)}
 
-    console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    watcher = Watcher(Progress(parse(SPEC)), console)
-    for each in EVENTS:
-        watcher.event(each)
-    assert "trial 0 (Sup.) finished: 45.00 ± 7.07 (n=2 of 2)" in console.file.getvalue()  # type: ignore[attr-defined]
+
+def test_the_front_is_what_no_other_trial_beats_in_both() -> None:
+    spec = {
+        **SPEC,
+        "grid": None,
+        "search": {"method": {"name": "css"}, "trials": 6, "space": {"method.temperature": {"uniform": [0.1, 1.0]}}},
+    }
+    events = []
+    # By hand: 0 has the highest mean; 3 is steadier; 4 steadier still; 1 and 2 are beaten, 5 ties with 3 and is not better.
+    for trial, (mean, std) in enumerate([(60.0, 5.0), (58.0, 5.5), (50.0, 3.0), (55.0, 3.0), (40.0, 1.0), (55.0, 3.0)]):
+        events += [
+            event("trial_started", 1.0, trial, row="CSS", source="search", params={}, config={"train.iterations": 100}),
+            ended(2.0, trial, "finished", mean, mean, std=std),
+        ]  # fmt: skip
+    assert [trial.index for trial in fold(parse(spec), events).front] == [0, 3, 4]

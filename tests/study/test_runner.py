@@ -410,8 +410,8 @@ PRUNED = (
     "resources.concurrent_trials=1",
     "grid=null",
     "splits=[0, 1, 2]",
-    "search.space={train.lr: {loguniform: [1.0e-6, 0.1]}}",
-    "search.first=[{train.lr: 0.05}, {train.lr: 1.0e-6}]",
+    "search.space={train.lr: {loguniform: [1.0e-4, 0.1]}}",
+    "search.first=[{train.lr: 0.05}, {train.lr: 1.0e-4}]",
 )
 
 
