@@ -93,6 +93,7 @@ class Runner:
         self.folder = study_folder(storage, study.name)
         self._read()
         self._sampling: Sampling | None = None
+        self._drawn: list[dict[str, Any]] = []
         self._verdicts: Verdicts | None = None
         self._classes: dict[tuple[str, str], int] = {}
         self.pruners = study.pruners()
@@ -270,15 +271,15 @@ class Runner:
         assert self.study.search is not None  # or the grid's trials would be all
         position = index - len(grid)
         known = max(0, position - self.study.resources.concurrent_trials + 1)
-        before = [len(grid) + earlier for earlier in range(position)]
-        if any(trial not in ends for trial in before[:known]):
+        if any(len(grid) + earlier not in ends for earlier in range(known)):
             return None
-        results = [self.result_of(trial) for trial in before[:known]]
-        drawn = [{path: starts[trial]["params"][path] for path in self.study.space} for trial in before]
+        for earlier in range(len(self._drawn), position):
+            params = starts[len(grid) + earlier]["params"]
+            self._drawn.append({path: params[path] for path in self.study.space})
         if self._sampling is None:
             self._sampling = Sampling(self.study.search, self.study.space, self.study.objective, self.feasible)
         lag = self.study.resources.concurrent_trials
-        return self.study.search_trial(index, self._sampling.suggest(drawn, results, lag))
+        return self.study.search_trial(index, self._sampling.suggest(self._drawn, _Results(self, known), lag))
 
     def feasible(self, drawn: Mapping[str, Any]) -> bool:
         """Whether drawn settings make sense together: no threshold that the indicator cannot reach."""
@@ -442,6 +443,19 @@ class Runner:
         if status == "finished" and value["n"] < value["num_splits"]:
             status = "partial"
         self.emit("trial_finished", trial=trial, status=status, reason=reason, **value)
+
+
+class _Results(Sequence[Result]):
+    """How the first `count` trials of the search ended, each looked up when it is asked for."""
+
+    def __init__(self, runner: Runner, count: int) -> None:
+        self._runner, self._count = runner, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._runner.result_of(len(self._runner.grid) + position)
 
 
 class _Hand:

@@ -83,7 +83,7 @@ class Sampling:
         """
         position = len(drawn)
         for earlier in range(len(self._numbers), position):
-            self._tell(results[: max(0, earlier - lag + 1)])
+            self._tell(results, min(len(results), earlier - lag + 1))
             if self.search.sampler in _REMEMBERING and earlier >= len(self.search.first):
                 number, params = self._ask(earlier)
                 if params == dict(drawn[earlier]):
@@ -91,7 +91,7 @@ class Sampling:
                     continue
                 self._study.tell(number, state=TrialState.FAIL)  # an older version, or a wider space, drew another one
             self._numbers.append(self._add(drawn[earlier]))
-        self._tell(results)
+        self._tell(results, len(results))
         if position < len(self.search.first):
             return dict(self.search.first[position])
         if self.search.sampler == "grid":
@@ -126,8 +126,9 @@ class Sampling:
         self._study.add_trial(trial)
         return len(self._study.get_trials(deepcopy=False)) - 1
 
-    def _tell(self, results: Sequence[Result]) -> None:
-        for position in range(self._told, min(len(results), len(self._numbers))):
+    def _tell(self, results: Sequence[Result], count: int) -> None:
+        """Tell the first `count` results; those that were told are not looked at again."""
+        for position in range(self._told, min(count, len(self._numbers))):
             result, number = results[position], self._numbers[position]
             several = len(self._study.directions) > 1
             if result.status == "finished":

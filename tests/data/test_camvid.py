@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from css_ray.data.catalogue import prepare
@@ -49,6 +50,32 @@ def test_images_look_like_the_original_ones(camvid: DataSet) -> None:
     original = np.array(Image.open(CAMVID / "train" / f"{sample.id}.jpg")).astype(float)
     means = torch.from_numpy(original.reshape(120, 3, 160, 3, 3).mean((1, 3))).permute(2, 0, 1)
     assert (sample.image - means).abs().mean() < 6
+
+
+def test_prepared_checked_shown_and_split_by_the_commands(tmp_path: Path) -> None:
+    from css_ray_cli.data import data
+
+    def run(*arguments: object) -> str:
+        result = CliRunner().invoke(data, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    out = tmp_path / "camvid"
+    prepare_it = ("prepare", ROOT / "studies" / "data" / "camvid.yaml", "--root", CAMVID, "--out", out)
+    assert "367 images, 367 with masks, 480x360" in run(*prepare_it)
+    assert "nothing was done" in run(*prepare_it)
+    assert "468 images read, nothing is wrong" in run("check", out)
+    sheet = tmp_path / "sheet.png"
+    assert "Bicyclist" in run("info", out, "--contact-sheet", sheet) and sheet.stat().st_size > 10_000
+    assert "11 of 11" in run("splits", "show", out, "--labelled", 20)
+    run("splits", "write", out, "--labelled", 20, "--out", tmp_path / "splits")
+    listed = (tmp_path / "splits" / "20" / "0" / "labeled.txt").read_text().split()
+    split = make_split(open_dataset(out), 20, 0)
+    assert tuple(listed) == split.labelled
+    assert split.hash[:12] in run("splits", "check", out, "--labelled-list", tmp_path / "splits" / "20" / "0" / "labeled.txt")
+    # The images' bytes are those of the files.
+    train = open_dataset(out).train
+    assert train.encoded(7)[0].to_pybytes() == (CAMVID / "train" / f"{train.ids[7]}.jpg").read_bytes()
 
 
 def test_twenty_labels_show_every_class(camvid: DataSet) -> None:
