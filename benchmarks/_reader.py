@@ -30,7 +30,8 @@ def memory_of_reader(folder: Path, times: int = 1) -> float:
     return float(subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def _private() -> float:
+def private_megabytes() -> float:
+    """Private memory of this process now, without the pages of mapped files. Linux only."""
     found = [line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("RssAnon:")]
     return int(found[0]) * 1024 / 1e6
 
@@ -38,13 +39,13 @@ def _private() -> float:
 def main(folder: str, times: str) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as a run on a CPU does, and so its loaders
-    before = _private()
+    before = private_megabytes()
     shards = Shards(sorted(Path(folder).glob("train-*.arrow")) * int(times))
     draw = random.Random(0)
     most = before
     for _ in range(READS):
         sample = shards.sample(draw.randrange(len(shards)))
-        most = max(most, _private())
+        most = max(most, private_megabytes())
         del sample
     print(most - before)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,18 @@ def rows() -> Iterator[Row]:
     torch.set_num_threads(1)
     yield from _loop()
     yield _journal()
+    yield from _driver()
+
+
+def _driver() -> Iterator[Row]:
+    """1,000 simulated trials x 3 splits x 20 evaluations through the real driver, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks._driver", folder]
+        root = Path(__file__).parent.parent
+        found = json.loads(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)
+    yield Row("driver's CPU for trials 901 to 1,000, vs for trials 1 to 100", found["last"], found["first"], 1.2)
+    yield Row("driver's private memory after 1,000 trials, vs the bound", found["private"], 600, 1, "MB")
+    yield Row("replay of that study's journal, vs the bound", found["replay"], 5, 1)
 
 
 def _method(name: str) -> Method:

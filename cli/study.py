@@ -74,12 +74,12 @@ def study() -> None:
 @click.argument("file", type=click.Path())
 @set_option
 @address_option
-@click.option("--no-measure", is_flag=True, help="Do not time steps on this machine.")
-def plan(file: str, overrides: tuple[str, ...], address: str | None, no_measure: bool) -> None:
+@click.option("--measure/--no-measure", default=True, show_default=True, help="Time a few steps of each row on this machine.")
+def plan(file: str, overrides: tuple[str, ...], address: str | None, measure: bool) -> None:
     """Check a study FILE and print what it would do: trials, runs, steps, time. Starts nothing."""
     study_ = _load(file, overrides)
     with _bad_input():
-        planned = study_.plan(address=address, measure=not no_measure)
+        planned = study_.plan(address=address, measure=measure)
     for warning in planned.warnings:
         _warn(warning)
     click.echo(planned)

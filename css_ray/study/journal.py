@@ -81,16 +81,24 @@ class Journal:
                     "restore it from a copy, or remove that event"
                 ) from None
         self._known = {_key(event) for event in self.events} - {None}
+        self._count = len(self.events)
+        self._keeps = True
 
     def append(self, event: Event) -> bool:
         """Write one event durably; False, and nothing written, if it stands in the journal already."""
         key = _key(event)
         if key is not None and key in self._known:
             return False
-        self._store.append(json.dumps(event, allow_nan=False, separators=(",", ":")), len(self.events))
-        self.events.append(event)
+        self._store.append(json.dumps(event, allow_nan=False, separators=(",", ":")), self._count)
+        self._count += 1
+        if self._keeps:
+            self.events.append(event)
         self._known.add(key)
         return True
+
+    def forget(self) -> None:
+        """Keep no event in memory from now on, only what tells a new one: a driver folds them as they come."""
+        self.events, self._keeps = [], False
 
     @contextlib.contextmanager
     def driving(self) -> Iterator[None]:

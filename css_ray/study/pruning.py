@@ -46,7 +46,8 @@ class Seen:
     trial, split: that run. splits: those of the study, in the order in which every trial trains on them.
     iterations: the steps of a run. curves: by trial and split, the evaluations so far.
     values: by trial, what the objective takes from each finished run, by split. scores: by trial that finished on all splits,
-    the objective, higher is better. pruned: the trials that a verdict has ended.
+    the objective, higher is better. pruned: the trials that a verdict has ended. leaders: of many that finished, at least the
+    LEADERS best by their mean; None for all.
     """
 
     trial: int
@@ -57,6 +58,7 @@ class Seen:
     values: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
     scores: Mapping[int, float] = field(default_factory=dict)
     pruned: AbstractSet[int] = frozenset()
+    leaders: Sequence[int] | None = None
 
     @property
     def curve(self) -> Curve:
@@ -101,6 +103,10 @@ class Pruner(ABC):
 # -------------------------------------------------------------------------------------------------------------- across splits
 
 _FEWEST, _MOST = 5, 20  # how many of the best finished trials tell how splits differ
+
+LEADERS = 2 * _MOST
+"""Of more finished trials, the others change no verdict of the paired rule: the better half of so many is all it looks at."""
+
 _PRIOR_FREEDOM = 4  # degrees of freedom that a stated spread is worth
 
 
@@ -219,13 +225,14 @@ class Paired(Pruner):
     config: PairedConfig
 
     def judge(self, seen: Seen) -> Verdict | None:
-        incumbent, candidate = seen.incumbent, seen.values.get(seen.trial, {})
-        if incumbent is None or seen.split not in candidate:
+        candidate = seen.values.get(seen.trial, {})
+        if seen.split not in candidate or (incumbent := seen.incumbent) is None:
             return None
+        leaders = seen.scores if seen.leaders is None else seen.leaders
         found = prospect(
             candidate,
             seen.values[incumbent],
-            [seen.values[trial] for trial in seen.scores],
+            [seen.values[trial] for trial in leaders],
             seen.splits,
             false_prune_rate=self.config.false_prune_rate,
             prior_std=self.config.prior_std,

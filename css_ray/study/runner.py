@@ -7,6 +7,7 @@ grid, then asks Optuna for new ones.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import logging
 import os
@@ -30,7 +31,7 @@ from css_ray.data.catalogue import ensure_dataset
 from css_ray.methods import METHODS
 from css_ray.records import Event, Ledger, Record, RunTimes, mean_std
 from css_ray.study.journal import Journal, is_uri, study_folder
-from css_ray.study.pruning import Seen
+from css_ray.study.pruning import LEADERS, Seen
 from css_ray.study.run import Lists, RunSpec, method_config, prepare, run_spec, split_key, write_ids
 from css_ray.study.sampling import Result, Sampling
 from css_ray.study.schema import Resources, Study, TrialSpec
@@ -38,6 +39,9 @@ from css_ray.study.trial import Verdicts, last_line, make_trainer, run_trial
 from css_ray.tracking import Tracker, default_uri
 
 _log = logging.getLogger(__name__)
+
+FEWEST_ENDED = 4
+"""Trials that must have ended before a share of failed ones means anything."""
 
 
 class StudyExistsError(RuntimeError):
@@ -104,6 +108,7 @@ class Runner:
         self.ledger = Ledger(self.journal.events)
         self._values: dict[int, dict[int, float]] = {}
         self._scores: dict[int, float] = {}
+        self._leaders: list[tuple[float, int]] = []  # (-mean, trial), best first
         self._curves: dict[int, dict[int, dict[int, float]]] = {}
         self._times = RunTimes()
         self._hours = {"gpu_hours": 0.0, "cpu_hours": 0.0}
@@ -126,6 +131,9 @@ class Runner:
         elif kind == "run_finished":
             self._values.setdefault(trial, {})[event["split"]] = event[objective.at][objective.metric]
         elif kind == "trial_finished" and event["status"] == "finished":
+            if trial not in self._scores:
+                bisect.insort(self._leaders, (-event["mean"], trial))
+                del self._leaders[LEADERS:]
             self._scores[trial] = objective.score(event["mean"], event["std"]) or 0.0
 
     @property
@@ -151,6 +159,7 @@ class Runner:
             self.tracker = Tracker(tracking_uri(self.study, self.storage))
             for event in self.journal.events:
                 self.tracker.record(event)
+            self.journal.forget()
             interrupted = False
             with _interruptible():
                 try:
@@ -200,10 +209,17 @@ class Runner:
                 self.runs_of(trial)
             self._tune(concurrent)
         ends = self.ledger.ends
-        whole = len(ends) == self.study.num_trials
-        if self.ledger.status in ("running", "interrupted") and (whole or self.overdrawn() or not self._affordable(0)):
-            status = self._status() if whole else "budget"
+        whole, failing = len(ends) == self.study.num_trials, self.too_many_failed()
+        given_up = failing or self.overdrawn() or not self._affordable(0)
+        if self.ledger.status in ("running", "interrupted") and (whole or given_up):
+            status = self._status() if whole or failing else "budget"
             self.emit("study_finished", status=status, best_trial=self.best_trial())
+
+    def too_many_failed(self) -> bool:
+        """Whether so many trials have failed that another one hardly fares better; see `Resources.failed_share`."""
+        endings = [end["status"] for end in self.ledger.ends.values()]
+        failed = sum(status in ("failed", "partial") for status in endings)
+        return len(endings) >= FEWEST_ENDED and failed > self.study.resources.failed_share * len(endings)
 
     def best_trial(self) -> int | None:
         """The finished trial with the highest score; None while there is none."""
@@ -264,7 +280,7 @@ class Runner:
         if waiting := starts.keys() - ends.keys() - running:
             return self._again(starts[min(waiting)])
         index, grid = len(starts), self.grid
-        if index >= self.study.num_trials or not self._affordable(len(running)):
+        if index >= self.study.num_trials or not self._affordable(len(running)) or self.too_many_failed():
             return "finished"
         if index < len(grid):
             return grid[index]
@@ -410,6 +426,7 @@ class Runner:
             curves=self._curves,
             values=self._values,
             scores=self._scores,
+            leaders=[leader for _, leader in self._leaders],
             pruned=ledger.pruned.keys(),
         )
         # All are asked: one of Optuna's keeps its own count of what it has seen.

@@ -115,13 +115,18 @@ class Data(Section):
 
 
 class Resources(Section):
-    """What a trial takes, and how many trials run side by side."""
+    """What a trial takes, and how many trials run side by side.
+
+    retries: how often a trial whose workers died goes on from its last checkpoint. failed_share: of the trials that ended, from
+    the fourth on; once more have failed, no new one is started, since something is wrong with them all.
+    """
 
     workers: Count = 1
     cpus_per_worker: Count = 1
     gpus_per_worker: typing.Annotated[float, Field(ge=0, strict=False)] = 0
     concurrent_trials: Count = 1
     retries: typing.Annotated[int, Field(ge=0)] = 2
+    failed_share: typing.Annotated[float, Field(ge=0, le=1, strict=False)] = 0.5
 
 
 class Search(Section):

@@ -446,3 +446,15 @@ def test_a_trial_that_loses_on_the_first_splits_is_spared_the_others(place: Plac
     (verdict,) = (event for event in events if event["event"] == "trial_pruned")
     assert verdict["trial"] == 1 and "below the best trial (0) on the same splits" in verdict["reason"]
     assert "run_pruned" not in {event["event"] for event in events}  # it waited for the verdict between two splits
+
+
+def test_a_study_whose_trials_all_fail_is_given_up(place: Place) -> None:
+    sets = ["grid=null", "search.trials=30", "splits=[0]", "search.space={train.lr: {loguniform: [1.0e+6, 1.0e+7]}}"]
+    code, output = place.run(*sets)
+    assert code == 1, output
+    events = place.events()
+    ends = [event for event in events if event["event"] == "trial_finished"]
+    assert 4 <= len(ends) <= 6 and {end["status"] for end in ends} == {"partial"}  # two run side by side
+    assert all("split 0: " in end["reason"] for end in ends)
+    assert events[-1]["event"] == "study_finished" and events[-1]["status"] == "failed"
+    assert place.call("study", "resume", "small")[0] == 1 and place.events()[-1]["event"] == "study_finished"
