@@ -262,6 +262,8 @@ class Study:
         for warning in check(definition, local=address is None, events=events):
             warn(warning)
         outcome = Runner(definition, self.storage, address=address, observer=observer).run(resume=resume)
+        if outcome.reason:
+            warn(outcome.reason)
         later = f"later: css-ray study sync {self.name}"
         if outcome.unsent:
             warn(f"MLflow has not taken {outcome.unsent} events; {later}")

@@ -58,14 +58,15 @@ class Observer(Protocol):
 class Outcome:
     """How a call of `run` ended.
 
-    status: finished, failed (some runs or trials did), budget (it was spent before all trials ended) or interrupted;
-    unsent: how many events MLflow lacks.
+    status: finished, failed (some runs or trials did), budget (it was spent before all trials ended) or interrupted.
+    unsent: how many events MLflow lacks. reason: why no more trials were started than were, with what would start them.
     """
 
     status: Literal["finished", "failed", "budget", "interrupted"]
     study: Study
     records: list[Record]
     unsent: int
+    reason: str = ""
 
 
 def tracking_uri(study: Study, storage: str) -> str:
@@ -180,10 +181,19 @@ class Runner:
         records, ends = self.ledger.records, self.ledger.ends
         if interrupted:
             return Outcome("interrupted", self.study, records, unsent)
-        if self.ledger.status == "budget":
-            return Outcome("budget", self.study, records, unsent)
         whole = len(ends) == self.study.num_trials
-        return Outcome(self._status() if whole else "failed", self.study, records, unsent)
+        more = f"css-ray study resume {self.study.name} --set"
+        if self.ledger.status == "budget":
+            spent = self.overdrawn() or "what is left of the budget is less than another trial takes"
+            return Outcome("budget", self.study, records, unsent, f"{spent}; to go on: {more} budget.KEY=MORE")
+        reason = ""
+        if not whole and self.too_many_failed():
+            share = self.study.resources.failed_share
+            reason = (
+                f"more than {share:.0%} of the {len(ends)} trials that ended have failed, so no more were started; "
+                f"to go on all the same: {more} resources.failed_share=1"
+            )
+        return Outcome(self._status() if whole else "failed", self.study, records, unsent, reason)
 
     def _go_on(self, exists: bool) -> None:
         # Before the first event: a study that no cluster can hold leaves nothing behind.

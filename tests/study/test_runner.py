@@ -381,6 +381,7 @@ def test_a_spent_budget_ends_a_study_and_a_larger_one_goes_on(place: Place, undi
     code, output = place.run("budget.cpu_hours=0.0002")
     assert code == 0, output
     assert place.events()[-1]["status"] == "budget"
+    assert "is spent" in output and "css-ray study resume small --set budget" in output
     assert runs_finished(place.events()) < 6
     code, output = place.call("study", "resume", "small")  # nothing is left of the budget
     assert code == 0 and runs_finished(place.events()) < 6, output
@@ -451,7 +452,7 @@ def test_a_trial_that_loses_on_the_first_splits_is_spared_the_others(place: Plac
 def test_a_study_whose_trials_all_fail_is_given_up(place: Place) -> None:
     sets = ["grid=null", "search.trials=30", "splits=[0]", "search.space={train.lr: {loguniform: [1.0e+6, 1.0e+7]}}"]
     code, output = place.run(*sets)
-    assert code == 1, output
+    assert code == 1 and "trials that ended have failed" in output, output
     events = place.events()
     ends = [event for event in events if event["event"] == "trial_finished"]
     assert 4 <= len(ends) <= 6 and {end["status"] for end in ends} == {"partial"}  # two run side by side
