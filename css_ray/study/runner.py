@@ -287,6 +287,8 @@ class Runner:
     def next_trial(self, running: set[int]) -> TrialSpec | Literal["finished"] | None:
         """What to start next; None where the next suggestion needs a result that is not there yet."""
         starts, ends = self.ledger.starts, self.ledger.ends
+        if self.overdrawn():
+            return "finished"
         if waiting := starts.keys() - ends.keys() - running:
             return self._again(starts[min(waiting)])
         index, grid = len(starts), self.grid
