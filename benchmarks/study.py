@@ -34,14 +34,31 @@ def rows() -> Iterator[Row]:
     yield from _loop()
     yield _journal()
     yield from _driver()
+    yield from _studies()
+
+
+def _found(module: str) -> dict[str, float]:
+    """What `python -m benchmarks.<module> FOLDER` prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", f"benchmarks.{module}", folder]
+        ended = subprocess.run(command, cwd=Path(__file__).parent.parent, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+def _studies() -> Iterator[Row]:
+    """Whole studies under Ray, each in a process of its own."""
+    found = _found("_startup")
+    yield Row("start of a later trial, vs the bound", found["later"], 10, 1, "s")
+    yield Row("start of a trial's next split, vs the bound", found["split"], 10, 1, "s")
+    found = _found("_pace")
+    yield Row("a step inside a study, vs plainly", found["inside"], found["plain"], 1 / 0.98, "ms")
+    yield Row("time of 8 slots, vs what 40 trials trained of it", 1, _found("_busy")["share"], 1 / 0.93, "")
 
 
 def _driver() -> Iterator[Row]:
     """1,000 simulated trials x 3 splits x 20 evaluations through the real driver, in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks._driver", folder]
-        root = Path(__file__).parent.parent
-        found = json.loads(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)
+    found = _found("_driver")
     yield Row("driver's CPU for trials 901 to 1,000, vs for trials 1 to 100", found["last"], found["first"], 1.2)
     yield Row("driver's private memory after 1,000 trials, vs the bound", found["private"], 600, 1, "MB")
     yield Row("replay of that study's journal, vs the bound", found["replay"], 5, 1)

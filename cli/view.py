@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from css_ray.study.progress import Progress, TrialProgress, Trouble
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-MARKS = {"running": "…", "finished": "✓", "partial": "!", "failed": "✗", "pruned": "✂"}
-COLORS = {"running": "cyan", "finished": "green", "partial": "yellow", "failed": "red", "pruned": "magenta"}
+MARKS = {"running": "…", "finished": "✓", "partial": "!", "failed": "✗", "pruned": "✂", "retried": "↻"}
+COLORS = {"running": "cyan", "finished": "green", "partial": "yellow", "failed": "red", "pruned": "magenta"} | {
+    "retried": "yellow"
+}
 
 ASCII = str.maketrans(
-    dict(zip(BLOCKS, "_.:-=+*#", strict=True)) | {"✓": "ok", "✗": "x", "✂": "%", "…": "...", "·": ".", "–": "-", "±": "+-"}
+    dict(zip(BLOCKS, "_.:-=+*#", strict=True))
+    | {"✓": "ok", "✗": "x", "✂": "%", "↻": "~", "…": "...", "·": ".", "–": "-", "±": "+-"}
 )
 """What stands for the signs of the view where a terminal's encoding lacks them."""
 
@@ -207,7 +210,8 @@ class View:
         progress, encoding = self.progress, options.encoding
         # The window holds the head, the table's header and caption, and two lines for each trouble, too.
         rows = self.rows or max(4, console.size.height - 7 - 2 * self.troubles)
-        yield Text(fitting(f"{progress.study.name}: {progress.status}", encoding), style="bold")
+        why = f", {progress.pause}" if progress.pause else ""
+        yield Text(fitting(f"{progress.study.name}: {progress.status}{why}", encoding), style="bold")
         for line in headline(progress, time.time()):
             yield Text(fitting(line, encoding))
         if progress.trials:
@@ -246,8 +250,10 @@ class Watcher:
                 f"trial {trial.index} ({trial.row}) {event['status']}: {value}"
                 + (f"; {event['reason']}" if event["reason"] else "")
             )
-        elif kind == "study_interrupted":
-            self._print(f"interrupted: {event['reason']}")
+        elif kind in ("study_interrupted", "study_paused"):
+            self._print(f"{self.progress.status}: {event['reason']}")
+        elif kind == "trial_retried":
+            self._print(f"trial {event['trial']} goes on from its last checkpoint: {event['reason']}")
         elif now - self.last_line > PLAIN_SECONDS or kind in ("study_started", "study_resumed", "study_finished"):
             self.summary()
 

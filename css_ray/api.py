@@ -230,11 +230,14 @@ class Study:
         self.definition = definition
         return self._drive(definition, address, observer, warn, resume=True)
 
-    def confirmation(self, top: int = 3, splits: Sequence[int] | None = None) -> Study:
+    def confirmation(
+        self, top: int = 3, splits: Sequence[int] | None = None, *, set: Mapping[str, Any] | Sequence[str] = ()
+    ) -> Study:
         """The study that trains the `top` best trials of the search again, on splits that it never saw; `run` it.
 
         The best of many trials is flattered by the choice; its mean on fresh splits is not. splits: by default as many as the
-        study has, after all of them. Raises ValueError where fewer trials of the search have finished, or a split is not fresh.
+        study has, after all of them. set: what else is other than in the search: `{"train.iterations": 40000}` trains longer.
+        Raises ValueError where fewer trials of the search have finished, a split is not fresh, or `set` is no part of a study.
         """
         progress = self._read()
         best = progress.best_trials(len(progress.trials))
@@ -244,7 +247,7 @@ class Study:
         paths = list(progress.study.space)
         tried = {index: {path: drawn[index].params[path] for path in paths} for index in list(drawn)[:top]}
         fresh = schema.fresh_splits(progress.study) if splits is None else splits
-        return Study(schema.confirmation(progress.study, tried, fresh), self.storage)
+        return Study(schema.confirmation(progress.study, tried, fresh, _overrides(set)), self.storage)
 
     def _drive(
         self,
@@ -275,11 +278,17 @@ class Study:
         return outcome
 
     def sync(self) -> SyncSummary:
-        """Bring MLflow level with the journal, tables included. Raises what MLflow raises."""
+        """Bring MLflow level with the journal, tables included.
+
+        Raises StudyLockedError where a driver is at work on the study, which sends what it has by itself; ConnectionError
+        within seconds where a server does not answer; and else what MLflow raises.
+        """
         from css_ray.tracking import sync
 
-        done = sync(Journal(self.folder).events, self.tracking_uri)
-        self._log_tables()
+        # Two writers at once would create each run twice.
+        with Journal(self.folder).driving():
+            done = sync(Journal(self.folder).events, self.tracking_uri)
+            self._log_tables()
         return done
 
     @property

@@ -14,8 +14,12 @@ happened, never changed by a replay). The kinds, and what each carries besides:
 | run_failed        | trial, split, step, reason                                                                          |
 | trial_pruned      | trial, split, step, reason: the verdict; the trial ends as soon as it hears of it                     |
 | run_pruned        | trial, split, step, reason: the run that the verdict cut short                                        |
+| run_rewound       | trial, split, step, reason: damaged checkpoints set the run back to this step                        |
+| trial_retried     | trial, reason: its workers or its process failed, and it goes on from its last checkpoint             |
 | trial_finished    | trial, status, reason, values ({split: value}), mean, std, n, num_splits                              |
 | study_extended    | spec (the whole resolved study from now on), num_splits                                             |
+| study_paused      | reason: the disk is nearly full; no trial starts, those that run wait at their next checkpoint       |
+| study_continued   | there is room again                                                                                   |
 | study_interrupted | reason                                                                                              |
 | study_resumed     | (nothing)                                                                                           |
 | study_finished    | status, best_trial                                                                                  |
@@ -27,6 +31,7 @@ that had failed opens it again. Metrics that are not finite are left out where t
 from __future__ import annotations
 
 import bisect
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -72,7 +77,7 @@ class Ledger:
     study: its name, empty before `study_started`. spec: the whole study as it stands.
     starts: the `trial_started` event of each trial begun. ends: the latest `trial_finished` event of each trial that ended; one
     whose machinery failed has not ended any more once the study is resumed, nor one that lacks splits since the study got more.
-    wall_seconds: how long its drivers have been at work, from the start or a resume to the latest event before the next.
+    wall_seconds: how long its drivers have been at work, see `WallTime`.
     pruned: the `trial_pruned` event of each trial that a verdict ended. curves: by trial and split, the evaluations by step.
     status: new, running, interrupted, or as `study_finished` says.
     """
@@ -85,8 +90,7 @@ class Ledger:
         self.ends: dict[int, Event] = {}
         self.pruned: dict[int, Event] = {}
         self.curves: dict[int, dict[int, dict[int, float]]] = {}
-        self.wall_seconds = 0.0
-        self._latest: float | None = None
+        self._wall = WallTime()
         self._runs: dict[int, dict[int, Record]] = {}
         for event in events:
             self.add(event)
@@ -94,7 +98,7 @@ class Ledger:
     def add(self, event: Event) -> None:
         """Take the next event into account."""
         kind = event["event"]
-        self._clock(kind, event["time"])
+        self._wall.event(event)
         if kind.startswith("study_"):
             self._study(kind, event)
         elif kind == "trial_started":
@@ -129,10 +133,9 @@ class Ledger:
             runs = self._runs[event["trial"]]
             runs[event["split"]] = replace(runs[event["split"]], **changes)
 
-    def _clock(self, kind: str, time: float) -> None:
-        if kind != "study_resumed" and self._latest is not None:
-            self.wall_seconds += max(0.0, time - self._latest)
-        self._latest = time if kind == "study_resumed" else max(time, self._latest or time)
+    @property
+    def wall_seconds(self) -> float:
+        return self._wall.seconds
 
     def _study(self, kind: str, event: Event) -> None:
         if kind == "study_started":
@@ -163,6 +166,35 @@ class Ledger:
 def records_from_events(events: Iterable[Event]) -> list[Record]:
     """Fold a journal into one record a run, ordered by trial and split."""
     return Ledger(events).records
+
+
+class WallTime:
+    """How long the drivers of a study have been at work, from the times of its events.
+
+    seconds: from the start or a resume to the latest event before the next. latest: the time up to which they count.
+
+    Events come late, the clocks of two nodes differ, and a clock may be set back. So an event adds no more than has passed
+    since the latest of all, and than has passed since the one before it of the same run (or of the driver). Where that is
+    negative the clock was set back: nothing is known of that moment, and counting goes on from it, as it does from each event
+    of the driver.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.latest = 0.0
+        self._own: dict[tuple[int, int] | None, float] = {}
+
+    def event(self, event: Event) -> None:
+        """Take one event into account."""
+        kind, now = event["event"], event["time"]
+        teller = (event["trial"], event["split"]) if kind.startswith("run_") else None
+        if not self._own or kind == "study_resumed":
+            self.latest = now
+        else:
+            gap = now - self._own.get(teller, -math.inf)
+            self.seconds += max(0.0, min(now - self.latest, gap))
+            self.latest = now if gap < 0 or teller is None else max(now, self.latest)
+        self._own[teller] = now
 
 
 @dataclass(slots=True)

@@ -126,6 +126,7 @@ class Projection:
             "run_finished": self._run_finished,
             "run_failed": self._run_failed,
             "run_pruned": self._run_pruned,
+            "run_rewound": self._run_rewound,
             "trial_finished": self._trial_finished,
             "study_interrupted": self._study_interrupted,
             "study_resumed": self._study_resumed,
@@ -263,6 +264,9 @@ class Projection:
         run.tags |= {"css_ray.step": str(event["step"]), "css_ray.reason": event["reason"], "css_ray.status": "pruned"}
         self._end(run, "KILLED", event)
 
+    def _run_rewound(self, position: int, run: _Run, event: Event) -> None:
+        run.tags["css_ray.rewound"] = event["reason"]
+
     # ------------------------------------------------------------------------------------------------------ calls to MLflow
 
     def _open(self, event: Event) -> None:
@@ -379,28 +383,52 @@ class SyncSummary:
 
 
 def sync(events: Sequence[Event], uri: str, artifact_root: str | Path | None = None) -> SyncSummary:
-    """Bring MLflow up to a whole journal. Raises what MLflow raises; what was sent before stays and is skipped next time."""
+    """Bring MLflow up to a whole journal.
+
+    Raises ConnectionError, within seconds, where a server does not answer, and else what MLflow raises. What was sent before
+    stays, and is skipped next time.
+    """
     projection = Projection(uri, artifact_root)
-    for start in range(0, len(events), _EVENTS_A_BATCH):
-        projection.apply(events[start : start + _EVENTS_A_BATCH])
+    try:
+        for start in range(0, len(events), _EVENTS_A_BATCH):
+            projection.apply(events[start : start + _EVENTS_A_BATCH])
+    except Exception as error:
+        if _sqlite_file(uri) is not None or _refused(error):
+            raise
+        raise ConnectionError(
+            f"{_cause(error)}; try again once the server is back, what it has taken is skipped then"
+        ) from error
     return SyncSummary(len(events), projection.runs_created, projection.points_sent)
 
 
 _EVENTS_A_BATCH = 500
+_MOST_WAITING = 20_000  # events of an outage: 75 MB where each has the scores of 21 classes
 
 
 class Tracker:
     """Projects events to MLflow from one background thread, so that training neither waits for MLflow nor fails with it.
 
     While MLflow is away, events wait in memory (they are in the journal anyway) and tries follow each other in 1, 2, 4, ... at
-    most `longest_pause` seconds. An event that MLflow refuses for good is dropped with a warning.
+    most `longest_pause` seconds. Once `most_waiting` events came during one outage, MLflow is left alone from then on and the
+    memory freed: `sync` sends them all. An event that MLflow refuses for good is dropped with a warning.
     """
 
-    def __init__(self, uri: str, artifact_root: str | Path | None = None, *, longest_pause: float = 60.0) -> None:
+    def __init__(
+        self,
+        uri: str,
+        artifact_root: str | Path | None = None,
+        *,
+        longest_pause: float = 60.0,
+        most_waiting: int = _MOST_WAITING,
+    ) -> None:
         self._uri = uri
         self._artifact_root = artifact_root
         self._longest_pause = longest_pause
+        self._most_waiting = most_waiting
         self._waiting: deque[Event] = deque()
+        self._room: int | None = None  # events that this outage may still add; None while MLflow answers
+        self._left_out = 0
+        self._given_up = False
         self._changed = threading.Condition()
         self._closing = False
         # A daemon: a call that hangs must not keep the process alive.
@@ -410,8 +438,24 @@ class Tracker:
     def record(self, event: Event) -> None:
         """Hand over the next event of the journal. Returns at once and never raises."""
         with self._changed:
+            if self._given_up:
+                self._left_out += 1
+                return
             self._waiting.append(event)
+            if self._room is not None:
+                self._room -= 1
+                if self._room < 0:
+                    self._give_up()
             self._changed.notify()
+
+    def _give_up(self) -> None:
+        """Events after a gap cannot be sent, so none is from here on."""
+        self._given_up = True
+        self._left_out = len(self._waiting)
+        self._waiting.clear()
+        _log.warning(
+            "MLflow at %s missed %d events and is left alone; `css-ray study sync` brings it level", self._uri, self._left_out
+        )
 
     def close(self, timeout: float = 30.0) -> int:
         """Send what still waits, for at most `timeout` seconds, and return how many events were not sent (see `sync`)."""
@@ -419,7 +463,8 @@ class Tracker:
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout)
-        return len(self._waiting)
+        with self._changed:
+            return self._left_out + len(self._waiting)
 
     def _work(self) -> None:
         projection: Projection | None = None
@@ -432,7 +477,9 @@ class Tracker:
             except Exception as error:
                 if projection is None or not _refused(error):
                     if not pause:
-                        _log.warning("MLflow at %s is away, events wait in the journal: %s", self._uri, _first_line(error))
+                        _log.warning("MLflow at %s is away, events wait in the journal: %s", self._uri, _cause(error))
+                        with self._changed:
+                            self._room = self._most_waiting
                     pause = min(2 * pause or 1.0, self._longest_pause)
                     if self._rest(pause):
                         continue
@@ -447,31 +494,35 @@ class Tracker:
                 pause = 0.0
             one_by_one = max(0, one_by_one - 1)
             with self._changed:
-                for _ in batch:
-                    self._waiting.popleft()
+                self._room = None
+                if not self._given_up:
+                    for _ in batch:
+                        self._waiting.popleft()
 
     def _next_batch(self, size: int) -> list[Event]:
-        """The oldest events that wait, once there are any; empty when the tracker is closed and all were sent."""
+        """The oldest events that wait, once there are any; empty when none will be sent any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
+            self._changed.wait_for(lambda: self._waiting or self._closing or self._given_up)
             return list(islice(self._waiting, size))
 
     def _rest(self, seconds: float) -> bool:
-        """Wait before another try. False if the tracker was closed before the try that has just failed."""
+        """Wait before another try. False if there will be none: the tracker was closed before the last one, or has given up."""
         with self._changed:
             if self._closing:
                 return False
             # `record` notifies as well, hence the predicate. Closing cuts the rest short for one last try.
-            self._changed.wait_for(lambda: self._closing, timeout=seconds)
-            return True
+            self._changed.wait_for(lambda: self._closing or self._given_up, timeout=seconds)
+            return not self._given_up
 
 
 def _refused(error: Exception) -> bool:
     """True if another try cannot help: MLflow rejects what it was sent, or the event is not what records.py describes."""
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import MlflowException, RestException
 
     if isinstance(error, MlflowException):
-        return error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+        # What stands before a server that is away may answer 400 in its place, but not in MLflow's own form.
+        bad = ("BAD_REQUEST",) if isinstance(error, RestException) else ()
+        return error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", *bad)
     return isinstance(error, LookupError | TypeError | ValueError) and not isinstance(error, OSError)
 
 
@@ -652,8 +703,20 @@ def _trial_note(score: str, event: Event, reasons: Mapping[int, str]) -> str:
     return "\n".join(lines)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _cause(error: BaseException) -> str:
+    """Why a call failed, in a line: MLflow wraps a silence or a refused connection in four exceptions with one text."""
+    seconds = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "")
+    words = {
+        "ReadTimeoutError": f"it took a request and did not answer within {seconds} s",
+        "ConnectTimeoutError": f"no connection within {seconds} s",
+        "ConnectionRefusedError": "the connection was refused",
+    }
+    inner: BaseException | None = error
+    while inner is not None:
+        if type(inner).__name__ in words:
+            return words[type(inner).__name__]
+        inner = inner.__cause__ or inner.__context__
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
 # ------------------------------------------------------------------------------------------------------------- the server

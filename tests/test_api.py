@@ -234,3 +234,9 @@ def test_the_best_trials_of_a_search_are_confirmed_on_fresh_splits(place: Path) 
         study.confirmation(top=3)
     with pytest.raises(StudyError, match="the search has seen 1"):
         study.confirmation(top=1, splits=[1, 3])
+    longer = study.confirmation(top=1, set={"train.iterations": 80, "study": "small-longer"})
+    assert (longer.name, longer.definition.train.iterations) == ("small-longer", 80)
+    with pytest.raises(ValueError, match="the search has seen 1"):
+        study.confirmation(top=1, set={"splits": [1, 7]})
+    with pytest.raises(ValueError, match="iteration"):
+        study.confirmation(top=1, set={"train.iteration": 80})

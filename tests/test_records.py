@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from css_ray.records import Event, Ledger, Record, mean_std, records_from_events, score_text
+from css_ray.records import Event, Ledger, Record, WallTime, mean_std, records_from_events, score_text
 
 PARAMS = {"data.labelled": 92, "method.name": "css"}
 
@@ -159,3 +159,47 @@ def test_a_study_with_more_splits_has_trials_that_lack_them() -> None:
     assert (ledger.ends.keys(), ledger.spec) == ({1}, {"splits": [0, 1, 2]})
     again = Ledger([*START, end(0, "finished"), event("study_extended", spec={"more": "trials"}, num_splits=2)])
     assert again.ends.keys() == {0}
+
+
+def wall_seconds(*events: tuple[str, int | None, float]) -> float:
+    """Of (kind, trial, time): what WallTime makes of them, which never falls on the way."""
+    clock, before = WallTime(), 0.0
+    for kind, trial, time in events:
+        clock.event({"event": kind, "time": time} | ({} if trial is None else {"trial": trial, "split": 0}))
+        assert clock.seconds >= before
+        before = clock.seconds
+    return clock.seconds
+
+
+def test_a_clock_that_jumps_back_costs_one_gap() -> None:
+    steady = [("study_started", None, 0.0), ("trial_started", 0, 1.0), ("run_started", 0, 10.0)]
+    run = [("run_logged", 0, 10.0 + 20 * count) for count in range(1, 400)]
+    assert wall_seconds(*steady, *run) == 10 + 20 * 399
+    # An hour back in the middle of a run: all but the 20 s in which it happened are counted.
+    jumped = [(kind, trial, time if count < 250 else time - 3600) for count, (kind, trial, time) in enumerate(run)]
+    assert wall_seconds(*steady, *jumped) == 10 + 20 * 398
+    # Between the driver's own words, too; and between the driver and a worker.
+    words = [("trial_finished", None, 8000.0), ("trial_started", None, 4401.0), ("run_started", 1, 4410.0)]
+    assert wall_seconds(*steady, *run, *words) == 10 + 20 * 399 + 10 + 9
+    late = [("trial_finished", None, 4401.0), ("trial_started", None, 4402.0), ("run_started", 1, 4410.0)]
+    assert wall_seconds(*steady, *run, *late) == 10 + 20 * 399 + 1 + 8
+
+
+def test_what_a_worker_told_before_a_jump_and_came_after_it_adds_no_hour() -> None:
+    before = [("study_started", None, 0.0), ("run_started", 0, 5000.0), ("run_started", 1, 5000.0), ("run_logged", 0, 5010.0)]
+    told = [
+        ("run_logged", 0, 1411.0),
+        ("run_logged", 1, 5010.5),
+        ("run_logged", 0, 1421.0),
+        ("run_logged", 1, 1420.0),
+        ("run_logged", 0, 1431.0),
+    ]
+    assert 5010 + 10 <= wall_seconds(*before, *told) <= 5010 + 31
+
+
+def test_clocks_of_nodes_that_differ_add_nothing() -> None:
+    """Two runs side by side for 1,000 s, on a node whose clock is 300 s ahead and on one whose clock is 300 s behind."""
+    events = [("study_started", None, 0.0), ("run_started", 0, 10.0 + 300), ("run_started", 1, 10.0 - 300)]
+    for time in range(20, 1000, 10):
+        events += [("run_logged", 0, time + 300.0), ("run_logged", 1, time - 300.0)]
+    assert 900 <= wall_seconds(*events, ("trial_finished", None, 1000.0)) <= 1000 + 300

@@ -155,6 +155,28 @@ def test_without_a_terminal_a_line_tells_how_a_trial_ended() -> None:
     assert len(lines) == 6  # the start and five ends
 
 
+def test_what_was_lost_and_made_good_is_said() -> None:
+    telling = mixed()
+    for reason in ("rank 1: its process died", "rank 0 stood still for more than 900 s"):
+        telling.tell("trial_retried", 3, reason=reason)
+    text = words(shown(progress_of(telling)))
+    assert "↻ trial 3 retried 2 times, lastly: rank 0 stood still for more than 900 s" in text
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    watcher = Watcher(Progress(telling.study), console)
+    for event in telling.events:
+        watcher.event(event)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "trial 3 goes on from its last checkpoint: rank 1: its process died" in lines
+
+
+def test_a_pause_is_explained_while_it_lasts() -> None:
+    telling = mixed()
+    telling.tell("study_paused", reason="runs has 0.10 GB free")
+    assert "small: paused, runs has 0.10 GB free" in words(shown(progress_of(telling)))
+    telling.tell("study_continued")
+    assert "small: running" in shown(progress_of(telling)) and "GB free" not in shown(progress_of(telling))
+
+
 def test_on_a_terminal_the_table_follows_the_study() -> None:
     console = Console(file=io.StringIO(), width=80, height=30, force_terminal=True, _environ={"TERM": "xterm"})
     telling = mixed()

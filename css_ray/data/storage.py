@@ -48,6 +48,16 @@ def locate(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
+def free_bytes(place: str | Path) -> int | None:
+    """Free space in bytes on the disk of a folder, which need not exist yet; None at a URL."""
+    if is_url(place):
+        return None
+    folder = Path(place).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
 def read_description(place: str | Path) -> dict[str, Any] | None:
     """What `dataset.json` says; None where there is none.
 

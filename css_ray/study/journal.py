@@ -74,10 +74,10 @@ class Journal:
         self.events: list[Event] = []
         for number, line in enumerate(self._store.read(), 1):
             try:
-                self.events.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                self.events.append(_event(line))
+            except ValueError as error:
                 raise JournalError(
-                    f"event {number} of the journal in {folder} is no JSON ({error}); "
+                    f"event {number} of the journal in {folder} is damaged ({error}); "
                     "restore it from a copy, or remove that event"
                 ) from None
         self._known = {_key(event) for event in self.events} - {None}
@@ -129,10 +129,20 @@ class Follower:
         for line in lines:
             self._count += 1
             try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise JournalError(f"event {self._count} of the journal in {self.folder} is no JSON ({error})") from None
+                events.append(_event(line))
+            except ValueError as error:
+                raise JournalError(f"event {self._count} of the journal in {self.folder} is damaged ({error})") from None
         return events
+
+
+def _event(line: str) -> Event:
+    """Raises ValueError where the line is no event."""
+    event = json.loads(line)
+    if not isinstance(event, dict) or "event" not in event or "time" not in event:
+        raise ValueError("it has no kind or no time")
+    if "\ufffd" in line:
+        raise ValueError("some bytes are no text")
+    return event
 
 
 def _key(event: Event) -> tuple[Any, ...] | None:
@@ -164,7 +174,7 @@ class _File:
         whole, newline, _ = text.rpartition(b"\n")
         # A last line without its end is a write that was cut off: what it told is told again by the run that it is about.
         self.end = len(whole) + len(newline)
-        return whole.decode().splitlines() if newline else []
+        return whole.decode(errors="replace").split("\n") if newline else []
 
     def read_from(self, mark: int | None) -> tuple[list[str], int]:
         """The whole lines from byte `mark` on, and where they end."""
@@ -178,7 +188,7 @@ class _File:
             size, whole, newline = 0, b"", b""
         if size < mark:
             raise JournalError(f"the journal in {self.folder} became shorter: the study was removed or begun anew; start again")
-        return (whole.decode().splitlines() if newline else []), mark + len(whole) + len(newline)
+        return (whole.decode(errors="replace").split("\n") if newline else []), mark + len(whole) + len(newline)
 
     def append(self, line: str, number: int) -> None:
         if self.descriptor is None:
@@ -219,7 +229,10 @@ class _Objects:
     def read(self) -> list[str]:
         selector = pyarrow.fs.FileSelector(f"{self.root}/journal", allow_not_found=True)
         paths = sorted(info.path for info in self.filesystem.get_file_info(selector) if info.base_name.endswith(".json"))
-        lines = [self._get(path).decode() for path in paths]
+        for number, path in enumerate(paths):
+            if not path.endswith(f"/{number:09d}.json"):
+                raise JournalError(f"event {number + 1} of the journal in {self.uri} is missing; restore it from a copy")
+        lines = [self._get(path).decode(errors="replace") for path in paths]
         # A last object cut short is a write that was interrupted, as a last line without its end is.
         return lines[:-1] if lines and not lines[-1].endswith("}") else lines
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from css_ray.records import Event, RunTimes, mean_std
+from css_ray.records import Event, RunTimes, WallTime, mean_std
 from css_ray.study.schema import Study, parse
 
 
@@ -32,6 +32,7 @@ class TrialProgress:
 
     curve: the evaluations, in percent, of the split that was evaluated last, `curve_split`. score: what the trial is ranked by,
     None unless it finished on all its splits. done: its steps behind us, see `Progress.steps_done`.
+    retries: how often it went on after a failure.
     """
 
     index: int
@@ -50,11 +51,15 @@ class TrialProgress:
     curve: list[float] = field(default_factory=list)
     curve_split: int | None = None
     done: int = 0
+    retries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why a run or a whole trial (`split` None) failed or was pruned; `step` None where the reason has it."""
+    """Why a run or a whole trial (`split` None) failed, was pruned, or lost some of its steps and went on (status retried).
+
+    step: None where the reason has it.
+    """
 
     trial: int
     split: int | None
@@ -66,10 +71,10 @@ class Trouble:
 class Progress:
     """Folds events, one by one; kinds it does not know are passed over. Times are the events' own.
 
-    trials: all that began, by index; running: those of them that have not ended. status: new, running, interrupted, or as
-    `study_finished` says. latest: time of the latest event. hours: what its runs have held, as hours of GPU (of CPU, where a
-    worker has none). lowest, highest: of all evaluations, in percent; None before the first. troubles: of runs and trials that
-    failed or were pruned, in the order they became known.
+    trials: all that began, by index; running: those of them that have not ended. status: new, running, paused (for the reason
+    `pause`), interrupted, or as `study_finished` says. latest: time of the latest event. hours: what its runs have held, as
+    hours of GPU (of CPU, where a worker has none). lowest, highest: of all evaluations, in percent; None before the first.
+    troubles: of runs and trials that failed, were pruned or went on after a failure, in the order they became known.
     """
 
     def __init__(self, study: Study) -> None:
@@ -77,13 +82,14 @@ class Progress:
         self.trials: dict[int, TrialProgress] = {}
         self.running: dict[int, TrialProgress] = {}
         self.status = "new"
+        self.pause = ""
         self.latest = 0.0
         self.hours: dict[str, float] = {self._device[0]: 0.0}
         self.lowest: float | None = None
         self.highest: float | None = None
         self.steps_done = 0
         self.runs_ended = 0
-        self.troubles: dict[tuple[int, int | None], Trouble] = {}
+        self.troubles: dict[tuple[int, int | str | None], Trouble] = {}
         self._ended: dict[int, TrialProgress] = {}
         self._endings: Counter[str] = Counter()
         self._ranking: list[tuple[float, int]] = []  # (-score, trial), best first
@@ -91,8 +97,9 @@ class Progress:
         self._planned = dict.fromkeys(range(study.num_trials), study.train.iterations)
         self._planned |= {trial.index: trial.settings["train"]["iterations"] for trial in study.grid_trials()}
         self._steps_a_split = sum(self._planned.values())
-        self._since: tuple[float, int] | None = None
+        self._since: tuple[float, int] | None = None  # wall time and `steps_done` at the first run of this start
         self._times = RunTimes()
+        self._wall = WallTime()
 
     @property
     def _device(self) -> tuple[str, float]:
@@ -104,7 +111,8 @@ class Progress:
     def event(self, event: Event) -> None:
         """Take one event into account."""
         kind = event["event"]
-        self.latest = max(self.latest, event["time"])
+        self.latest = event["time"]
+        self._wall.event(event)
         if seconds := self._times.event(event):
             kind_of_device, count = self._device
             self.hours[kind_of_device] = self.hours.get(kind_of_device, 0.0) + seconds * count / 3600
@@ -116,12 +124,15 @@ class Progress:
                     self._reopen(trial)
         elif kind == "study_extended":
             self._extend(event)
-        elif kind == "study_interrupted":
-            self.status = "interrupted"
+        elif kind in ("study_interrupted", "study_paused", "study_continued"):
+            self.status = {"study_continued": "running"}.get(kind, kind.removeprefix("study_"))
+            self.pause = event["reason"] if kind == "study_paused" else ""
         elif kind == "study_finished":
             self.status = event["status"]
         elif kind == "trial_started":
             self._begin(event)
+        elif kind == "trial_retried":
+            self._retried(event["trial"], event["reason"])
         elif kind == "trial_finished":
             self._end(self.trials[event["trial"]], event)
         elif kind.startswith("run_"):
@@ -191,6 +202,8 @@ class Progress:
 
     def _run(self, kind: str, event: Event) -> None:
         trial, split = self.trials[event["trial"]], event["split"]
+        if kind == "run_rewound":
+            return self._retried(trial.index, event["reason"])
         if trial.status == "pruned" and kind != "run_started":
             return  # told late, by a run that had not heard of its end yet
         if trial.index in self._ended and kind not in ("run_failed", "run_pruned"):
@@ -202,7 +215,7 @@ class Progress:
         if kind in ("run_started", "run_logged", "run_evaluated"):
             run.status, run.reason = "running", ""
         if kind == "run_started" and self._since is None:
-            self._since = event["time"], self.steps_done
+            self._since = self._wall.seconds, self.steps_done
         elif kind == "run_evaluated":
             run.score = event["metrics"][objective.metric]
             self._evaluated(trial, split, event["metrics"][objective.metric])
@@ -215,6 +228,13 @@ class Progress:
             self.troubles[trial.index, split] = Trouble(trial.index, split, run.step, "failed", run.reason)
         self.runs_ended += (run.status != "running") - ended_before
         self._count(trial)
+
+    def _retried(self, index: int, reason: str) -> None:
+        trial = self.trials[index]
+        trial.retries += 1
+        times = f"{trial.retries} times, lastly: " if trial.retries > 1 else ""
+        self.troubles.pop((index, "retries"), None)  # the latest comes last
+        self.troubles[index, "retries"] = Trouble(index, None, None, "retried", times + reason)
 
     def _evaluated(self, trial: TrialProgress, split: int, score: float) -> None:
         if trial.curve_split != split:
@@ -305,10 +325,10 @@ class Progress:
         if self._since is None or self.status != "running":
             return None
         since, before = self._since
-        done = self.steps_done - before
-        if done <= 0 or now - since < 5:
+        done, taken = self.steps_done - before, self._wall.seconds + max(0.0, now - self._wall.latest) - since
+        if done <= 0 or taken < 5:
             return None
-        return (self.num_steps - self.steps_done) * (now - since) / done
+        return (self.num_steps - self.steps_done) * taken / done
 
     def partial(self, trial: TrialProgress) -> tuple[float | None, float | None]:
         """Mean and std over the splits of `trial` that are finished so far."""

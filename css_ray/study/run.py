@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,8 +156,12 @@ def execute(
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     keep_best: Callable[[dict[str, Tensor]], None] = lambda state: None,
+    beat: Callable[[], None] = lambda: None,
 ) -> Fit:
-    """Train the run, from `checkpoint` if given, as this rank of the process group (or alone). Raises as `loop.fit` does."""
+    """Train the run, from `checkpoint` if given, as this rank of the process group (or alone). Raises as `loop.fit` does.
+
+    beat: called before each batch, of training and of an evaluation alike: a sign of life.
+    """
     spec, dataset = prepared.spec, prepared.dataset
     data, rank, world_size = spec["settings"]["data"], distributed.rank(), distributed.world_size()
     train = TrainConfig(**spec["settings"]["train"])
@@ -184,7 +188,7 @@ def execute(
             num_steps=train.iterations,
             **loading,
         )
-        return loaders.enter_context(loader)
+        return _Beating(loaders.enter_context(loader), beat)
 
     with loaders:
         val = loaders.enter_context(make_val_loader(dataset.val, batch_size=data["val_batch"], **loading))
@@ -199,16 +203,28 @@ def execute(
             method,
             train,
             make_batches=batches,
-            val_batches=val,
+            val_batches=_Beating(val, beat),
             class_names=tuple(dataset.info.class_names),
             seed=spec["seed"],
             reporter=reporter,
-            unlabelled_batches=unlabelled,
+            unlabelled_batches=None if unlabelled is None else _Beating(unlabelled, beat),
             crop=data["crop"],
             device=device,
             checkpoint=checkpoint,
             keep_best=keep_best,
         )
+
+
+class _Beating:
+    """Batches, with a call of `beat` before each."""
+
+    def __init__(self, batches: Iterable[Any], beat: Callable[[], None]) -> None:
+        self._batches, self._beat = batches, beat
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._batches:
+            self._beat()
+            yield batch
 
 
 def _tuple(value: Any) -> Any:

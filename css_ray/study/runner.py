@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import heapq
 import logging
+import math
 import os
 import platform
 import signal
@@ -22,12 +24,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal, Protocol
 
+import pyarrow.fs
 import ray
 import ray.tune
-from ray.train import TrainingFailedError
 from ray.tune.search import Searcher
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.data.storage import free_bytes, locate, shown
 from css_ray.methods import METHODS
 from css_ray.records import Event, Ledger, Record, RunTimes, mean_std
 from css_ray.study.journal import Journal, is_uri, study_folder
@@ -35,10 +38,14 @@ from css_ray.study.pruning import LEADERS, Seen
 from css_ray.study.run import Lists, RunSpec, method_config, prepare, run_spec, split_key, write_ids
 from css_ray.study.sampling import Result, Sampling
 from css_ray.study.schema import Resources, Study, TrialSpec
-from css_ray.study.trial import Verdicts, last_line, make_trainer, run_trial
+from css_ray.study.slot import Job, Slot, last_line, run_trial
+from css_ray.study.verdicts import Verdicts
 from css_ray.tracking import Tracker, default_uri
 
 _log = logging.getLogger(__name__)
+
+DISK_SECONDS = 5.0
+"""How often the driver looks at the free space."""
 
 FEWEST_ENDED = 4
 """Trials that must have ended before a share of failed ones means anything."""
@@ -103,12 +110,15 @@ class Runner:
         self._classes: dict[tuple[str, str], int] = {}
         self.pruners = study.pruners()
         self._lists: dict[Hashable, Lists | None] = {}
+        self._paused = False
+        self._looked = -math.inf
 
     def _read(self) -> None:
         self.journal = Journal(self.folder)
         self.ledger = Ledger(self.journal.events)
         self._values: dict[int, dict[int, float]] = {}
         self._scores: dict[int, float] = {}
+        self._uncollected: set[int] = set()  # trials of the search that ended, and may have files
         self._leaders: list[tuple[float, int]] = []  # (-mean, trial), best first
         self._curves: dict[int, dict[int, dict[int, float]]] = {}
         self._times = RunTimes()
@@ -136,6 +146,8 @@ class Runner:
                 bisect.insort(self._leaders, (-event["mean"], trial))
                 del self._leaders[LEADERS:]
             self._scores[trial] = objective.score(event["mean"], event["std"]) or 0.0
+        if kind == "trial_finished" and event["status"] != "failed":
+            self._uncollected.add(trial)
 
     @property
     def started(self) -> bool:
@@ -196,7 +208,9 @@ class Runner:
         return Outcome(self._status() if whole else "failed", self.study, records, unsent, reason)
 
     def _go_on(self, exists: bool) -> None:
-        # Before the first event: a study that no cluster can hold leaves nothing behind.
+        # Before the first event: a study that no disk and no cluster can hold leaves nothing behind.
+        if full := self.full_disk():
+            raise RuntimeError(f"{full}; make room, lower keep.min_free_gb, or give another --storage")
         extended = exists and self.ledger.spec != self.study.resolved()
         concurrent = 0 if self._ended() and not extended else connect(self.study, self.address)
         if not exists:
@@ -214,6 +228,7 @@ class Runner:
                 self.emit("study_resumed")
         for trial_ in self.ledger.pruned.keys() - self.ledger.ends.keys():
             self.end(trial_, None)
+        self.collect()
         if not self._ended():
             for trial in self.grid:
                 self.runs_of(trial)
@@ -272,7 +287,9 @@ class Runner:
         with tempfile.TemporaryDirectory(prefix="css-ray-tune-") as scratch:
             tuner = ray.tune.Tuner(
                 ray.tune.with_resources(run_trial, {"memory": 50e6}),
-                tune_config=ray.tune.TuneConfig(search_alg=searcher, num_samples=-1, max_concurrent_trials=concurrent),
+                tune_config=ray.tune.TuneConfig(
+                    search_alg=searcher, num_samples=-1, max_concurrent_trials=concurrent, reuse_actors=True
+                ),
                 run_config=ray.tune.RunConfig(
                     name=f"{self.study.name}-{uuid.uuid4().hex[:8]}",
                     storage_path=scratch,
@@ -283,12 +300,15 @@ class Runner:
                 ),
             )
             tuner.fit()
+        _remove(_notes(self.folder))
 
     def next_trial(self, running: set[int]) -> TrialSpec | Literal["finished"] | None:
         """What to start next; None where the next suggestion needs a result that is not there yet."""
         starts, ends = self.ledger.starts, self.ledger.ends
         if self.overdrawn():
             return "finished"
+        if self._paused:
+            return None
         if waiting := starts.keys() - ends.keys() - running:
             return self._again(starts[min(waiting)])
         index, grid = len(starts), self.grid
@@ -387,15 +407,12 @@ class Runner:
         config = {f"{section}.{key}": value for section, values in trial.settings.items() for key, value in values.items()}
         finished = {record.split for record in self.ledger.runs_of(trial.index) if record.status == "finished"}
         self.emit("trial_started", trial=trial.index, row=trial.row, source=trial.source, params=trial.params, config=config)
+        runs = [run for run in self.runs_of(trial) if run["split"] not in finished]
         return {
             "trial": trial.index,
-            "name": f"trial_{trial.index:04d}",
-            "storage": f"{self.folder}/checkpoints",
-            "models": f"{self.folder}/models/trial_{trial.index:04d}",
             "resources": self.study.resources.model_dump(),
-            "cpus_per_worker": self.study.resources.cpus_per_worker,
-            "runs": [run for run in self.runs_of(trial) if run["split"] not in finished],
-            "verdicts": self._verdicts if trial.source == "search" else None,
+            "place": _notes(self.folder),
+            "job": _job(self.study, trial.index, runs, self.folder, self._verdicts if trial.source == "search" else None),
         }
 
     def runs_of(self, trial: TrialSpec) -> list[RunSpec]:
@@ -472,6 +489,41 @@ class Runner:
         if status == "finished" and value["n"] < value["num_splits"]:
             status = "partial"
         self.emit("trial_finished", trial=trial, status=status, reason=reason, **value)
+        self.collect()
+
+    def collect(self) -> None:
+        """Remove the weights and checkpoints of the search's trials that ended and are not among the best `keep.top`.
+
+        Those of a trial whose machinery failed stay: a resume goes on from them.
+        """
+        if self.study.keep.top is None:
+            return
+        scores = self._scores
+        best = set(heapq.nlargest(self.study.keep.top, scores, key=lambda trial: (scores[trial], -trial)))
+        gone = (self._uncollected & self.ledger.ends.keys()) - best
+        for trial in sorted(gone):
+            for kind in ("checkpoints", "models"):
+                _remove(f"{self.folder}/{kind}/trial_{trial:04d}")
+        self._uncollected -= gone
+
+    def full_disk(self) -> str:
+        """What is short of space, in words; empty where nothing is."""
+        free, needed = free_bytes(self.folder), self.study.keep.min_free_gb
+        if free is None or free >= needed * 1e9:
+            return ""
+        return f"{self.storage} has {free / 1e9:.2f} GB free, less than the {needed:g} GB of keep.min_free_gb"
+
+    def watch_disk(self) -> None:
+        """Pause the study while its disk is full: no trial starts, and those that run wait at their next checkpoint."""
+        if time.monotonic() - self._looked < DISK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        full = self.full_disk()
+        if full and not self._paused:
+            self.emit("study_paused", reason=full)
+        elif self._paused and not full:
+            self.emit("study_continued")
+        self._paused = bool(full)
 
 
 class _Results(Sequence[Result]):
@@ -551,13 +603,23 @@ class _Listener(ray.tune.Callback):  # type: ignore[misc]
         assert self.hand.runner is not None
         return self.hand.runner
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.runner.watch_disk()
+
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         for event in result.get("events", ()):
             self.runner.take(event)
             if event["event"] in ("run_evaluated", "run_finished"):
                 self.runner.judge(event)
+            elif event["event"] == "run_rewound":
+                _log.warning("trial %d, split %d: %s", event["trial"], event["split"], event["reason"])
+        if "retry" in result:
+            self.runner.emit("trial_retried", trial=trial.config["trial"], reason=result["retry"])
         if "error" in result:
             self.errors[trial.config["trial"]] = result["error"]
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.runner.emit("trial_retried", trial=trial.config["trial"], reason="the process of the trial died")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         index = trial.config["trial"]
@@ -625,22 +687,40 @@ def train_one(study: Study, spec: RunSpec, folder: str, address: str | None) -> 
     Raises RuntimeError with the reason where the workers failed more often than `resources.retries`.
     """
     connect(study, address)
-    config = {
-        "trial": spec["trial"],
-        "runs": [spec],
-        "name": "train",
-        "storage": folder,
-        "models": f"{folder}/models",
-        "resources": study.resources.model_dump(),
-        "cpus_per_worker": study.resources.cpus_per_worker,
-        "verdicts": None,
-    }
-    try:
-        result = make_trainer(config, []).fit()
-    except TrainingFailedError as error:
-        raise RuntimeError(last_line(error)) from None
-    end: Event = (result.metrics or {})["events"][-1]
+    end: Event = {}
+    for message in Slot(study.resources.model_dump(), _notes(folder)).train(_job(study, spec["trial"], [spec], folder, None)):
+        if "error" in message:
+            raise RuntimeError(message["error"])
+        end = message["events"][-1] if message["events"] else end
     return end
+
+
+def _job(study: Study, trial: int, runs: Sequence[RunSpec], folder: str, verdicts: Verdicts | None) -> Job:
+    """What the ranks of a slot need to train `runs` of a trial; `folder` is where its checkpoints and weights go."""
+    return {
+        "trial": trial,
+        "runs": list(runs),
+        "checkpoints": f"{folder}/checkpoints/trial_{trial:04d}",
+        "models": f"{folder}/models/trial_{trial:04d}",
+        "verdicts": verdicts.start if verdicts else None,
+        "hang_seconds": study.resources.hang_seconds,
+        "min_free": study.keep.min_free_gb * 1e9,
+    }
+
+
+def _notes(folder: str) -> str:
+    """Where Ray Train keeps what it writes for itself, of no use once a driver has ended."""
+    return f"{folder}/ray"
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder, or what lies below a URL, if it is there. What cannot be removed is in nobody's way."""
+    filesystem, path = locate(folder)
+    try:
+        if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+            filesystem.delete_dir(path)
+    except OSError as error:
+        _log.warning("%s could not be removed: %s", shown(folder), error)
 
 
 def _versions() -> dict[str, str]:

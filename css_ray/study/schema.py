@@ -117,8 +117,10 @@ class Data(Section):
 class Resources(Section):
     """What a trial takes, and how many trials run side by side.
 
-    retries: how often a trial whose workers died goes on from its last checkpoint. failed_share: of the trials that ended, from
-    the fourth on; once more have failed, no new one is started, since something is wrong with them all.
+    retries: how often a trial whose workers died goes on from its last checkpoint. hang_seconds: how long one step,
+    or one batch of an evaluation, may take before a rank counts as hung, ends itself, and so costs the trial a retry.
+    failed_share: of the trials that ended, from the fourth on; once more have failed, no new one is started, since something is
+    wrong with them all.
     """
 
     workers: Count = 1
@@ -126,6 +128,7 @@ class Resources(Section):
     gpus_per_worker: typing.Annotated[float, Field(ge=0, strict=False)] = 0
     concurrent_trials: Count = 1
     retries: typing.Annotated[int, Field(ge=0)] = 2
+    hang_seconds: typing.Annotated[float, Field(gt=0, strict=False)] = 900
     failed_share: typing.Annotated[float, Field(ge=0, le=1, strict=False)] = 0.5
 
 
@@ -155,6 +158,17 @@ class Budget(Section):
     hours: typing.Annotated[float, Field(gt=0, strict=False)] | None = None
     gpu_hours: typing.Annotated[float, Field(gt=0, strict=False)] | None = None
     cpu_hours: typing.Annotated[float, Field(gt=0, strict=False)] | None = None
+
+
+class Keep(Section):
+    """What of a study stays on its disk.
+
+    top: of the search's trials that ended, so many of the best keep their weights and last checkpoints; None keeps all. Those
+    of the grid always do. min_free_gb: with less space free a study pauses, and goes on when there is room.
+    """
+
+    top: Count | None = 20
+    min_free_gb: typing.Annotated[float, Field(ge=0, strict=False)] = 1.0
 
 
 class Table(Section):
@@ -215,6 +229,7 @@ class Study:
     space: Mapping[str, Distribution]
     resources: Resources
     budget: Budget
+    keep: Keep
     table: Table
     tracking: Tracking
     spec: Mapping[str, Any]
@@ -349,8 +364,8 @@ def parse(spec: Mapping[str, Any], source: str = "the study") -> Study:
 def extend(study: Study, overrides: Sequence[str]) -> Study:
     """A study that was begun, with more of it: `overrides` such as `search.trials=40`, `splits=[0, 1, 2, 3]`, `budget.hours=8`.
 
-    What was trained must stay valid, so only these may change: resources, budget, tracking, table, description; the search's
-    number of trials (upwards), its space, sampler and pruners; splits, by more of them at the end; how the objective
+    What was trained must stay valid, so only these may change: resources, budget, keep, tracking, table, description; the
+    search's number of trials (upwards), its space, sampler and pruners; splits, by more of them at the end; how the objective
     aggregates.
 
     Raises StudyError with everything that may not change, or is wrong.
@@ -363,7 +378,10 @@ def extend(study: Study, overrides: Sequence[str]) -> Study:
     before, after = study.resolved(), extended.resolved()
     for section in ("study", "seed", "data", "views", "model", "train", "method", "grid"):
         if before.get(section) != after.get(section):
-            problems.append(f"{section}: decides what was trained already; start another study for other values")
+            longer = (
+                ", or train the best again with `css-ray study confirm --set`" if section == "train" and study.search else ""
+            )
+            problems.append(f"{section}: decides what was trained already; start another study for other values{longer}")
     if extended.splits[: len(study.splits)] != study.splits:
         problems.append(f"splits: must begin with those of the study, {list(study.splits)}, got {list(extended.splits)}")
     if extended.objective.at != study.objective.at:
@@ -382,18 +400,16 @@ def extend(study: Study, overrides: Sequence[str]) -> Study:
     return extended
 
 
-def confirmation(study: Study, tried: Mapping[int, Mapping[str, Any]], splits: Sequence[int]) -> Study:
+def confirmation(
+    study: Study, tried: Mapping[int, Mapping[str, Any]], splits: Sequence[int], overrides: Sequence[str] = ()
+) -> Study:
     """The study that trains configurations of a search again on fresh splits, for a number that no choice has flattered.
 
     tried: what the search drew for each trial to confirm, by the trial's index; best first. splits: none of the study's own.
+    overrides: what else is other than in the search, such as `train.iterations=40000` for a longer training.
     Raises StudyError where that is no study, or if a split is not fresh.
     """
     assert study.search is not None
-    if seen := sorted(set(splits) & set(study.splits)):
-        raise StudyError(
-            [f"splits: the search has seen {', '.join(map(str, seen))}; choose others, such as {fresh_splits(study)}"],
-            f"the confirmation of {study.name}",
-        )
     method = study.search.method
     row = method.get("row", method["name"])
     own = ("grid", "search", "trials", "budget", "method")
@@ -402,7 +418,14 @@ def confirmation(study: Study, tried: Mapping[int, Mapping[str, Any]], splits: S
     description = f"The best trials of {study.name}, trained again on splits that its search never saw"
     spec |= {"study": f"{study.name}-confirm", "description": description, "splits": list(splits), "trials": trials}
     spec["table"] = {}
-    return parse(spec, f"the confirmation of {study.name}")
+    source = f"the confirmation of {study.name}"
+    if problems := [problem for override in overrides for problem in _override(spec, override)]:
+        raise StudyError(problems, source)
+    confirming = parse(spec, source)
+    if seen := sorted(set(confirming.splits) & set(study.splits)):
+        problem = f"splits: the search has seen {', '.join(map(str, seen))}; choose others, such as {fresh_splits(study)}"
+        raise StudyError([problem], source)
+    return confirming
 
 
 def fresh_splits(study: Study) -> list[int]:
@@ -492,6 +515,7 @@ SECTIONS = (
     "search",
     "resources",
     "budget",
+    "keep",
     "table",
     "tracking",
 )
@@ -567,6 +591,7 @@ class _Checker:
         seed = self.plain("seed", int, 0)
         resources = self.section("resources", Resources)
         budget = self.section("budget", Budget)
+        keep = self.section("keep", Keep)
         table = self.section("table", Table)
         tracking = self.section("tracking", Tracking)
         splits = self.splits()
@@ -596,11 +621,11 @@ class _Checker:
             )
         if self.problems:
             return None
-        assert objective and data and views and model and train and resources and budget and table and tracking
+        assert objective and data and views and model and train and resources and budget and keep and table and tracking
         study = Study(
             name=typing.cast(str, name), description=description, objective=objective, data=data, views=views, model=model,
             train=train, seed=seed, splits=splits, grid=grid, trials=listed, search=search, space=space, resources=resources,
-            budget=budget, table=table, tracking=tracking, spec=spec,
+            budget=budget, keep=keep, table=table, tracking=tracking, spec=spec,
         )  # fmt: skip
         self.combinations(study)
         return study

@@ -1,6 +1,6 @@
-"""A rank of a trial's Ray Train worker group: trains the trial's splits in sequence, so that one start-up serves them all.
+"""A rank of a slot's worker group: trains one trial after another, each on its splits in sequence.
 
-Each report carries the events that happened since the last one. A checkpoint holds, beside the state of the run in progress,
+Each message carries the events that happened since the last one. A checkpoint holds, beside the state of the run in progress,
 every event of the trial so far; after an interruption they are told again, and the journal drops those it knows. So the journal
 misses nothing, however the driver died.
 """
@@ -8,7 +8,9 @@ misses nothing, however the driver died.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,14 +20,17 @@ import pyarrow.fs
 import ray.train
 import ray.train.torch
 import torch
+from ray.util.queue import Queue
 from torch import Tensor
 
 from css_ray import distributed
 from css_ray.records import Event
+from css_ray.study.checkpoints import Checkpoints
 from css_ray.study.journal import is_uri
 from css_ray.study.run import execute, prepare
-from css_ray.study.trial import Verdicts
-from css_ray.training.checkpoint import write_tensors
+from css_ray.study.slot import LEAVE, NOTHING, Handover, Job
+from css_ray.study.verdicts import Verdicts
+from css_ray.training.checkpoint import DamagedError, check_checkpoint, newest_readable, write_tensors
 from css_ray.training.loop import NonFiniteLossError
 
 TRIAL_FILE = "trial.json"
@@ -34,43 +39,73 @@ VERDICT_SECONDS = 30.0
 """How long a trial waits between two splits for a driver that is slow to judge."""
 
 
-def train_splits(config: dict[str, Any]) -> None:
-    """The training function of a trial.
+def take_jobs(config: dict[str, Any]) -> None:
+    """The training function of a slot's ranks: one job after another, until none comes any more.
 
-    config: trial (index), runs (one RunSpec a split), cpus_per_worker, models (folder for the best weights of each run),
-    verdicts (where the driver says whether the trial is pruned, or None where nobody prunes it).
-    A split whose loss becomes NaN or infinite has failed, with its reason; the others are trained all the same. Any other
-    exception ends the worker group, and Ray Train starts it again from the last checkpoint.
+    config: slot (its name), queue (where news goes), cpus_per_worker.
     """
     torch.set_num_threads(config["cpus_per_worker"])
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    checkpoint = ray.train.get_checkpoint()
+    handover, number = Handover(config["slot"]), NOTHING
+    while True:
+        mine = handover.wait(number) if distributed.rank() == 0 else 0
+        number = _sum(mine, device)  # rank 0's: the others have none of their own, and wait here
+        if number == LEAVE:
+            return
+        job = handover.job(number)
+        if _sum(int(job is None), device):
+            continue  # withdrawn, when not all had seen it
+        assert job is not None
+        watchdog = Watchdog(job["hang_seconds"], handover.say_why)
+        with watchdog:
+            train_splits(job, SlotReporter(job, number, config["queue"], device, watchdog.beat), device, watchdog.beat)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the next trial may need other sizes
+
+
+def train_splits(job: Job, reporter: SlotReporter, device: torch.device, beat: Callable[[], None]) -> None:
+    """Train a trial on its splits, in sequence.
+
+    job: trial (index), runs (one RunSpec a split), checkpoints and models (folders or URLs, for what it goes on from and for
+    the best weights of each run), verdicts (whose they are, or None where nobody prunes it), hang_seconds.
+    beat: called again and again, as training goes on.
+    A split whose loss becomes NaN or infinite has failed, with its reason; the others are trained all the same. Any other
+    exception ends the worker group, and Ray Train starts it again from the last checkpoint. A checkpoint that is damaged is
+    passed over: the trial goes on from the one before, or starts anew, and says so.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folder: Path | None = None
-        reporter = _RayReporter(config["trial"], config["verdicts"])
-        if checkpoint is not None:
-            folder = Path(checkpoint.to_directory(Path(scratch) / "resumed"))
-            reporter.remember(json.loads((folder / TRIAL_FILE).read_text()))
-        ended = {event["split"] for event in reporter.events if event["event"] in ("run_finished", "run_failed")}
-        begun = {event["split"] for event in reporter.events if event["event"] == "run_evaluated"}
-        for spec in config["runs"]:
+        kept = reporter.checkpoints
+        opened, damages = newest_readable(kept.newest_first(), lambda name: open_checkpoint(kept, name, Path(scratch)), device)
+        if opened is not None:
+            folder, told = opened
+            reporter.remember(told)
+        ended, evaluated = progress_of(reporter.events)
+        for spec in job["runs"]:
             split = spec["split"]
             if split in ended:
                 continue
             reporter.split = split
             # The checkpoint is of the run in progress, if that had been evaluated; else the run starts at its first step.
-            resumed = folder if split in begun else None
+            resumed = folder if split in evaluated else None
             prepared = prepare(spec)
             reporter.tell("run_started", None, **prepared.started())
+            if damages:
+                step = evaluated[split] if resumed else 0
+                where = f"goes on from the one before, at step {step}" if resumed else "starts from its first step"
+                reporter.tell("run_rewound", step, reason=f"damaged checkpoints ({'; '.join(damages)}): the run {where}")
+                damages = []
+            reporter.send()
             try:
                 fit = execute(
                     prepared,
                     reporter,
                     device=device,
                     checkpoint=resumed,
-                    keep_best=_keeper(f"{config['models']}/split_{split}"),
+                    keep_best=_keeper(f"{job['models']}/split_{split}"),
+                    beat=beat,
                 )
             except PrunedError:
                 break
@@ -86,22 +121,58 @@ def train_splits(config: dict[str, Any]) -> None:
                     seconds=round(fit.seconds, 3),
                 )
             folder = None
-            reporter.send(lambda folder: None)
-            if spec is not config["runs"][-1] and reporter.pruned_after(split):
+            reporter.save(lambda folder: None)
+            if spec is not job["runs"][-1] and reporter.pruned_after(split):
                 break
-        if not reporter.told:
-            # Interrupted between the last report and the trial's end: tell it all once more.
-            reporter.send(lambda folder: None)
+        reporter.send(over=True)
+
+
+def open_checkpoint(checkpoints: Checkpoints, name: str, scratch: Path) -> tuple[Path, list[Event]]:
+    """A folder with the files of the checkpoint `name`, and the events it holds.
+
+    Raises DamagedError where this rank could not go on from it.
+    """
+    try:
+        try:
+            folder = checkpoints.fetch(name, scratch)
+            events: list[Event] = json.loads((folder / TRIAL_FILE).read_text())
+        except FileNotFoundError:
+            raise DamagedError(Path(TRIAL_FILE), "it is missing") from None
+        except ValueError as error:
+            raise DamagedError(Path(TRIAL_FILE), error) from error
+        ended, evaluated = progress_of(events)
+        if evaluated.keys() - ended:
+            check_checkpoint(folder)
+    except DamagedError as error:
+        error.reason = f"{name}/{error.reason}"
+        raise
+    return folder, events
+
+
+def progress_of(events: list[Event]) -> tuple[set[int], dict[int, int]]:
+    """The splits of a trial that ended, and the latest evaluated step of each that was evaluated."""
+    ended = {event["split"] for event in events if event["event"] in ("run_finished", "run_failed")}
+    evaluated: dict[int, int] = {}
+    for event in events:
+        if event["event"] == "run_evaluated":
+            evaluated[event["split"]] = max(event["step"], evaluated.get(event["split"], 0))
+    return ended, evaluated
 
 
 class PrunedError(Exception):
     """The driver has pruned this trial."""
 
 
-class _RayReporter:
-    def __init__(self, trial: int, verdicts: Verdicts | None) -> None:
-        self.trial = trial
-        self.verdicts = verdicts
+class SlotReporter:
+    """Tells the slot what happens to a job, and keeps its checkpoints."""
+
+    def __init__(self, job: Job, number: int, queue: Queue, device: torch.device, alive: Callable[[], None]) -> None:
+        self.trial: int = job["trial"]
+        self.verdicts = Verdicts(job["verdicts"]) if job["verdicts"] else None
+        self.checkpoints = Checkpoints(job["checkpoints"], device, min_free=job["min_free"], waiting=alive)
+        self.number = number
+        self.queue = queue
+        self.device = device
         self.split = 0
         self.step = 0
         self.events: list[Event] = []
@@ -109,7 +180,7 @@ class _RayReporter:
         self.told = 0
 
     def remember(self, events: list[Event]) -> None:
-        """Take over what an earlier life of this trial told; the next report tells it again."""
+        """Take over what an earlier life of this trial told; the next message tells it again."""
         self.events = events
         self.known = {(event["event"], event["split"], event.get("step")) for event in events}
 
@@ -122,19 +193,23 @@ class _RayReporter:
             self.known.add(key)
             self.events.append(event | content)
 
-    def send(self, write_checkpoint: Callable[[Path], None] | None = None) -> None:
-        """Report the new events, on all ranks at once; with a checkpoint if `write_checkpoint` fills one."""
-        first = distributed.rank() == 0
-        metrics = {"events": self.events[self.told :] if first else []}
+    def send(self, *, over: bool = False) -> None:
+        """Send the new events. Nobody waits for their arrival: what matters of them is in the next checkpoint."""
+        if distributed.rank() == 0:
+            message = {"job": self.number, "events": self.events[self.told :], "over": over}
+            self.queue.actor.put_nowait.remote(message)  # type: ignore[attr-defined]
         self.told = len(self.events)
-        if write_checkpoint is None:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            write_checkpoint(Path(folder))
-            if first:
-                (Path(folder) / TRIAL_FILE).write_text(json.dumps(self.events))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def save(self, write_checkpoint: Callable[[Path], None]) -> None:
+        """Keep a checkpoint, on all ranks at once, then send the new events."""
+
+        def write(folder: Path) -> None:
+            write_checkpoint(folder)
+            if distributed.rank() == 0:
+                (folder / TRIAL_FILE).write_text(json.dumps(self.events))
+
+        self.checkpoints.save(write)
+        self.send()
 
     def logged(self, step: int, metrics: Mapping[str, float]) -> None:
         self.step = step
@@ -145,7 +220,7 @@ class _RayReporter:
     def evaluated(self, step: int, metrics: Mapping[str, float], write_checkpoint: Callable[[Path], None]) -> None:
         self.step = step
         self.tell("run_evaluated", step, metrics=dict(metrics))
-        self.send(write_checkpoint)
+        self.save(write_checkpoint)
         self._obey()
 
     def pruned_after(self, split: int) -> bool:
@@ -160,20 +235,55 @@ class _RayReporter:
                 if pruned or after == split:
                     break
                 time.sleep(0.05)
-        return _on_all_ranks(pruned)
+        return bool(_sum(int(pruned), self.device))
 
     def _obey(self) -> None:
         """Raise PrunedError on all ranks if the driver has pruned the trial. Nobody waits: it may learn so a step later."""
         if self.verdicts is None:
             return
         pruned = distributed.rank() == 0 and self.verdicts.of(self.trial)[0]
-        if _on_all_ranks(pruned):
+        if _sum(int(pruned), self.device):
             raise PrunedError
 
 
-def _on_all_ranks(true_on_first: bool) -> bool:
-    flag = torch.tensor(int(true_on_first), device=ray.train.torch.get_device())
-    return bool(distributed.all_reduce_sum(flag))
+class Watchdog:
+    """Ends this process where training stands still for `seconds`: a hung rank, which its peers would wait for for ever.
+
+    Whoever waits for a hung rank stands still as well, so all ranks of a job end within moments of each other. say_why: told
+    the reason first.
+    """
+
+    def __init__(self, seconds: float, say_why: Callable[[str], None]) -> None:
+        self.seconds = seconds
+        self.say_why = say_why
+        self._latest: float | None = None
+        self._over = threading.Event()
+
+    def beat(self) -> None:
+        """Training goes on. The watch begins with the first beat: opening the data may take its time."""
+        self._latest = time.monotonic()
+
+    def __enter__(self) -> Watchdog:
+        threading.Thread(target=self._watch, name="css-ray-watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        rank = distributed.rank()
+        while not self._over.wait(min(1.0, self.seconds / 4)):
+            if self._latest is not None and time.monotonic() - self._latest > self.seconds:
+                self.say_why(
+                    f"rank {rank} stood still for more than {self.seconds:g} s: a rank hangs, or resources.hang_seconds is "
+                    "less than a step takes"
+                )
+                os._exit(1)
+
+
+def _sum(number: int, device: torch.device) -> int:
+    """The sum of the ranks' numbers, on all of them."""
+    return int(distributed.all_reduce_sum(torch.tensor(number, device=device)))
 
 
 def _keeper(folder: str) -> Callable[[dict[str, Tensor]], None]:

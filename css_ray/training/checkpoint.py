@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import os
+import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from css_ray import distributed
 
 STATE_FILE = "state.pt"
+
+_Place = TypeVar("_Place")
+_Found = TypeVar("_Found")
+
+
+class DamagedError(RuntimeError):
+    """A file of a checkpoint is cut short, altered or missing. reason: the same without the remedy."""
+
+    def __init__(self, path: Path, cause: object) -> None:
+        super().__init__(
+            f"checkpoint {path} cannot be read ({cause}); remove its folder to train this run again from its start"
+        )
+        self.reason = f"{path.name}: {cause}"
 
 
 def write_tensors(path: Path, state: dict[str, Any]) -> None:
@@ -26,16 +41,19 @@ def write_tensors(path: Path, state: dict[str, Any]) -> None:
 def read_tensors(path: Path) -> dict[str, Any]:
     """Read what `write_tensors` wrote, as tensors and plain values only: a checkpoint cannot run code.
 
-    Raises FileNotFoundError with the path, or RuntimeError naming a file that is damaged.
+    Raises FileNotFoundError with the path, or DamagedError.
     """
     try:
+        # torch compares no checksums: a block that a dying machine never wrote would be read as zeros.
+        with zipfile.ZipFile(path) as archive:
+            altered = archive.testzip()
+        if altered is not None:
+            raise DamagedError(path, f"the checksum of {altered} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedError):
         raise
     except Exception as error:
-        raise RuntimeError(
-            f"checkpoint {path} cannot be read ({error}); remove its folder to train this run again from its start"
-        ) from error
+        raise DamagedError(path, next(iter(str(error).splitlines()), type(error).__name__)) from error
     return state
 
 
@@ -58,10 +76,44 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write this rank's files of a checkpoint into `folder`: every rank its generators, rank 0 the shared `state`."""
     write_tensors(folder / f"random_rank{distributed.rank()}.pt", random_state())
     if distributed.rank() == 0:
-        write_tensors(folder / STATE_FILE, state)
+        write_tensors(folder / STATE_FILE, state | {"num_ranks": distributed.world_size()})
 
 
 def read_random_state(folder: Path) -> dict[str, Any] | None:
     """This rank's generators, or None where fewer ranks wrote the checkpoint: the run then goes on, but not bit for bit."""
     path = folder / f"random_rank{distributed.rank()}.pt"
     return read_tensors(path) if path.exists() else None
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Read this rank's files of a checkpoint. Raises DamagedError if one is damaged or missing."""
+    path = folder / STATE_FILE
+    try:
+        if distributed.rank() < read_tensors(path).get("num_ranks", 1):
+            path = folder / f"random_rank{distributed.rank()}.pt"
+            read_tensors(path)
+    except FileNotFoundError:
+        raise DamagedError(path, "it is missing") from None
+
+
+def newest_readable(
+    checkpoints: Iterable[_Place], read: Callable[[_Place], _Found], device: torch.device | str = "cpu"
+) -> tuple[_Found | None, list[str]]:
+    """What `read` makes of the first of `checkpoints`, newest first, that every rank can read; and why not of those before it.
+
+    None where no rank has any, or none is readable. All ranks call it with the same checkpoints and take the same one. read:
+    raises DamagedError; what else it raises is passed on, since storage that is away for a moment is no reason to go back.
+    """
+    reasons: list[str] = []
+    for checkpoint in checkpoints:
+        found: _Found | None = None
+        reason = ""
+        try:
+            found = read(checkpoint)
+        except DamagedError as error:
+            reason = error.reason
+        unreadable = torch.tensor(int(bool(reason)), device=device)
+        if not distributed.all_reduce_sum(unreadable):
+            return found, reasons
+        reasons.append(reason or "another rank cannot read its part")
+    return None, reasons

@@ -132,3 +132,22 @@ def test_studies_of_a_storage(tmp_path: Path) -> None:
         for name in ("two", "one"):
             Journal(study_folder(storage, name)).append(STARTED)
         assert studies_in(storage) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "damage", [b'{"event": oops}', b"5", b'{"step": 3}', b'{"event":"run_\xff\xfe","time":1.0}', bytes(40)]
+)
+def test_damage_in_the_middle_is_refused_by_place(damage: bytes, tmp_path: Path) -> None:
+    line = json.dumps(STARTED).encode()
+    (tmp_path / "journal.jsonl").write_bytes(line + b"\n" + damage + b"\n" + json.dumps(logged(0, 1)).encode() + b"\n")
+    with pytest.raises(JournalError, match=r"event 2 of the journal in .* is damaged .*restore it from a copy"):
+        Journal(str(tmp_path))
+
+
+def test_an_object_that_is_gone_is_missed_and_not_written_over(tmp_path: Path) -> None:
+    journal = Journal(f"file://{tmp_path}/s")
+    for step in range(5):
+        journal.append(logged(0, step))
+    (tmp_path / "s" / "journal" / "000000002.json").unlink()
+    with pytest.raises(JournalError, match=r"event 3 of the journal in .* is missing"):
+        Journal(f"file://{tmp_path}/s")

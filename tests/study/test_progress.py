@@ -144,8 +144,16 @@ def test_a_study_that_got_more_splits_opens_what_lacks_them() -> None:
     assert (progress.num_runs, progress.num_steps, progress.steps_done) == (6, 600, 250)
 
 
+def test_a_run_set_back_by_a_damaged_checkpoint_is_still_the_same_run() -> None:
+    progress = folded(event("run_rewound", 40.0, 1, 0, step=20, reason="a damaged checkpoint"))
+    run = progress.trials[1].runs[0]
+    assert (run.status, run.step, progress.steps_done) == ("running", 50, 250)
+    (trouble,) = progress.troubles.values()
+    assert (trouble.trial, trouble.status, trouble.reason) == (1, "retried", "a damaged checkpoint")
+
+
 def test_kinds_of_events_that_are_not_known_are_passed_over() -> None:
-    progress = folded(event("study_paused", 40.0, reason="the disk is full"), event("trial_moved", 41.0, 7))
+    progress = folded(event("study_moved", 40.0, reason="to the country"), event("trial_moved", 41.0, 7))
     assert (progress.status, progress.latest) == ("running", 41.0)
 
 
@@ -219,6 +227,29 @@ def test_what_a_worker_told_before_the_kill_counts_though_it_was_written_after_t
 
 def test_a_clock_that_is_set_back_takes_nothing_back() -> None:
     assert times(("run_started", 100), ("run_logged", 110), ("run_logged", 50), ("run_logged", 65)) == 10 + 15
+
+
+def test_a_clock_that_is_set_back_by_an_hour_spoils_neither_the_time_left_nor_the_hours() -> None:
+    """Told twice: as it was, and with the clock an hour back from the 50th event on; `now` is by the same clock."""
+
+    def told(back: float) -> Progress:
+        events = [event("study_started", 7000.0), EVENTS[1] | {"time": 7001.0}, event("run_started", 7010.0, 0, 0)]
+        for step in range(1, 91):
+            events.append(event("run_logged", 7010.0 + 10 * step - (back if step >= 50 else 0), 0, 0, step=step, metrics={}))
+        return folded_from(events)
+
+    steady, jumped = told(0.0), told(3600.0)
+    # 90 steps in 900 s, 310 to go; of the jumped one all but one gap is known.
+    assert steady.seconds_left(7910.0) == pytest.approx(310 * 900 / 90)
+    assert jumped.seconds_left(7910.0 - 3600) == pytest.approx(310 * 890 / 90)
+    assert (jumped.latest, steady.latest) == (7910.0 - 3600, 7910.0)
+    assert steady.hours["CPU"] == pytest.approx(900 / 3600) and jumped.hours["CPU"] == pytest.approx(890 / 3600)
+    # A reader's clock that is behind tells nothing negative.
+    assert steady.seconds_left(0.0) == pytest.approx(310 * 900 / 90)
+
+
+def folded_from(events: list[dict[str, Any]]) -> Progress:
+    return fold(parse(SPEC), events)
 
 
 def test_hours_are_those_of_all_workers_and_their_devices() -> None:

@@ -380,7 +380,7 @@ def test_what_an_extension_may_not_touch_is_said_at_once() -> None:
             ],
         )
     assert caught.value.problems == (
-        "train: decides what was trained already; start another study for other values",
+        "train: decides what was trained already; start another study for other values, or train the best again with `css-ray study confirm --set`",
         "splits: must begin with those of the study, [0, 1], got [1, 0]",
         "objective.at: is how the trials were scored; `css-ray study table --at` shows the other",
         "search.trials: must be >= 3, got 2",

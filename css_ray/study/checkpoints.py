@@ -1,0 +1,130 @@
+"""The checkpoints of a trial: written by all its ranks together, whole or not at all, the newest two kept."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.fs
+import torch
+
+from css_ray import distributed
+from css_ray.data.storage import free_bytes, is_url, locate
+
+COMPLETE = "complete.json"
+"""Written last: a folder without it was interrupted, and counts for nothing."""
+
+POLL_SECONDS = 2.0
+NEARLY_FULL = 64 * 2**20
+
+KEPT = 2
+"""The newest, and the one before: it is gone back to where the newest turns out to be damaged."""
+
+
+class Checkpoints:
+    """Folders `000001`, `000002`, ... at `place`, a path that all ranks see, or a URL. Every rank makes one and calls alike.
+
+    min_free: bytes that must be free on the disk for another one to be written. waiting: called as long as they are not.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        device: torch.device | str = "cpu",
+        *,
+        min_free: float = 0,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.place = place
+        self.device = device
+        self.min_free = min_free
+        self.waiting = waiting
+        self._filesystem, self._root = locate(place)
+
+    def newest_first(self) -> list[str]:
+        """The names of those that are complete; the same on all ranks where rank 0's view of the storage is."""
+        return [name for name in reversed(self._names()) if self._exists(f"{name}/{COMPLETE}")]
+
+    def save(self, write: Callable[[Path], None]) -> None:
+        """Write the next one. `write(folder)` writes this rank's files of it. Returns once it counts, on all ranks.
+
+        Where the disk is full it waits for room, rather than lose what was trained.
+        """
+        self._wait_for_room(self.min_free)
+        target = f"{self._root}/{self._next():06d}"
+        while self._sum(int(not self._written(target, write))):
+            # More than there was at this attempt, which was not enough.
+            self._wait_for_room((free_bytes(self.place) or 0) + 1)
+        if distributed.rank() == 0:
+            with self._filesystem.open_output_stream(f"{target}/{COMPLETE}") as file:
+                file.write(json.dumps({"ranks": distributed.world_size()}).encode())
+            counting = self.newest_first()[:KEPT]
+            for old in self._names():
+                if old not in counting:
+                    self._filesystem.delete_dir(f"{self._root}/{old}")
+        self._sum(0)
+
+    def fetch(self, name: str, scratch: Path) -> Path:
+        """A folder of this machine with the files of `name`: itself, or a copy under `scratch`.
+
+        Raises FileNotFoundError if it is not there, OSError if the storage cannot be reached.
+        """
+        if not is_url(self.place):
+            return Path(self._root) / name
+        folder = scratch / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        pyarrow.fs.copy_files(f"{self._root}/{name}", str(folder), source_filesystem=self._filesystem)
+        return folder
+
+    def _names(self) -> list[str]:
+        """All that are there, complete or not, oldest first."""
+        found = self._filesystem.get_file_info(pyarrow.fs.FileSelector(self._root, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.base_name.isdigit())
+
+    def _exists(self, name: str) -> bool:
+        (info,) = self._filesystem.get_file_info([f"{self._root}/{name}"])
+        return bool(info.type == pyarrow.fs.FileType.File)
+
+    def _next(self) -> int:
+        """The number of the next one: rank 0's, for a rank that was slow to look might see it begun already."""
+        return self._sum(1 + int((self._names() or ["0"])[-1]) if distributed.rank() == 0 else 0)
+
+    def _written(self, target: str, write: Callable[[Path], None]) -> bool:
+        """Write this rank's files; False where there was no room for them."""
+        self._filesystem.create_dir(target, recursive=True)
+        try:
+            if is_url(self.place):
+                with tempfile.TemporaryDirectory() as scratch:
+                    write(Path(scratch))
+                    pyarrow.fs.copy_files(scratch, target, destination_filesystem=self._filesystem)
+            else:
+                write(Path(target))
+        except (OSError, RuntimeError) as error:  # torch raises the latter, without saying why
+            if not _is_full(error, free_bytes(self.place)):
+                raise
+            return False
+        return True
+
+    def _wait_for_room(self, needed: float) -> None:
+        """Until rank 0 sees `needed` bytes free. The ranks ask each other again and again: no collective may last for hours."""
+        while True:
+            free = free_bytes(self.place) if distributed.rank() == 0 else None
+            if not self._sum(int(free is not None and free < needed)):
+                return
+            self.waiting()
+            time.sleep(POLL_SECONDS)
+
+    def _sum(self, number: int) -> int:
+        """The sum of the ranks' numbers; none goes on before all are here."""
+        return int(distributed.all_reduce_sum(torch.tensor(number, device=self.device)))
+
+
+def _is_full(error: Exception, free: int | None) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or (free is not None and free < NEARLY_FULL and "PytorchStreamWriter" in str(error))
