@@ -387,7 +387,27 @@ def _drive(
             click.echo(f"\nthe budget is spent; with a larger one it goes on:\n  {again} --set budget.KEY=VALUE")
     finally:
         _tell(study_, outcome.status, on_finish, webhook)
+    search = study_.definition.search
+    if outcome.status == "finished" and search is not None and search.confirm:
+        _confirm(study_, search.confirm, address, on_finish, webhook)
     sys.exit(EXIT_CODES[outcome.status])
+
+
+def _confirm(study_: Study, top: int, address: str | None, on_finish: str | None, webhook: str | None) -> None:
+    """Go on with the confirmation of a search that has finished, from wherever that is."""
+    ranked = sum(trial.source == "search" for trial in study_.progress.best_trials(top + len(study_.definition.grid_trials())))
+    if not ranked:
+        return
+    confirming = study_.confirmation(min(top, ranked))
+    splits = ", ".join(map(str, confirming.definition.splits))
+    click.echo(f"\n{confirming.name}: the best of the search again, on splits that it never saw ({splits})\n")
+    begun = confirming.status != "new"
+
+    def go(watcher: Watcher) -> Any:
+        drive = confirming.resume if begun else confirming.run
+        return drive(address=address, observer=watcher, warn=_warn)
+
+    _drive(confirming, None if begun else confirming.definition, go, address, on_finish, webhook)
 
 
 def _tell(study_: Study, status: str, on_finish: str | None, webhook: str | None) -> None:

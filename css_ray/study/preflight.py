@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Hashable, Mapping, Sequence
@@ -17,7 +18,7 @@ from css_ray.methods import METHODS
 from css_ray.models.encoders import make_encoder
 from css_ray.records import Event
 from css_ray.study.run import build_method, choose_split, list_files, method_config, split_key
-from css_ray.study.schema import Study, StudyError, TrialSpec, ends
+from css_ray.study.schema import Study, StudyError, TrialSpec, ends, fresh_splits
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
 from css_ray.types import Batch
@@ -58,6 +59,10 @@ def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> list[st
                 "drop the line or prepare the data anew"
             )
     splits, wrong = _splits(study, (*trials, *begun.values()), datasets)
+    if study.search is not None and study.search.confirm:
+        # Found now, not when the search has ended.
+        fresh = dataclasses.replace(study, splits=tuple(fresh_splits(study)))
+        problems += [f"search.confirm: {problem}" for problem in _splits(fresh, trials, datasets)[1]]
     problems += wrong + _unlabelled(study, trials, splits) + _changed(begun, splits, events)
     if problems:
         raise StudyError(list(dict.fromkeys(problems)), study.name)

@@ -33,6 +33,7 @@ from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.storage import free_bytes, locate, shown
 from css_ray.methods import METHODS
 from css_ray.records import Event, Ledger, Record, RunTimes, mean_std
+from css_ray.study.address import remember_address
 from css_ray.study.journal import Journal, is_uri, study_folder
 from css_ray.study.pruning import LEADERS, Seen
 from css_ray.study.run import Lists, RunSpec, method_config, prepare, run_spec, split_key, write_ids
@@ -659,7 +660,9 @@ def connect(study: Study, address: str | None) -> int:
         # The dashboard is needed: Ray Train frees the cores of a killed trial through it. It listens on loopback.
         include_dashboard=True if address is None else None,
         runtime_env={
-            "env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | {name: os.environ[name] for name in settings}
+            "env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+            | {name: os.environ[name] for name in settings},
+            "worker_process_setup_hook": remember_address,
         },
     )
     resources = study.resources

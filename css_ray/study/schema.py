@@ -136,7 +136,8 @@ class Search(Section):
     """A search by Optuna: `space` maps a setting to how it is drawn; `method` is the method whose settings are searched.
 
     pruners: rules that end trials which are not worth their remaining steps, each `{name: paired}` with its settings; any of
-    them suffices. Their names and settings stand in `css_ray.study.pruning`.
+    them suffices. Their names and settings stand in `css_ray.study.pruning`. confirm: so many of the best are trained again
+    once the search has finished, on as many splits that it never saw, as the study NAME-confirm.
     """
 
     method: dict[str, Any]
@@ -146,6 +147,7 @@ class Search(Section):
     startup_trials: typing.Annotated[int, Field(ge=0)] = 10
     pruners: list[dict[str, Any]] = []
     first: list[dict[str, Any]] = []
+    confirm: Count | None = None
     seed: int = 0
 
 

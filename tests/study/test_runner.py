@@ -439,7 +439,7 @@ def test_a_pruned_trial_stays_pruned_over_a_kill(place: Place) -> None:
 
 
 def test_a_trial_that_loses_on_the_first_splits_is_spared_the_others(place: Place) -> None:
-    code, output = place.run(*PRUNED, "search.pruners=[{name: paired, prior_std: 0.5}]")
+    code, output = place.run(*PRUNED, "search.pruners=[{name: paired, prior_std: 0.5}]", "search.confirm=2")
     assert code == 0, output
     events = place.events()
     finished = [(event["trial"], event["split"]) for event in events if event["event"] == "run_finished"]
@@ -447,6 +447,17 @@ def test_a_trial_that_loses_on_the_first_splits_is_spared_the_others(place: Plac
     (verdict,) = (event for event in events if event["event"] == "trial_pruned")
     assert verdict["trial"] == 1 and "below the best trial (0) on the same splits" in verdict["reason"]
     assert "run_pruned" not in {event["event"] for event in events}  # it waited for the verdict between two splits
+    # The one that finished was trained again on splits that the search never saw.
+    confirmed = [
+        json.loads(line) for line in (place.folder / "runs" / "small-confirm" / "journal.jsonl").read_text().splitlines()
+    ]
+    assert {(event["trial"], event["split"]) for event in confirmed if event["event"] == "run_finished"} == {
+        (0, 3),
+        (0, 4),
+        (0, 5),
+    }
+    assert [event["params"]["train.lr"] for event in confirmed if event["event"] == "trial_started"] == [0.05]
+    assert confirmed[-1]["status"] == "finished" and "small-confirm: the best of the search again" in output
 
 
 def test_a_study_whose_trials_all_fail_is_given_up(place: Place) -> None:
