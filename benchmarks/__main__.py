@@ -10,9 +10,13 @@ import sys
 import benchmarks
 from benchmarks import Row, UnavailableError
 
+COMMANDS = ("chaos",)
+"""Modules that measure nothing and are called by themselves."""
+
 
 def main(groups: list[str]) -> int:
-    known = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_"))
+    modules = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
+    known = sorted(name for name in modules if not name.startswith("_") and name not in COMMANDS)
     unknown = [group for group in groups if group not in known]
     if unknown:
         print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(known)}", file=sys.stderr)

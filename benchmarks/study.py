@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,16 +35,26 @@ def rows() -> Iterator[Row]:
     yield from _loop()
     yield _journal()
     yield from _driver()
+    yield from _outage()
     yield from _studies()
 
 
-def _found(module: str) -> dict[str, float]:
+def _found(module: str) -> dict[str, Any]:
     """What `python -m benchmarks.<module> FOLDER` prints."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", f"benchmarks.{module}", folder]
         ended = subprocess.run(command, cwd=Path(__file__).parent.parent, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return found
+
+
+def _outage() -> Iterator[Row]:
+    """A loop that reports to the real driver while MLflow is away."""
+    found = _found("_outage")
+    steps, record = found["steps"], found["record"]
+    yield Row("100 steps that report every 5, MLflow hung, vs no MLflow", steps["hung"], steps["off"], 1.02)
+    yield Row("100 steps that report every 5, MLflow stopped, vs no MLflow", steps["stopped"], steps["off"], 1.02)
+    yield Row("handing an event to MLflow that hangs, vs the driver's whole event", record["hung"], found["event"]["off"], 0.05)
 
 
 def _studies() -> Iterator[Row]:

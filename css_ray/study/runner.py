@@ -649,6 +649,8 @@ def connect(study: Study, address: str | None) -> int:
         "RAY_AIR_NEW_OUTPUT": "0",  # with it Tune prints a banner whatever its verbosity
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
+        # Of a process that does not even say that it lives; one that stands still says so itself, see `worker.Watchdog`.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(max(60, math.ceil(study.resources.hang_seconds))),
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)

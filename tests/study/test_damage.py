@@ -304,8 +304,7 @@ def kept_with_weights(place: Place) -> dict[Path, list[Path]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("count", [1, 2], ids=["the newest", "all"])
-def test_a_damaged_checkpoint_costs_steps_and_nothing_else(count: int, place: Place, undisturbed: Place) -> None:
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(place: Place, undisturbed: Place) -> None:
     driver = place.start("study", "run", str(place.file))
     # Three evaluations of one run: two checkpoints of it are kept.
     place.wait_for(lambda events: any(event["event"] == "run_evaluated" and event["step"] == 30 for event in events), driver)
@@ -316,13 +315,10 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(count: int, place: Pl
     damaged = [trial for trial, kept in kept_with_weights(place).items() if len(kept) == 2]
     assert damaged
     for trial in damaged:
-        for folder in kept_with_weights(place)[trial][-count:]:
-            cut(folder / STATE_FILE)
+        cut(kept_with_weights(place)[trial][-1] / STATE_FILE)
     code, output = place.call("study", "resume", "small")
     assert code == 0, output
     check_same(place, undisturbed)
     events = [event for event in place.events() if event["event"] == "run_rewound"]
     assert {event["trial"] for event in events} == {int(trial.name.partition("_")[2]) for trial in damaged}
-    for event in events:
-        assert event["reason"].count("/state.pt: ") == count
-        assert (event["step"] == 0) == (count == 2) == ("starts from its first step" in event["reason"])
+    assert all(event["reason"].count("/state.pt: ") == 1 and event["step"] > 0 for event in events)

@@ -106,6 +106,21 @@ def test_what_a_killed_driver_left_is_removed_by_the_next(tmp_path: Path) -> Non
     assert kept(again, "models") == kept(again, "checkpoints") == [0, 3]
 
 
+def test_a_study_that_was_moved_goes_on_where_it_is_now(tmp_path: Path) -> None:
+    runner = driver(small(tmp_path), tmp_path)
+    runner.emit("study_started", study="small", study_id="id", spec=runner.study.resolved(), versions={})
+    trial = runner.next_trial(set())
+    assert trial is not None and not isinstance(trial, str)
+    runner.begin(trial)
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    moved = Runner(small(tmp_path), str(tmp_path / "elsewhere"))
+    moved.tracker = _NoMLflow()  # type: ignore[assignment]
+    assert moved.next_trial(set()) == trial
+    config = moved.begin(trial)
+    places = [config["place"], config["job"]["checkpoints"], config["job"]["models"]]
+    assert all(Path(place).is_relative_to(tmp_path / "elsewhere" / "small") for place in places)
+
+
 def test_a_full_disk_pauses_the_study_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = driver(small(tmp_path, keep={"min_free_gb": 2}), tmp_path)
     runner.emit("study_started", study="small", study_id="id", spec=runner.study.resolved(), versions={})

@@ -309,6 +309,22 @@ def test_kill_a_process_of_a_trial_and_the_study_goes_on(victim: str, place: Pla
     check_same(place, undisturbed)
 
 
+def test_a_rank_that_hangs_costs_a_retry(place: Place) -> None:
+    sets = ["resources.workers=2", "resources.concurrent_trials=1", "resources.hang_seconds=20", "search=null"]
+    driver = place.start("study", "run", str(place.file), *(part for pair in sets for part in ("--set", pair)))
+    place.wait_for(lambda events: evaluations(events) >= 2, driver)
+    ranks = place.processes("RayTrainWorker")
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGSTOP)  # it lives, and does nothing; its peer waits for it
+    output, _ = driver.communicate(timeout=500)
+    assert driver.returncode == 0, output
+    (retry,) = (event for event in place.events() if event["event"] == "trial_retried")
+    assert "stood still for more than 20 s" in retry["reason"]
+    assert "trial 0 goes on from its last checkpoint: rank" in output
+    assert runs_finished(place.events()) == 2
+    assert not Path(f"/proc/{ranks[1]}").exists()
+
+
 def test_ctrl_c_ends_in_seconds_with_the_command_that_resumes(place: Place, undisturbed: Place) -> None:
     driver = place.start("study", "run", str(place.file))
     place.wait_for(lambda events: evaluations(events) >= 1, driver)
