@@ -1,6 +1,6 @@
 """Where a study trains: worker groups of Ray Train that stay, and take one trial after another.
 
-A worker group costs 20 s and more to start on two cores: a controller, a queue, a barrier, a guard of the placement group and
+A worker group costs 12 s and more to start on two cores: a controller, a queue, a barrier, a guard of the placement group and
 the workers are processes that import Ray and torch. So a slot starts one for its first trial and hands it the next ones as they
 come. A trial is handed over in Ray's own key-value store; what happens to it comes back through a queue.
 """
