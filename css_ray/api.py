@@ -55,12 +55,13 @@ def _warn(text: str) -> None:
 class Plan:
     """What a study would do.
 
-    trials: those known before it runs, of the grid; warnings: what is allowed but hardly meant; estimate: what it would cost,
-    None if that was not measured. `print(plan)` tells it all.
+    trials: those known before it runs, of the grid; disk_bytes: what weights and checkpoints take at most; warnings: what is
+    allowed but hardly meant; estimate: what it would cost, None if that was not measured. `print(plan)` tells it all.
     """
 
     definition: schema.Study
     trials: tuple[schema.TrialSpec, ...]
+    disk_bytes: int
     warnings: tuple[str, ...]
     estimate: Estimate | None
 
@@ -98,6 +99,7 @@ class Plan:
         lines += [
             f"{self.num_trials} trials x {len(study.splits)} splits = {self.num_runs} runs, {self.num_steps} steps",
             f"each trial: {resources.workers} worker(s) of {devices}; {resources.concurrent_trials} trials side by side",
+            f"disk: up to {self.disk_bytes / 1e9:.2g} GB of weights and checkpoints",
         ]
         return "\n".join(lines)
 
@@ -183,11 +185,11 @@ class Study:
         address: of the Ray cluster it is meant for; without one, this machine's GPUs must suffice. measure: time some steps on
         this machine. Raises StudyError with every problem that would stop a trial later.
         """
-        from css_ray.study.preflight import check, estimate
+        from css_ray.study.preflight import check, estimate, needed_bytes
 
-        warned = tuple(check(self.definition, local=address is None))
+        warned = tuple(check(self.definition, local=address is None, folder=self.folder))
         timed = estimate(self.definition) if measure else None
-        return Plan(self.definition, tuple(self.definition.grid_trials()), warned, timed)
+        return Plan(self.definition, tuple(self.definition.grid_trials()), needed_bytes(self.definition), warned, timed)
 
     def run(
         self,
@@ -262,7 +264,7 @@ class Study:
         from css_ray.study.runner import Runner
 
         events = Journal(self.folder).events if resume else ()
-        for warning in check(definition, local=address is None, events=events):
+        for warning in check(definition, local=address is None, folder=self.folder, events=events):
             warn(warning)
         outcome = Runner(definition, self.storage, address=address, observer=observer).run(resume=resume)
         if outcome.reason:

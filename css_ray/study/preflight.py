@@ -14,6 +14,7 @@ from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.lists import ListError
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import Split
+from css_ray.data.storage import free_bytes
 from css_ray.methods import METHODS
 from css_ray.models.encoders import make_encoder
 from css_ray.records import Event
@@ -23,12 +24,16 @@ from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
 from css_ray.types import Batch
 
+ASSUMED_CLASSES = 21
+"""What a data set that does not say its classes is taken for where only sizes and times matter."""
 
-def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> list[str]:
+
+def check(study: Study, *, local: bool, folder: str | None = None, events: Sequence[Event] = ()) -> list[str]:
     """Raise StudyError with every problem that would stop a trial later; return what is allowed but hardly meant.
 
     local: the study runs on this machine, so that its GPUs are counted here; a cluster's are counted once it is joined.
-    events: of a study that goes on; its splits must still be those it began with.
+    folder: where the study will be kept, if its disk shall be looked at. events: of a study that goes on; its splits must still
+    be those it began with.
     """
     problems = []
     resources = study.resources
@@ -66,7 +71,56 @@ def check(study: Study, *, local: bool, events: Sequence[Event] = ()) -> list[st
     problems += wrong + _unlabelled(study, trials, splits) + _changed(begun, splits, events)
     if problems:
         raise StudyError(list(dict.fromkeys(problems)), study.name)
-    return _warnings(trials, datasets) + _same_images(study, trials, splits)
+    small_disk = _small_disk(study, folder) if folder is not None and not events else []
+    return _warnings(trials, datasets) + _same_images(study, trials, splits) + small_disk
+
+
+def needed_bytes(study: Study) -> int:
+    """What the files of a study take on its disk at most, in bytes: weights and checkpoints in float32.
+
+    Of each run the best weights; of each trial that is kept (see `Keep`) its last checkpoint; of each that runs two
+    checkpoints, and one that is being written. Nothing is downloaded, and no memory taken.
+    """
+    trials = study.grid_trials()
+    kept = dict(enumerate(trials))
+    if study.search is not None:
+        drawn = study.search.first[0] if study.search.first else ends(study.space)[0]
+        count = min(study.search.trials, study.keep.top or study.search.trials)
+        kept |= dict.fromkeys(range(len(trials), len(trials) + count), study.search_trial(len(trials), drawn))
+    sizes: dict[tuple[str, ...], tuple[int, int]] = {}
+    total = largest = 0
+    for trial in kept.values():
+        key = str(trial.settings["model"]), trial.settings["method"]["name"]
+        if key not in sizes:
+            sizes[key] = _file_sizes(trial)
+        weights, checkpoint = sizes[key]
+        total += len(study.splits) * weights + checkpoint
+        largest = max(largest, checkpoint)
+    return total + 3 * min(study.resources.concurrent_trials, study.num_trials) * largest
+
+
+def _file_sizes(trial: TrialSpec) -> tuple[int, int]:
+    """Bytes of the best weights of one run, and of one checkpoint: the method's state, and SGD's momentum."""
+    settings = {**trial.settings, "model": {**trial.settings["model"], "pretrained": False}}
+    with torch.device("meta"):
+        method = build_method(settings, settings["data"]["num_classes"] or ASSUMED_CLASSES)
+    weights, state = (
+        sum(tensor.numel() * tensor.element_size() for tensor in each.state_dict().values())
+        for each in (method.predictor(), method)
+    )
+    momentum = sum(parameter.numel() * 4 for parameter in method.parameters() if parameter.requires_grad)
+    return weights, state + momentum
+
+
+def _small_disk(study: Study, folder: str) -> list[str]:
+    """A disk that will hardly hold the study; it would pause when that is full."""
+    needed, free = needed_bytes(study), free_bytes(folder)
+    if free is None or free >= needed + study.keep.min_free_gb * 1e9:
+        return []
+    return [
+        f"keep: the weights and checkpoints of this study take up to {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
+        "where it is kept; lower keep.top, make room, or give another --storage (it pauses when the disk is full)"
+    ]
 
 
 def _begun(study: Study, events: Sequence[Event]) -> dict[int, TrialSpec]:
@@ -241,7 +295,7 @@ TIMED_STEPS = 3
 
 def _seconds_a_step(study: Study, trial: TrialSpec, device: torch.device) -> float:
     data = trial.settings["data"]
-    num_classes = data["num_classes"] or 21
+    num_classes = data["num_classes"] or ASSUMED_CLASSES
     method = build_method(trial.settings, num_classes).to(device)
     optimizer = make_optimizer(method, TrainConfig(**trial.settings["train"]))
     size, workers = data["crop"], study.resources.workers

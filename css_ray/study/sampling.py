@@ -2,10 +2,10 @@
 interrupted.
 
 The trial at `index` is drawn by a sampler seeded from (search seed, index), from what the trials up to `index - lag` scored,
-where `lag` is how many trials run side by side; trials between are known to the sampler as running. So a suggestion does not
-depend on which of two neighbours happened to end first, nor on a kill. Optuna's study lives in memory and is fed from the
-journal: there is no second state to keep in step. Samplers that remember more than trials (CMA-ES, NSGA-II, QMC) are asked for
-every trial again after a resume, in the same order.
+where `lag` is at least how many trials run side by side; trials between are known to the sampler as running. So a suggestion
+does not depend on which of two neighbours happened to end first, nor on a kill. Optuna's study lives in memory and is fed from
+the journal: there is no second state to keep in step. Samplers that remember more than trials (CMA-ES, NSGA-II, QMC) are asked
+for every trial again after a resume, in the same order.
 """
 
 from __future__ import annotations

@@ -9,9 +9,14 @@ import pytest
 
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.records import Event
+from css_ray.study import preflight
 from css_ray.study import runner as module
+from css_ray.study.preflight import check, needed_bytes
+from css_ray.study.run import execute, prepare, run_spec
 from css_ray.study.runner import Runner
 from css_ray.study.schema import Study, StudyError, parse
+from css_ray.training.checkpoint import write_tensors
+from css_ray.training.reporter import SilentReporter
 
 
 class _NoMLflow:
@@ -151,3 +156,47 @@ def test_a_url_has_no_bound(tmp_path: Path) -> None:
 def test_its_settings_are_checked(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"keep\.top"):
         small(tmp_path, keep={"top": 0})
+
+
+@pytest.mark.parametrize("method", ["supervised", "css"])
+def test_a_study_says_what_its_disk_must_hold(method: str, tmp_path: Path) -> None:
+    """Against the files that one run writes: best weights, and a checkpoint."""
+    study = small(tmp_path, grid={"method": [{"name": method}]}, search=None, splits=[0])
+    prepared = prepare(run_spec(study, study.grid_trials()[0], 0))
+    weights = tmp_path / "best.pt"
+
+    class Keeper(SilentReporter):
+        def evaluated(self, step: int, metrics: Any, write_checkpoint: Any) -> None:
+            (tmp_path / "checkpoint").mkdir()
+            write_checkpoint(tmp_path / "checkpoint")
+
+    execute(prepared, Keeper(), keep_best=lambda state: write_tensors(weights, state))
+    checkpoint = sum(file.stat().st_size for file in (tmp_path / "checkpoint").iterdir())
+    # One kept, and three of the trial that runs.
+    written = weights.stat().st_size + 4 * checkpoint
+    needed = needed_bytes(study)
+    # What torch adds is some kilobytes a file, and this network has few more: the smallest of all.
+    assert 0.5 * written < needed < written
+    # Twice the splits: twice the weights; nothing else.
+    more = small(tmp_path, grid={"method": [{"name": method}]}, search=None, splits=[0, 1])
+    assert 0 < needed_bytes(more) - needed < weights.stat().st_size
+
+
+def test_a_search_keeps_the_files_of_its_best(tmp_path: Path) -> None:
+    def of(top: int | None) -> int:
+        return needed_bytes(small(tmp_path, keep={"top": top}))
+
+    assert of(None) == of(5) == of(50)
+    assert of(5) - of(4) == of(4) - of(3) > 0
+
+
+def test_a_disk_that_hardly_holds_the_study_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = small(tmp_path)
+    runs = str(tmp_path / "runs")
+    assert not [warning for warning in check(study, local=True, folder=runs) if warning.startswith("keep")]
+    monkeypatch.setattr(preflight, "free_bytes", lambda place: 10**9 + 1000)
+    (warning,) = [warning for warning in check(study, local=True, folder=runs) if warning.startswith("keep")]
+    assert "1.0 GB are free" in warning and "keep.top" in warning and "--storage" in warning
+    # A URL has no disk to look at.
+    monkeypatch.setattr(preflight, "free_bytes", lambda place: None)
+    assert not [warning for warning in check(study, local=True, folder="s3://bucket/runs") if warning.startswith("keep")]
