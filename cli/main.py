@@ -7,12 +7,15 @@ from typing import Any
 
 import click
 
+import css_ray
+
 COMMANDS = {
     "study": ("study", "Plan, run, resume and read studies."),
     "train": ("train", "Train one run of a study, with or without Ray."),
     "data": ("data", "Prepare data sets and look at them."),
     "methods": ("methods", "List the methods and every setting."),
     "ui": ("ui", "Open the MLflow pages of your studies."),
+    "cluster": ("cluster", "Check a Ray cluster: what is wrong and how to mend it."),
     "doctor": ("doctor", "Check this machine: what is wrong and how to mend it."),
 }
 
@@ -44,7 +47,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="css-ray")
+@click.version_option(css_ray.__version__, prog_name="css-ray")
 def main(**options: Any) -> None:
     """Semi-supervised segmentation studies over data splits, on this machine or a Ray cluster.
 

@@ -1,4 +1,7 @@
-"""`css-ray study`: plan, run, resume, confirm, status, list, table, pseudo-labels, sync. A thin layer over `css_ray.Study`."""
+"""`css-ray study`: plan, run, submit, resume, confirm, status, list, stop, logs, table, pseudo-labels, sync.
+
+A thin layer over `css_ray.Study` and, where an `--address` is that of a cluster's dashboard, `css_ray.study.submission`.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
     from css_ray.api import Study
     from css_ray.study import schema
+    from css_ray.study.submission import Cluster, Submitted
 
     from .view import Watcher
 
@@ -50,6 +54,9 @@ ddof_option = click.option(
 )
 address_option = click.option(
     "--address", metavar="ADDRESS", help="Join a Ray cluster (host:port, or auto on a node of it) instead of starting Ray here."
+)
+far_option = click.option(
+    "--address", metavar="URL", help="The dashboard of a Ray cluster that the study was submitted to (http://host:8265)."
 )
 on_finish_option = click.option(
     "--on-finish",
@@ -108,12 +115,32 @@ def run(
     file: str, overrides: tuple[str, ...], storage: str, address: str | None, on_finish: str | None, webhook: str | None
 ) -> None:
     """Run the study in FILE to its end."""
+    if _is_far(address):
+        raise BadInput(f"--address {address}: is a dashboard; send the study there by: css-ray study submit {file}")
     study_ = _load(file, overrides, storage)
 
     def go(watcher: Watcher) -> Any:
         return study_.run(address=address, observer=watcher, warn=_warn)
 
     _drive(study_, study_.definition, go, address, on_finish, webhook)
+
+
+@study.command()
+@click.argument("file", type=click.Path())
+@set_option
+@storage_option
+@click.option("--address", metavar="URL", required=True, help="The dashboard of a Ray cluster: http://host:8265.")
+@click.option("--follow", is_flag=True, help="Print what its driver prints, until it ends; Ctrl-C ends the printing alone.")
+def submit(file: str, overrides: tuple[str, ...], storage: str, address: str, follow: bool) -> None:
+    """Have a Ray cluster run the study in FILE: its driver runs there, this machine may go.
+
+    The code of css-ray and the study file travel; data, storage and secrets must be in the cluster's reach.
+    """
+    definition = read_study(file, overrides)
+    with _cluster_answers():
+        cluster = _far(address)
+        submitted = cluster.submit(definition, storage)
+    _show_submitted(cluster, submitted, follow)
 
 
 @study.command()
@@ -128,8 +155,17 @@ def resume(
 ) -> None:
     """Go on with the study NAME from its journal and checkpoints.
 
-    With --set it gets more to do, such as search.trials=40, splits=[0,1,2,3] or budget.hours=8, or other resources.
+    With --set it gets more to do, such as search.trials=40, splits=[0,1,2,3] or budget.hours=8, or other resources. Where
+    --address is a cluster's dashboard (http://host:8265), it goes on there, and this machine may go.
     """
+    if address is not None and _is_far(address):
+        if on_finish or webhook:
+            raise BadInput("--on-finish and --webhook: are for a study that this machine drives; drop them")
+        with _cluster_answers():
+            cluster = _far(address)
+            submitted = cluster.submit(name, storage, overrides)
+        _show_submitted(cluster, submitted, follow=False)
+        return
     study_ = _open(name, storage)
 
     def go(watcher: Watcher) -> Any:
@@ -180,12 +216,19 @@ def confirm(
 @study.command()
 @click.argument("name")
 @storage_option
+@far_option
 @click.option("--watch", is_flag=True, help="Follow the study until it ends or Ctrl-C, also one that has not begun yet.")
-def status(name: str, storage: str, watch: bool) -> None:
+def status(name: str, storage: str, address: str | None, watch: bool) -> None:
     """Show how far the study NAME is: a row a trial, a cell a split.
 
-    With --watch the exit code says how it ended, as that of `run` does; Ctrl-C ends the watching, not the study.
+    With --watch the exit code says how it ended, as that of `run` does; Ctrl-C ends the watching, not the study. With
+    --address the cluster that it was submitted to is asked.
     """
+    if address is not None:
+        if watch:
+            raise BadInput(f"--watch: follow a study on a cluster by: css-ray study logs {name} --address {address} --follow")
+        _far_status(name, storage, address)
+        return
     from rich.console import Console
 
     from .view import MAX_ROWS, View
@@ -198,8 +241,18 @@ def status(name: str, storage: str, watch: bool) -> None:
 
 @study.command("list")
 @storage_option
-def list_(storage: str) -> None:
-    """List the studies of a storage."""
+@far_option
+def list_(storage: str, address: str | None) -> None:
+    """List the studies of a storage, or with --address those that were submitted to a cluster."""
+    if address is not None:
+        with _cluster_answers():
+            there = _far(address).studies()
+        if not there:
+            click.echo(f"no study was submitted to the cluster at {address} since its head started")
+        for each in there:
+            begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.started))
+            click.echo(f"{each.name:32} {each.status.lower():12} {begun}  {each.storage}  {each.job}")
+        return
     from css_ray.study.journal import studies_in
 
     names = studies_in(storage)
@@ -210,6 +263,57 @@ def list_(storage: str) -> None:
         best = progress.best
         value = "" if best is None else f"  best {best.mean:.2f} (trial {best.index}, {best.row})"
         click.echo(f"{name:32} {progress.status:12} trials {progress.trials_ended}/{progress.num_trials}{value}")
+
+
+@study.command()
+@click.argument("name")
+@click.option("--address", metavar="URL", required=True, help="The dashboard of the cluster that it was submitted to.")
+def stop(name: str, address: str) -> None:
+    """Stop the study NAME on the cluster that it was submitted to. Nothing that was trained is lost."""
+    with _cluster_answers():
+        cluster = _far(address)
+        before = cluster.find(name)
+        after = cluster.stop(name)
+    if not before.active:
+        click.echo(f"{name} was not at work: its job {before.job} is {before.status.lower()}")
+        return
+    if after.active:
+        raise click.ClickException(f"the job {after.job} of {name} is still {after.status.lower()}; look at its logs")
+    click.echo(f"{name} was stopped; it goes on by:")
+    click.echo(f"  css-ray study resume {name} --storage {after.storage} --address {address}")
+
+
+@study.command()
+@click.argument("name")
+@click.option("--address", metavar="URL", required=True, help="The dashboard of the cluster that it was submitted to.")
+@click.option("--follow", is_flag=True, help="Until the driver ends; Ctrl-C ends the printing alone.")
+def logs(name: str, address: str, follow: bool) -> None:
+    """Print what the driver of the study NAME printed on the cluster that it was submitted to."""
+    with _cluster_answers():
+        cluster = _far(address)
+        _print_logs(cluster, cluster.find(name), follow)
+
+
+@study.command(hidden=True)
+@click.option("--file", type=click.Path())
+@click.option("--name")
+@click.option("--storage", required=True)
+@click.option("--code", required=True)
+@set_option
+def drive(file: str | None, name: str | None, storage: str, code: str, overrides: tuple[str, ...]) -> None:
+    """On a node of a cluster: drive a study that was submitted, and start its driver anew when it dies."""
+    from css_ray.study.code import code_version
+    from css_ray.study.journal import study_folder
+    from css_ray.study.submission import drive_commands, keep_driving
+
+    if code != code_version():
+        raise BadInput(
+            f"css-ray {code} was submitted, and this node runs {code_version()}: another installation goes before what was "
+            "sent; remove it from the nodes, or from PYTHONPATH"
+        )
+    name = name or read_study(file or "", ()).name
+    run_, resume_ = drive_commands(storage, file, name, overrides)
+    sys.exit(keep_driving(run_, resume_, study_folder(storage, name)))
 
 
 @study.command()
@@ -303,6 +407,82 @@ def _open(name: str, storage: str) -> Study:
         return Study.open(name, storage)
 
 
+@contextmanager
+def _cluster_answers() -> Iterator[None]:
+    """What goes wrong between this machine and a cluster is told in one line."""
+    from css_ray.study.submission import ClusterError
+
+    try:
+        with _bad_input():
+            yield
+    except ClusterError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _is_far(address: str | None) -> bool:
+    from css_ray.study.submission import is_jobs_address
+
+    return is_jobs_address(address)
+
+
+def _far(address: str) -> Cluster:
+    from css_ray.study.submission import Cluster
+
+    return Cluster(address)
+
+
+def _show_submitted(cluster: Cluster, submitted: Submitted, follow: bool) -> None:
+    at = f"{submitted.name} --address {cluster.address}"
+    click.echo(f"{submitted.name} was submitted as the job {submitted.job}; this machine may go. From here:")
+    commands = {
+        f"css-ray study logs {at} --follow": "what its driver prints",
+        f"css-ray study status {at}": "a row a trial, a cell a split",
+        f"css-ray study stop {at}": "ends it; study resume goes on",
+    }
+    for command, text in commands.items():
+        click.echo(f"  {command:{max(map(len, commands))}}   {text}")
+    if follow:
+        with _cluster_answers():
+            _print_logs(cluster, submitted, follow)
+
+
+def _print_logs(cluster: Cluster, submitted: Submitted, follow: bool) -> None:
+    try:
+        for piece in cluster.logs(submitted, follow=follow):
+            click.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        click.echo("\nthe study goes on; only the printing has ended", err=True)
+        return
+    if not follow:
+        return
+    ended = cluster.find(submitted.name, submitted.job)
+    if ended.status == "FAILED":
+        sys.exit(1)
+
+
+def _far_status(name: str, storage: str, address: str) -> None:
+    """How far a study on a cluster is: what `study status` prints there."""
+    from css_ray.study.submission import ClusterError
+
+    with _cluster_answers():
+        cluster = _far(address)
+        try:
+            submitted = cluster.find(name)
+        except ClusterError:
+            # Of an earlier life of the cluster, perhaps: its storage knows.
+            if storage == "runs":
+                raise
+        else:
+            storage = submitted.storage
+            click.echo(f"job {submitted.job}: {submitted.status.lower()}")
+            if submitted.reason:
+                click.echo(f"  {submitted.reason}")
+        well, printed = cluster.call("study", "status", name, "--storage", storage)
+    click.echo(printed, nl=False)
+    if not well:
+        sys.exit(1)
+
+
 def _warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
 
@@ -314,18 +494,14 @@ def _cluster(address: str | None) -> str:
         import torch
 
         return f"this machine: {os.cpu_count()} CPU cores, {torch.cuda.device_count()} GPUs (no --address: Ray starts here)"
-    import logging
-
-    import ray
+    from css_ray.study.cluster import joined, size
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
-        raise BadInput(f"no Ray cluster answers at {address}: {error}") from None
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
-    ray.shutdown()
-    return f"the cluster at {address}: {nodes} nodes, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+        with joined(address):
+            nodes, cpus, gpus = size()
+    except ConnectionError as error:
+        raise BadInput(str(error)) from None
+    return f"the cluster at {address}: {nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
 
 
 def _drive(

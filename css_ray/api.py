@@ -154,9 +154,11 @@ class Study:
             return cls(schema.read(text, _overrides(set)), place)
         if set:
             raise ValueError(f"set is for a study file; {text} is a study that has begun, with the settings of its journal")
+        # The query of a URL is of the storage, whose last folder is the study's.
+        text, mark, query = text.partition("?") if is_uri(text) else (text, "", "")
         above, slash, name = text.rstrip("/").rpartition("/")
         if slash and storage is None:
-            place = above or "/"
+            place = (above or "/") + mark + query
         return cls.open(name if storage is None else text, place)
 
     @classmethod

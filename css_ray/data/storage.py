@@ -15,12 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs
 
 DESCRIPTION = "dataset.json"
 CACHE_VARIABLE = "CSS_RAY_CACHE"
 
+ATTEMPTS = 6
+"""How often a request to S3 is made until one is answered. Up to 1, 2, 4, 8, 16 s pass in between, on average half as much."""
+
+CONNECT_SECONDS = 5.0
+REQUEST_SECONDS = 20.0
+"""How long S3 may take to accept a connection, and to say anything on it, before an attempt counts as failed."""
+
 _STREAMS = 8  # files fetched at the same time; one S3 stream fills no network card
+_BLOCK = 2**23  # bytes fetched by one request
 
 
 def is_url(place: str | Path) -> bool:
@@ -33,8 +42,17 @@ def shown(place: str | Path) -> str:
     return re.sub(r"(?<=://)[^/@]*@|\?.*$", "", str(place)) if is_url(place) else str(place)
 
 
+def below(place: str | Path, *names: str) -> str:
+    """The place `names` below another, a path or a URL, whose query stays at its end."""
+    above, mark, query = str(place).partition("?") if is_url(place) else (str(place), "", "")
+    return "/".join([above.rstrip("/"), *names]) + mark + query
+
+
 def locate(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     """The file system of a place, and the path in it.
+
+    On S3 a request that fails is made again, and one that stands still is given up, see `ATTEMPTS`; a call that fails for good
+    raises OSError within 31 s where the store answers or refuses, and within ATTEMPTS * REQUEST_SECONDS more where it hangs.
 
     Raises ValueError if the URL names a file system that pyarrow does not know, or lacks a part.
     """
@@ -45,7 +63,64 @@ def locate(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     except (OSError, ValueError) as error:
         secret = str(place).partition("://")[2]
         raise ValueError(f"{shown(place)} is no place that css-ray can open: {str(error).replace(secret, '...')}") from None
+    if isinstance(filesystem, pyarrow.fs.S3FileSystem):
+        filesystem = _patient(filesystem)
     return filesystem, path.rstrip("/")
+
+
+def _patient(filesystem: pyarrow.fs.S3FileSystem) -> pyarrow.fs.S3FileSystem:
+    """The same with our bounds. A URL cannot name them, so it is made again from the arguments that pickle would keep of it."""
+    _, (arguments,) = filesystem.__reduce__()
+    return pyarrow.fs.S3FileSystem(
+        **arguments
+        | {
+            "retry_strategy": pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+            "connect_timeout": CONNECT_SECONDS,
+            "request_timeout": REQUEST_SECONDS,
+            # A small file is then one request, which may be made twice; else it is three, of which the last may not.
+            "allow_delayed_open": True,
+        }
+    )
+
+
+def read_blocks(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[bytes]:
+    """The content of a file, bit by bit, so that it need not fit into memory.
+
+    Raises FileNotFoundError if there is none, OSError that names it if it cannot be read to its end.
+    """
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            while block := stream.read(_BLOCK):
+                yield block
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:  # of a connection that was cut in the middle, pyarrow names no place
+        raise OSError(f"{path} could not be read: {error}") from error
+
+
+def send(file: Path, filesystem: pyarrow.fs.FileSystem, path: str) -> None:
+    """Copy a local file to a path; returns once it is there whole, and raises OSError where it is not.
+
+    `pyarrow.fs.copy_files` does neither: it returns before the store has taken a file, and drops the error where it takes none.
+    """
+    # In one piece: were the file read bit by bit, an interrupt in between would close the stream, and half of it would count.
+    with pa.memory_map(str(file)) as source, filesystem.open_output_stream(path) as stream:
+        stream.write(source.read_buffer())
+
+
+def receive(filesystem: pyarrow.fs.FileSystem, path: str, folder: Path) -> None:
+    """Copy the files right in the folder `path` to a local one, which is made.
+
+    Raises FileNotFoundError if there is no such folder, OSError where a file cannot be read whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for info in filesystem.get_file_info(pyarrow.fs.FileSelector(path)):
+        if not info.is_file:
+            continue
+        with (folder / plain_name(info.base_name, path)).open("wb") as file:
+            file.writelines(read_blocks(filesystem, info.path))
+            if file.tell() != info.size:
+                raise OSError(f"{info.path} has {info.size} bytes, of which {file.tell()} could be read")
 
 
 def free_bytes(place: str | Path) -> int | None:
@@ -65,11 +140,8 @@ def read_description(place: str | Path) -> dict[str, Any] | None:
     """
     filesystem, path = locate(place)
     try:
-        with filesystem.open_input_stream(f"{path}/{DESCRIPTION}") as file:
-            text = file.read()
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
+        text = b"".join(read_blocks(filesystem, f"{path}/{DESCRIPTION}"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         described = json.loads(text)
@@ -130,8 +202,8 @@ def _fetch(url: str, files: list[Mapping[str, Any]], folder: Path) -> None:
 
     def fetch(file: Mapping[str, Any]) -> None:
         digest, name = hashlib.sha256(), plain_name(file["name"], url)
-        with filesystem.open_input_stream(f"{root}/{name}") as source, open(folder / name, "wb") as target:
-            while block := source.read(2**20):
+        with open(folder / name, "wb") as target:
+            for block in read_blocks(filesystem, f"{root}/{name}"):
                 digest.update(block)
                 target.write(block)
             target.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import shutil
@@ -14,7 +15,7 @@ import pyarrow.fs
 import torch
 
 from css_ray import distributed
-from css_ray.data.storage import free_bytes, is_url, locate
+from css_ray.data.storage import free_bytes, is_url, locate, receive, send
 
 COMPLETE = "complete.json"
 """Written last: a folder without it was interrupted, and counts for nothing."""
@@ -28,6 +29,7 @@ KEPT = 2
 
 class Checkpoints:
     """Folders `000001`, `000002`, ... at `place`, a path that all ranks see, or a URL. Every rank makes one and calls alike.
+    The files of a checkpoint lie right in its folder.
 
     min_free: bytes that must be free on the disk for another one to be written. waiting: called as long as they are not.
     """
@@ -63,10 +65,12 @@ class Checkpoints:
         if distributed.rank() == 0:
             with self._filesystem.open_output_stream(f"{target}/{COMPLETE}") as file:
                 file.write(json.dumps({"ranks": distributed.world_size()}).encode())
-            counting = self.newest_first()[:KEPT]
-            for old in self._names():
-                if old not in counting:
-                    self._filesystem.delete_dir(f"{self._root}/{old}")
+            # What a store that is away for a moment keeps of the old ones goes after the next.
+            with contextlib.suppress(OSError):
+                counting = self.newest_first()[:KEPT]
+                for old in self._names():
+                    if old not in counting:
+                        self._filesystem.delete_dir(f"{self._root}/{old}")
         self._sum(0)
 
     def fetch(self, name: str, scratch: Path) -> Path:
@@ -78,8 +82,7 @@ class Checkpoints:
             return Path(self._root) / name
         folder = scratch / name
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        pyarrow.fs.copy_files(f"{self._root}/{name}", str(folder), source_filesystem=self._filesystem)
+        receive(self._filesystem, f"{self._root}/{name}", folder)
         return folder
 
     def _names(self) -> list[str]:
@@ -102,11 +105,13 @@ class Checkpoints:
             if is_url(self.place):
                 with tempfile.TemporaryDirectory() as scratch:
                     write(Path(scratch))
-                    pyarrow.fs.copy_files(scratch, target, destination_filesystem=self._filesystem)
+                    for file in sorted(Path(scratch).iterdir()):
+                        send(file, self._filesystem, f"{target}/{file.name}")
             else:
                 write(Path(target))
         except (OSError, RuntimeError) as error:  # torch raises the latter, without saying why
-            if not _is_full(error, free_bytes(self.place)):
+            # At a URL it is this machine's scratch disk that is full, of which the other ranks know nothing.
+            if is_url(self.place) or not _is_full(error, free_bytes(self.place)):
                 raise
             return False
         return True

@@ -9,21 +9,36 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
+import logging
 import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow.fs
 
+from css_ray.data.storage import below, locate, read_blocks, shown
 from css_ray.records import Event
 
-HEARTBEAT_SECONDS = 20.0
-STALE_SECONDS = 120.0
+_log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 10.0
+"""How often a driver shows, on an object store, that it lives."""
+
+STALE_SECONDS = 60.0
+"""After how long without a heartbeat a driver counts as dead, by the clock of who watches: no two clocks are compared."""
+
+SETTLE_SECONDS = 2.0
+"""How long a driver waits before it looks whether another one took the lock in the same moment."""
+
+_STREAMS = 24  # events fetched at the same time; each costs the store two answers
 
 
 class StudyLockedError(RuntimeError):
@@ -45,20 +60,18 @@ def is_uri(storage: str) -> bool:
 
 def study_folder(storage: str, name: str) -> str:
     """The folder of a study, absolute where it is a local path, so that every process of the cluster means the same place."""
-    return f"{storage.rstrip('/')}/{name}" if is_uri(storage) else str(Path(storage).resolve() / name)
+    return below(storage if is_uri(storage) else Path(storage).resolve(), name)
 
 
 def studies_in(storage: str) -> list[str]:
     """Names of the studies that a storage holds."""
     if not is_uri(storage):
         return sorted(path.parent.name for path in Path(storage).glob("*/journal.jsonl"))
-    filesystem, root = pyarrow.fs.FileSystem.from_uri(storage)
+    filesystem, root = locate(storage)
     entries = filesystem.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
-    return sorted(
-        entry.base_name
-        for entry in entries
-        if entry.type == pyarrow.fs.FileType.Directory and _Objects(f"{storage.rstrip('/')}/{entry.base_name}").read()
-    )
+    folders = [entry for entry in entries if entry.type == pyarrow.fs.FileType.Directory]
+    first = filesystem.get_file_info([_object(folder.path, 0) for folder in folders])
+    return sorted(folder.base_name for folder, event in zip(folders, first, strict=True) if event.is_file)
 
 
 class Journal:
@@ -66,18 +79,28 @@ class Journal:
 
     Reading needs no lock; `append` needs the one of `driving`. Events of a run are identified by kind, trial, split and step:
     the same one told again, as a resumed run does, is not written again.
+
+    error: what ended it for good, an append that failed or a lock that was lost; each later `append` raises it again.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self.error: OSError | StudyLockedError | None = None
         self._store: _Store = _Objects(folder) if is_uri(folder) else _File(Path(folder))
+        self.read()
+
+    def read(self) -> None:
+        """Read the events anew: what another driver wrote before this one held the lock is part of the study.
+
+        Raises JournalError where one is damaged or missing, OSError where the storage cannot be reached.
+        """
         self.events: list[Event] = []
         for number, line in enumerate(self._store.read(), 1):
             try:
                 self.events.append(_event(line))
             except ValueError as error:
                 raise JournalError(
-                    f"event {number} of the journal in {folder} is damaged ({error}); "
+                    f"event {number} of the journal in {shown(self.folder)} is damaged ({error}); "
                     "restore it from a copy, or remove that event"
                 ) from None
         self._known = {_key(event) for event in self.events} - {None}
@@ -85,11 +108,21 @@ class Journal:
         self._keeps = True
 
     def append(self, event: Event) -> bool:
-        """Write one event durably; False, and nothing written, if it stands in the journal already."""
+        """Write one event durably; False, and nothing written, if it stands in the journal already.
+
+        Raises OSError where it cannot be written, StudyLockedError where another driver has taken over. Nothing can be written
+        after that: on an object store nobody knows whether the event is there, and the next one might take its place.
+        """
         key = _key(event)
         if key is not None and key in self._known:
             return False
-        self._store.append(json.dumps(event, allow_nan=False, separators=(",", ":")), self._count)
+        if self.error is not None:
+            raise self.error
+        try:
+            self._store.append(json.dumps(event, allow_nan=False, separators=(",", ":")), self._count)
+        except (OSError, StudyLockedError) as error:
+            self.error = error
+            raise
         self._count += 1
         if self._keeps:
             self.events.append(event)
@@ -131,7 +164,7 @@ class Follower:
             try:
                 events.append(_event(line))
             except ValueError as error:
-                raise JournalError(f"event {self._count} of the journal in {self.folder} is damaged ({error})") from None
+                raise JournalError(f"event {self._count} of the journal in {shown(self.folder)} is damaged ({error})") from None
         return events
 
 
@@ -221,65 +254,81 @@ class _File:
             yield
 
 
+def _object(folder: str, number: int) -> str:
+    """The path of an event's object, of the study whose folder has that path."""
+    return f"{folder}/journal/{number:09d}.json"
+
+
 class _Objects:
     def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self.filesystem, self.root = pyarrow.fs.FileSystem.from_uri(uri)
+        self.uri = shown(uri)
+        self.filesystem, self.root = locate(uri)
+        self.begun = False
+        self.lost: StudyLockedError | None = None
 
     def read(self) -> list[str]:
-        selector = pyarrow.fs.FileSelector(f"{self.root}/journal", allow_not_found=True)
-        paths = sorted(info.path for info in self.filesystem.get_file_info(selector) if info.base_name.endswith(".json"))
+        paths = self._paths()
         for number, path in enumerate(paths):
-            if not path.endswith(f"/{number:09d}.json"):
+            if path != _object(self.root, number):
                 raise JournalError(f"event {number + 1} of the journal in {self.uri} is missing; restore it from a copy")
-        lines = [self._get(path).decode(errors="replace") for path in paths]
+        lines = self._lines(paths)
         # A last object cut short is a write that was interrupted, as a last line without its end is.
-        return lines[:-1] if lines and not lines[-1].endswith("}") else lines
+        return lines[:-1] if lines and not _is_whole(lines[-1]) else lines
 
     def read_from(self, mark: str | None) -> tuple[list[str], str | None]:
-        """The objects after the one named `mark`, and the name of the last of them."""
-        selector = pyarrow.fs.FileSelector(f"{self.root}/journal", allow_not_found=True)
-        infos = sorted(self.filesystem.get_file_info(selector), key=lambda info: str(info.base_name))
-        lines: list[str] = []
-        for info in infos:
-            if not info.base_name.endswith(".json") or (mark is not None and info.base_name <= mark):
-                continue
-            line = self._get(info.path).decode(errors="replace")
-            if not line.endswith("}"):
-                break  # being written, or cut off and to be written over
-            lines.append(line)
-            mark = info.base_name
-        return lines, mark
+        """The objects after the one at the path `mark`, and the path of the last of them."""
+        paths = [path for path in self._paths() if mark is None or path > mark]
+        # One that is being written, or was cut off and will be written over, ends what can be read.
+        whole = list(itertools.takewhile(_is_whole, self._lines(paths)))
+        return whole, (paths[len(whole) - 1] if whole else mark)
 
     def append(self, line: str, number: int) -> None:
-        self.filesystem.create_dir(f"{self.root}/journal", recursive=True)
-        self._put(f"{self.root}/journal/{number:09d}.json", line.encode())
+        if self.lost is not None:
+            raise self.lost
+        path = _object(self.root, number)
+        try:
+            if not self.begun:
+                self.filesystem.create_dir(f"{self.root}/journal", recursive=True)
+                self.begun = True
+            if self._is_another(path, line):
+                raise StudyLockedError(
+                    f"another driver is at work on {self.uri}: it wrote event {number + 1} of the journal, so this one stops"
+                )
+            self._put(path, line.encode())
+        except OSError as error:
+            raise OSError(f"event {number + 1} of the journal in {self.uri} could not be written: {error}") from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        path = f"{self.root}/driver.json"
-        self.filesystem.create_dir(self.root, recursive=True)
-        if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
-            holder = json.loads(self._get(path))
-            age = time.time() - holder["time"]
-            if age < STALE_SECONDS:
-                raise StudyLockedError(
-                    f"another driver was at work on {self.uri} {age:.0f} s ago ({holder['who']}); if it is dead, "
-                    f"try again in {STALE_SECONDS - age:.0f} s"
-                )
-        stop = threading.Event()
+        """Hold `driver.json`, for stores offer no lock, and pyarrow no write that fails where an object is already.
+
+        A driver writes its own token there, again and again, and looks first who wrote it last: the last one to write goes on,
+        any other stops. Should two drive for a moment all the same, `append` does not take the place of another's event.
+        """
+        path, token = f"{self.root}/driver.json", uuid.uuid4().hex
+        stop, beats = threading.Event(), itertools.count()
 
         def beat() -> None:
-            self._put(
-                path, json.dumps({"who": f"process {os.getpid()} on {socket.gethostname()}", "time": time.time()}).encode()
-            )
+            holder = {"who": f"process {os.getpid()} on {socket.gethostname()}", "token": token, "beat": next(beats)}
+            self._put(path, json.dumps(holder).encode())
 
         def keep_beating() -> None:
             while not stop.wait(HEARTBEAT_SECONDS):
+                # What fails is tried again with the next: an outage does not make another the holder.
                 with contextlib.suppress(OSError):
+                    holder = self._holder(path)
+                    if holder.get("token", token) != token:
+                        self.lost = self._locked(holder)
+                        return
                     beat()
 
+        self.filesystem.create_dir(self.root, recursive=True)
+        self._wait_until_dead(path)
         beat()
+        time.sleep(SETTLE_SECONDS)
+        if (holder := self._holder(path)).get("token") != token:
+            raise self._locked(holder)
+        self.lost = None
         thread = threading.Thread(target=keep_beating, daemon=True, name="study-heartbeat")
         thread.start()
         try:
@@ -288,13 +337,60 @@ class _Objects:
             stop.set()
             thread.join()
             with contextlib.suppress(OSError):
-                self.filesystem.delete_file(path)
+                if self._holder(path).get("token") == token:
+                    self.filesystem.delete_file(path)
+
+    def _wait_until_dead(self, path: str) -> None:
+        """Return once nobody holds the lock. Raises StudyLockedError as soon as its holder shows that it lives."""
+        first = self._holder(path)
+        if not first:
+            return
+        _log.warning(
+            "%s was held by %s; waiting for up to %g s to see whether it lives", self.uri, first.get("who"), STALE_SECONDS
+        )
+        until = time.monotonic() + STALE_SECONDS
+        while (holder := self._holder(path)) and time.monotonic() < until:
+            if holder != first:
+                raise self._locked(holder)
+            time.sleep(min(1.0, HEARTBEAT_SECONDS / 4))
+
+    def _locked(self, holder: dict[str, Any]) -> StudyLockedError:
+        return StudyLockedError(f"another driver is at work on {self.uri} ({holder.get('who')})")
+
+    def _holder(self, path: str) -> dict[str, Any]:
+        """What the lock says of who holds it; empty where it is free."""
+        try:
+            holder: dict[str, Any] = json.loads(self._get(path))
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            return {"who": "one whose heartbeat cannot be read"}
+        return holder
+
+    def _is_another(self, path: str, line: str) -> bool:
+        """Whether a whole event other than `line` is at `path`."""
+        try:
+            there = self._get(path).decode(errors="replace")
+        except FileNotFoundError:
+            return False
+        return _is_whole(there) and there != line
+
+    def _paths(self) -> list[str]:
+        """Of all events, in order."""
+        infos = self.filesystem.get_file_info(pyarrow.fs.FileSelector(f"{self.root}/journal", allow_not_found=True))
+        return sorted(info.path for info in infos if info.base_name.endswith(".json"))
+
+    def _lines(self, paths: list[str]) -> list[str]:
+        with ThreadPoolExecutor(_STREAMS) as pool:
+            return [content.decode(errors="replace") for content in pool.map(self._get, paths)]
 
     def _get(self, path: str) -> bytes:
-        with self.filesystem.open_input_stream(path) as stream:
-            data: bytes = stream.read()
-        return data
+        return b"".join(read_blocks(self.filesystem, path))
 
     def _put(self, path: str, data: bytes) -> None:
         with self.filesystem.open_output_stream(path) as stream:
             stream.write(data)
+
+
+def _is_whole(line: str) -> bool:
+    return line.endswith("}")

@@ -30,14 +30,16 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from css_ray.data.catalogue import ensure_dataset
-from css_ray.data.storage import free_bytes, locate, shown
+from css_ray.data.storage import below, free_bytes, locate, shown
 from css_ray.methods import METHODS
 from css_ray.records import Event, Ledger, Record, RunTimes, mean_std
 from css_ray.study.address import remember_address
+from css_ray.study.cluster import check_code
+from css_ray.study.code import code_version
 from css_ray.study.journal import Journal, is_uri, study_folder
 from css_ray.study.pruning import LEADERS, Seen
 from css_ray.study.run import Lists, RunSpec, method_config, prepare, run_spec, split_key, write_ids
-from css_ray.study.sampling import Result, Sampling
+from css_ray.study.sampling import Result, Sampling, suggestion_lag
 from css_ray.study.schema import Resources, Study, TrialSpec
 from css_ray.study.slot import Job, Slot, last_line, run_trial
 from css_ray.study.verdicts import Verdicts
@@ -104,6 +106,7 @@ class Runner:
         self.address = address
         self.observer = observer
         self.folder = study_folder(storage, study.name)
+        self.journal = Journal(self.folder)
         self._read()
         self._sampling: Sampling | None = None
         self._drawn: list[dict[str, Any]] = []
@@ -115,7 +118,7 @@ class Runner:
         self._looked = -math.inf
 
     def _read(self) -> None:
-        self.journal = Journal(self.folder)
+        """Fold the events of the journal, from the first on."""
         self.ledger = Ledger(self.journal.events)
         self._values: dict[int, dict[int, float]] = {}
         self._scores: dict[int, float] = {}
@@ -162,6 +165,7 @@ class Runner:
         """
         with self.journal.driving():
             # Read again under the lock: what another driver wrote before it ended is part of the study.
+            self.journal.read()
             self._read()
             exists = self.started
             if exists and not resume:
@@ -181,6 +185,7 @@ class Runner:
                 except KeyboardInterrupt:
                     interrupted = True
                     # Read again: the interrupt may have come between an event's writing and its being noted here.
+                    self.journal.read()
                     self._read()
                     if self.started:
                         self.emit("study_interrupted", reason="interrupted by the user")
@@ -300,7 +305,13 @@ class Runner:
                     verbose=0,
                 ),
             )
-            tuner.fit()
+            try:
+                tuner.fit()
+            except Exception:
+                # Of what its callbacks raise Tune passes on a traceback only.
+                if self.journal.error is not None:
+                    raise self.journal.error from None
+                raise
         _remove(_notes(self.folder))
 
     def next_trial(self, running: set[int]) -> TrialSpec | Literal["finished"] | None:
@@ -319,7 +330,7 @@ class Runner:
             return grid[index]
         assert self.study.search is not None  # or the grid's trials would be all
         position = index - len(grid)
-        lag = self._lag()
+        lag = suggestion_lag(self.study.resources.concurrent_trials, bool(self.pruners))
         known = max(0, position - lag + 1)
         if any(len(grid) + earlier not in ends for earlier in range(known)):
             return None
@@ -329,16 +340,6 @@ class Runner:
         if self._sampling is None:
             self._sampling = Sampling(self.study.search, self.study.space, self.study.objective, self.feasible)
         return self.study.search_trial(index, self._sampling.suggest(self._drawn, _Results(self, known), lag))
-
-    def _lag(self) -> int:
-        """How many trials, the one to suggest among them, may be without their results: a suggestion waits for those before.
-
-        As many as run side by side would be enough if all took equally long. A pruned one ends early, and its slot would stand
-        idle until the longest has ended: with half of the trials pruned, 8 slots are then busy for 70 % of the time, and for
-        95 % with twice as many (`python -m benchmarks._lag`).
-        """
-        side_by_side = self.study.resources.concurrent_trials
-        return side_by_side * 2 if self.pruners and side_by_side > 1 else side_by_side
 
     def feasible(self, drawn: Mapping[str, Any]) -> bool:
         """Whether drawn settings make sense together: no threshold that the indicator cannot reach."""
@@ -438,7 +439,7 @@ class Runner:
             if key not in self._lists:
                 try:
                     prepared = prepare(spec)
-                    write_ids(prepared, f"{self.folder}/splits")
+                    write_ids(prepared, below(self.folder, "splits"))
                 except (OSError, ValueError) as error:
                     raise RuntimeError(f"split {spec['split']} of trial {trial.index}: {error}") from error
                 self._lists[key] = prepared.spec["lists"]
@@ -514,7 +515,7 @@ class Runner:
         gone = (self._uncollected & self.ledger.ends.keys()) - best
         for trial in sorted(gone):
             for kind in ("checkpoints", "models"):
-                _remove(f"{self.folder}/{kind}/trial_{trial:04d}")
+                _remove(below(self.folder, kind, f"trial_{trial:04d}"))
         self._uncollected -= gone
 
     def full_disk(self) -> str:
@@ -677,6 +678,8 @@ def connect(study: Study, address: str | None) -> int:
             "worker_process_setup_hook": remember_address,
         },
     )
+    if address is not None:
+        check_code()
     resources = study.resources
     needs = {"CPU": resources.workers * resources.cpus_per_worker, "GPU": resources.workers * resources.gpus_per_worker}
     has = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -715,8 +718,8 @@ def _job(study: Study, trial: int, runs: Sequence[RunSpec], folder: str, verdict
     return {
         "trial": trial,
         "runs": list(runs),
-        "checkpoints": f"{folder}/checkpoints/trial_{trial:04d}",
-        "models": f"{folder}/models/trial_{trial:04d}",
+        "checkpoints": below(folder, "checkpoints", f"trial_{trial:04d}"),
+        "models": below(folder, "models", f"trial_{trial:04d}"),
         "verdicts": verdicts.start if verdicts else None,
         "hang_seconds": study.resources.hang_seconds,
         "min_free": study.keep.min_free_gb * 1e9,
@@ -725,7 +728,7 @@ def _job(study: Study, trial: int, runs: Sequence[RunSpec], folder: str, verdict
 
 def _notes(folder: str) -> str:
     """Where Ray Train keeps what it writes for itself, of no use once a driver has ended."""
-    return f"{folder}/ray"
+    return below(folder, "ray")
 
 
 def _remove(folder: str) -> None:
@@ -739,8 +742,8 @@ def _remove(folder: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    names = ("css-ray", "torch", "torchvision", "timm", "ray", "optuna", "mlflow")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    names = ("torch", "torchvision", "timm", "ray", "optuna", "mlflow")
+    return {"python": platform.python_version(), "css-ray": code_version()} | {name: version(name) for name in names}
 
 
 @contextlib.contextmanager

@@ -51,6 +51,16 @@ class Result:
     curve: Mapping[int, float] = field(default_factory=dict)
 
 
+def suggestion_lag(side_by_side: int, pruned: bool) -> int:
+    """How many trials, the one to suggest among them, may be without their results: a suggestion waits for those before.
+
+    As many as run side by side would be enough if all took equally long. A pruned one ends early, and its slot would stand
+    idle until the longest has ended: with half of the trials pruned, 8 slots are then busy for 70 % of the time, and for 95 %
+    with twice as many (`python -m benchmarks._lag`).
+    """
+    return side_by_side * 2 if pruned and side_by_side > 1 else side_by_side
+
+
 class Sampling:
     """Draws the trials of one search, in order.
 

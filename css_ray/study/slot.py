@@ -25,6 +25,7 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from css_ray.records import Event
+from css_ray.study.code import code_version
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -199,7 +200,12 @@ class Slot:
         per_worker = {"CPU": resources["cpus_per_worker"]} | ({"GPU": gpus} if gpus else {})
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"slot": name, "queue": self._queue, "cpus_per_worker": resources["cpus_per_worker"]},
+            train_loop_config={
+                "slot": name,
+                "queue": self._queue,
+                "cpus_per_worker": resources["cpus_per_worker"],
+                "code": code_version(),
+            },
             scaling_config=ScalingConfig(num_workers=resources["workers"], use_gpu=gpus > 0, resources_per_worker=per_worker),
             torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
             run_config=RunConfig(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -16,7 +17,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
 import ray.train
 import ray.train.torch
 import torch
@@ -24,9 +24,10 @@ from ray.util.queue import Queue
 from torch import Tensor
 
 from css_ray import distributed
+from css_ray.data.storage import below, is_url, locate, send
 from css_ray.records import Event
 from css_ray.study.checkpoints import Checkpoints
-from css_ray.study.journal import is_uri
+from css_ray.study.code import code_version
 from css_ray.study.run import execute, prepare
 from css_ray.study.slot import LEAVE, NOTHING, Handover, Job
 from css_ray.study.verdicts import Verdicts
@@ -42,8 +43,14 @@ VERDICT_SECONDS = 30.0
 def take_jobs(config: dict[str, Any]) -> None:
     """The training function of a slot's ranks: one job after another, until none comes any more.
 
-    config: slot (its name), queue (where news goes), cpus_per_worker.
+    config: slot (its name), queue (where news goes), cpus_per_worker, code (the `code_version` of the slot).
+    Raises RuntimeError on a node, perhaps one that joined later, that has other code.
     """
+    if code_version() != config["code"]:
+        raise RuntimeError(
+            f"node {socket.gethostname()} has css-ray {code_version()}, the study runs {config['code']}; "
+            "install the same on all nodes"
+        )
     torch.set_num_threads(config["cpus_per_worker"])
     device = ray.train.torch.get_device()
     if device.type == "cuda":
@@ -104,7 +111,7 @@ def train_splits(job: Job, reporter: SlotReporter, device: torch.device, beat: C
                     reporter,
                     device=device,
                     checkpoint=resumed,
-                    keep_best=_keeper(f"{job['models']}/split_{split}"),
+                    keep_best=_keeper(below(job["models"], f"split_{split}")),
                     beat=beat,
                 )
             except PrunedError:
@@ -290,15 +297,14 @@ def _keeper(folder: str) -> Callable[[dict[str, Tensor]], None]:
     """Keeps the best weights of a run as `<folder>/best.pt`, replaced as a whole."""
 
     def keep(state: dict[str, Tensor]) -> None:
-        if not is_uri(folder):
+        if not is_url(folder):
             Path(folder).mkdir(parents=True, exist_ok=True)
             write_tensors(Path(folder) / "best.pt", state)
             return
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
+        filesystem, path = locate(folder)
         with tempfile.TemporaryDirectory() as scratch:
             write_tensors(Path(scratch) / "best.pt", state)
             filesystem.create_dir(path, recursive=True)
-            with filesystem.open_output_stream(f"{path}/best.pt") as stream:
-                stream.write((Path(scratch) / "best.pt").read_bytes())
+            send(Path(scratch) / "best.pt", filesystem, f"{path}/best.pt")
 
     return keep

@@ -19,7 +19,7 @@ from css_ray.data import storage, writing
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.digits import digits_source
 from css_ray.data.shards import open_dataset
-from css_ray.data.storage import local_copy, locate, shown
+from css_ray.data.storage import below, local_copy, locate, receive, send, shown
 from css_ray.data.writing import in_processes, write_dataset
 
 
@@ -203,6 +203,25 @@ def test_urls_are_shown_without_their_secrets() -> None:
     with pytest.raises(ValueError) as caught:
         locate("nonsense://user:secret@host/set?token=secret")
     assert "secret" not in str(caught.value) and "nonsense://host/set" in str(caught.value)
+
+
+def test_a_place_below_another_keeps_its_query_at_the_end() -> None:
+    assert below("s3://bucket/studies/?region=x&scheme=http", "s", "ray") == "s3://bucket/studies/s/ray?region=x&scheme=http"
+    assert below("s3://bucket", "s") == "s3://bucket/s"
+    assert below("runs/what?", "s") == "runs/what?/s"
+    assert below(Path("/"), "s") == "/s"
+
+
+def test_files_are_sent_and_received_whole(bucket: Bucket, tmp_path: Path) -> None:
+    contents = {"empty": b"", "small": b"state", "large": bytes(range(256)) * 100_000}
+    filesystem, root = locate(bucket.url("there"))
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        send(tmp_path / name, filesystem, f"{root}/{name}")
+    receive(filesystem, root, tmp_path / "back")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()} == contents
+    with pytest.raises(FileNotFoundError):
+        receive(filesystem, f"{root}/elsewhere", tmp_path / "other")
 
 
 def test_the_cache_lies_where_users_expect_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -81,6 +81,16 @@ def test_a_disk_that_fills_while_writing_is_waited_for(tmp_path: Path, monkeypat
     assert attempts == [50, 80, 110] and kept.newest_first() == ["000001"]
 
 
+def test_a_full_scratch_disk_is_no_reason_to_wait_at_a_url(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    kept = Checkpoints(f"file://{tmp_path}/trial")
+    with pytest.raises(OSError, match="no space left"):
+        kept.save(write)
+    assert kept.newest_first() == []
+
+
 def test_another_error_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     def write(folder: Path) -> None:
         raise OSError(errno.EIO, "the disk is broken")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from css_ray.study import journal as module
 from css_ray.study.journal import Journal, JournalError, StudyLockedError, studies_in, study_folder
 
 STARTED = {"event": "study_started", "time": 1.0, "study": "s", "study_id": "x", "spec": {}, "versions": {}}
@@ -20,6 +21,13 @@ STARTED = {"event": "study_started", "time": 1.0, "study": "s", "study_id": "x",
 
 def logged(split: int, step: int, value: float = 0.5) -> dict:
     return {"event": "run_logged", "time": 2.0, "trial": 0, "split": split, "step": step, "metrics": {"train/loss": value}}
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock on an object store, with less patience than it has by default."""
+    for name, seconds in (("HEARTBEAT", 0.1), ("STALE", 1.0), ("SETTLE", 0.1)):
+        monkeypatch.setattr(module, f"{name}_SECONDS", seconds)
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -87,7 +95,11 @@ def test_a_second_driver_is_refused_and_the_lock_dies_with_its_holder(tmp_path: 
 
 def test_a_second_driver_is_refused_on_an_object_store(tmp_path: Path) -> None:
     uri = f"file://{tmp_path}/s"
-    with Journal(uri).driving(), pytest.raises(StudyLockedError, match="another driver was at work"), Journal(uri).driving():
+    with (
+        Journal(uri).driving(),
+        pytest.raises(StudyLockedError, match=f"another driver is at work on {uri} .process {os.getpid()}"),
+        Journal(uri).driving(),
+    ):
         pass
     with Journal(uri).driving():
         pass
@@ -96,9 +108,11 @@ def test_a_second_driver_is_refused_on_an_object_store(tmp_path: Path) -> None:
 def test_a_dead_drivers_heartbeat_goes_stale(tmp_path: Path) -> None:
     uri = f"file://{tmp_path}/s"
     (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "driver.json").write_text(json.dumps({"who": "process 1 on nowhere", "time": time.time() - 1000}))
+    (tmp_path / "s" / "driver.json").write_text(json.dumps({"who": "process 1 on nowhere", "token": "t", "beat": 3}))
+    began = time.monotonic()
     with Journal(uri).driving():
-        pass
+        assert time.monotonic() - began >= module.STALE_SECONDS
+    assert not (tmp_path / "s" / "driver.json").exists()
 
 
 def _append_for_ever(folder: str) -> None:
@@ -124,6 +138,32 @@ def test_a_kill_at_any_moment_loses_at_most_the_event_in_hand(tmp_path: Path) ->
         assert steps == list(range(len(steps)))
         assert len(steps) > seen
         seen = len(steps)
+
+
+@pytest.mark.parametrize("kind", ["path", "uri"])
+def test_nothing_is_written_after_an_append_that_failed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the event is there, nobody knows: another one must not take its place."""
+    folder = str(tmp_path / "s") if kind == "path" else f"file://{tmp_path}/s"
+    journal = Journal(folder)
+    journal.append(STARTED)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "write", lambda descriptor, data: 0)
+        broken.setattr(module._Objects, "_put", lambda self, path, data: os.stat("/nowhere/at/all"))
+        with pytest.raises(OSError) as first:
+            journal.append(logged(0, 1))
+    with pytest.raises(OSError) as second:
+        journal.append(logged(0, 2))
+    assert second.value is first.value is journal.error
+    assert Journal(folder).events == [STARTED]
+
+
+def test_reading_anew_finds_what_another_wrote(folder: str) -> None:
+    journal, other = Journal(folder), Journal(folder)
+    other.append(STARTED)
+    journal.read()
+    assert journal.events == [STARTED]
+    assert not journal.append(STARTED) and journal.append(logged(0, 10))
+    assert Journal(folder).events == [STARTED, logged(0, 10)]
 
 
 def test_studies_of_a_storage(tmp_path: Path) -> None:
