@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from css_ray.data.storage import is_url, shown
-from css_ray.records import Ledger
 from css_ray.study.code import code_version, copy_code
 from css_ray.study.journal import Journal
 from css_ray.study.schema import Study, StudyError
@@ -226,7 +225,8 @@ def keep_driving(run: Sequence[str], resume: Sequence[str], folder: str) -> int:
         if stopped:
             return code if code >= 0 else 130
         events = Journal(folder).events
-        ended = code in (0, 2, 130) or (code > 0 and Ledger(events).status in ("finished", "failed", "budget"))
+        last = next((event["event"] for event in reversed(events) if event["event"].startswith("study_")), "")
+        ended = code in (0, 2, 130) or (code > 0 and last == "study_finished")
         fruitless = fruitless + 1 if len(events) == known else 1
         known = len(events)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
