@@ -1,4 +1,5 @@
-"""What the platform costs: the journal that every event passes through, and the loop around a method's bare step."""
+"""What the platform costs: the journal that every event passes through, and the loop around a method's bare step; and what its
+pruning saves on recorded trainings."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import Row, compare
+from benchmarks import Row, _table, compare
 from css_ray.methods import METHODS, Method
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.study.journal import Journal
@@ -37,6 +38,7 @@ def rows() -> Iterator[Row]:
     yield from _driver()
     yield from _outage()
     yield from _studies()
+    yield from _table.rows()
 
 
 def _found(module: str) -> dict[str, Any]:

@@ -47,6 +47,11 @@ _RENDERERS = {
 }
 
 
+def _workers_text(resources: schema.Resources) -> str:
+    workers = resources.workers
+    return f"{workers} worker(s)" if isinstance(workers, int) else f"{min(workers)} to {max(workers)} workers"
+
+
 def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=4)
 
@@ -98,7 +103,7 @@ class Plan:
         devices = f"{resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else f"{resources.cpus_per_worker} CPU"
         lines += [
             f"{self.num_trials} trials x {len(study.splits)} splits = {self.num_runs} runs, {self.num_steps} steps",
-            f"each trial: {resources.workers} worker(s) of {devices}; {resources.concurrent_trials} trials side by side",
+            f"each trial: {_workers_text(resources)} of {devices}; {resources.concurrent_trials} trials side by side",
             f"disk: up to {self.disk_bytes / 1e9:.2g} GB of weights and checkpoints",
         ]
         return "\n".join(lines)

@@ -7,7 +7,7 @@ happened, never changed by a replay). The kinds, and what each carries besides:
 |-------------------|-----------------------------------------------------------------------------------------------------|
 | study_started     | study, study_id, spec (the whole resolved study), versions                                          |
 | trial_started     | trial, row, source ("grid" or "search"), params (all that the study varies, flat), config (all, flat) |
-| run_started       | trial, split, seed, dataset, split_hash, num_labelled, num_unlabelled, class_names                    |
+| run_started       | trial, split, seed, dataset, split_hash, num_labelled, num_unlabelled, class_names, workers           |
 | run_logged        | trial, split, step, metrics ("train/loss", "train/sup", "train/lr", ...)                              |
 | run_evaluated     | trial, split, step, metrics ("val/miou", "val/pixel_accuracy", "val/iou/<class>"), in percent         |
 | run_finished      | trial, split, step, last (metrics), best (metrics), best_step, seconds                                |
@@ -15,6 +15,7 @@ happened, never changed by a replay). The kinds, and what each carries besides:
 | trial_pruned      | trial, split, step, reason: the verdict; the trial ends as soon as it hears of it                     |
 | run_pruned        | trial, split, step, reason: the run that the verdict cut short                                        |
 | run_rewound       | trial, split, step, reason: damaged checkpoints set the run back to this step                        |
+| run_resized       | trial, split, step, workers, before, reason: from this step on another number of workers trains it    |
 | trial_retried     | trial, reason: its workers or its process failed, and it goes on from its last checkpoint             |
 | trial_finished    | trial, status, reason, values ({split: value}), mean, std, n, num_splits                              |
 | study_extended    | spec (the whole resolved study from now on), num_splits                                             |
@@ -239,6 +240,27 @@ class RunTimes:
             clock.saved = now
         self.by_trial[trial] = self.by_trial.get(trial, 0.0) + gap
         return gap
+
+
+class RunSizes:
+    """How many workers train the runs, from `run_started` and `run_resized`. latest: of the run that told of it last."""
+
+    def __init__(self) -> None:
+        self.latest: int | None = None
+        self._of: dict[tuple[int, int], int] = {}
+
+    def event(self, event: Event, otherwise: int) -> int:
+        """Take one event into account; returns how many workers have trained its run up to it.
+
+        otherwise: where the journal does not tell.
+        """
+        if not event["event"].startswith("run_"):
+            return otherwise
+        run = event["trial"], event["split"]
+        before: int = event.get("before") or self._of.get(run, otherwise)
+        if "workers" in event:
+            self.latest = self._of[run] = event["workers"]
+        return before
 
 
 def mean_std(values: Sequence[float], ddof: int = 1) -> tuple[float | None, float | None]:

@@ -127,6 +127,7 @@ class Projection:
             "run_failed": self._run_failed,
             "run_pruned": self._run_pruned,
             "run_rewound": self._run_rewound,
+            "run_resized": self._run_resized,
             "trial_finished": self._trial_finished,
             "study_interrupted": self._study_interrupted,
             "study_resumed": self._study_resumed,
@@ -266,6 +267,9 @@ class Projection:
 
     def _run_rewound(self, position: int, run: _Run, event: Event) -> None:
         run.tags["css_ray.rewound"] = event["reason"]
+
+    def _run_resized(self, position: int, run: _Run, event: Event) -> None:
+        run.tags["css_ray.resized"] = event["reason"]
 
     # ------------------------------------------------------------------------------------------------------ calls to MLflow
 

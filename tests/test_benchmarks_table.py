@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/ is not installed
 
 from benchmarks import UnavailableError, _table
-from benchmarks._table import Configuration, Table, at_random, by_tpe, orders, read, replay, searches
+from benchmarks._table import Configuration, Table, at_random, by_tpe, halves, orders, read, replay, searches
 from css_ray.study.sampling import Result
 from css_ray.study.schema import Distribution
 
@@ -99,6 +99,14 @@ def test_a_rule_inside_a_split_ends_a_run_at_an_evaluation() -> None:
     assert study.steps == 60 + 60 + 10 and study.pruned == {2}
 
 
+def test_a_forecast_ends_a_run_that_cannot_win() -> None:
+    # At step 10, 40 and 39 are to come for the first two. With 2 degrees of freedom and eight looks the margin is 7.7, so 15 is too
+    # far behind (it would end at 54.5), and 28.5, which would end at 68, is not; after the split it is.
+    study = replay(table(FIRST, SECOND, (30.0, 40.0, 50.0)), [{"name": "forecast"}], in_order(0, 1, 2))
+    assert study.steps == 60 + 60 + 10 and study.pruned == {2}
+    assert replay(table(FIRST, SECOND, (57.0, 67.5, 78.0)), [{"name": "forecast"}], in_order(0, 1, 2)).steps == 60 + 60 + 20
+
+
 def test_a_run_that_becomes_nan_costs_the_interval_and_the_trial_goes_on() -> None:
     told: list[Sequence[Result]] = []
 
@@ -178,6 +186,25 @@ def test_searches_that_never_arrive_count_as_endless(monkeypatch: pytest.MonkeyP
     # In the last order only one has finished when the winner is judged.
     assert list(found.steps) == [math.inf, 60.0, 120.0]
     assert (found.median, found.missed) == (120.0, 1) and found.lost == pytest.approx(1 / 3)
+
+
+def test_halves_have_other_winners(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Sequence[Configuration]] = []
+
+    def ascending(half: Table, seed: int, lag: int) -> _table.Draw:
+        seen.append(half.configurations)
+        return in_order(*sorted(range(len(half.configurations)), key=half.mean))
+
+    monkeypatch.setattr(_table, "by_tpe", ascending)
+    # Two pairs that differ by the same on each split, and two winners that are behind on their first.
+    six = table((48.0, 58.0, 68.0), (50.0, 60.0, 70.0), SECOND, FIRST, LATE_WINNER, (59.0, 80.0, 91.0))
+    found = halves(six, PAIRED, seeds=range(40))
+    assert halves(six, [], seeds=range(3)) == 0
+    # A half loses its best if that is a late winner, behind FIRST on its first split, and the two others have finished; another
+    # late winner among these would widen the margin.
+    firsts = [sorted(each.curves[0][20] for each in half) for half in seen[:40]]
+    assert all(len(half) == 3 for half in seen)
+    assert found == pytest.approx(statistics.fmean(half.count(59.0) == 1 and 60.0 in half for half in firsts)) and found > 0
 
 
 def test_orders_compare_with_the_same_trials_unpruned() -> None:

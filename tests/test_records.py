@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from css_ray.records import Event, Ledger, Record, WallTime, mean_std, records_from_events, score_text
+from css_ray.records import Event, Ledger, Record, RunSizes, WallTime, mean_std, records_from_events, score_text
 
 PARAMS = {"data.labelled": 92, "method.name": "css"}
 
@@ -203,3 +203,18 @@ def test_clocks_of_nodes_that_differ_add_nothing() -> None:
     for time in range(20, 1000, 10):
         events += [("run_logged", 0, time + 300.0), ("run_logged", 1, time - 300.0)]
     assert 900 <= wall_seconds(*events, ("trial_finished", None, 1000.0)) <= 1000 + 300
+
+
+def test_the_workers_of_a_run_count_from_when_they_train_it() -> None:
+    sizes = RunSizes()
+    run = {"trial": 0, "split": 1}
+    told = [
+        ({"event": "study_started"}, 4),
+        ({"event": "run_started", **run, "workers": 2}, 4),  # up to here nobody trained it
+        ({"event": "run_logged", **run}, 2),
+        ({"event": "run_logged", "trial": 3, "split": 0}, 4),  # of an older journal
+        ({"event": "run_resized", **run, "workers": 1, "before": 2}, 2),
+        ({"event": "run_evaluated", **run}, 1),
+    ]
+    assert [sizes.event(event, 4) for event, _ in told] == [count for _, count in told]
+    assert sizes.latest == 1

@@ -37,7 +37,7 @@ def check(study: Study, *, local: bool, folder: str | None = None, events: Seque
     """
     problems = []
     resources = study.resources
-    wanted, present = resources.workers * resources.gpus_per_worker, torch.cuda.device_count()
+    wanted, present = resources.fewest * resources.gpus_per_worker, torch.cuda.device_count()
     if local and wanted > present:
         problems.append(
             f"resources.gpus_per_worker: a trial wants {wanted:g} GPU{'s' if wanted > 1 else ''}, this machine has {present}; "
@@ -241,18 +241,18 @@ def _models(trials: Sequence[TrialSpec]) -> list[str]:
 
 def _batches(study: Study, trials: Sequence[TrialSpec]) -> list[str]:
     """Batch statistics need two images where they are not shared over GPUs."""
-    workers = study.resources.workers
-    if workers > 1 and study.resources.gpus_per_worker:
-        return []
+    resources = study.resources
     small = dict.fromkeys(
-        (key, trial.settings["data"][key])
+        (key, trial.settings["data"][key], workers)
         for trial in trials
+        for workers in resources.sizes(trial.settings["data"])
+        if workers == 1 or not resources.gpus_per_worker
         for key in ("labelled_batch", "unlabelled_batch")
         if trial.settings["data"][key] // workers < 2
     )
     return [
         f"data.{key}: {batch} over {workers} worker(s) is less than 2 images each, which BatchNorm needs"
-        for key, batch in small
+        for key, batch, workers in small
     ]
 
 
@@ -298,7 +298,7 @@ def _seconds_a_step(study: Study, trial: TrialSpec, device: torch.device) -> flo
     num_classes = data["num_classes"] or ASSUMED_CLASSES
     method = build_method(trial.settings, num_classes).to(device)
     optimizer = make_optimizer(method, TrainConfig(**trial.settings["train"]))
-    size, workers = data["crop"], study.resources.workers
+    size, workers = data["crop"], study.resources.sizes(data)[0]
     labelled = data["labelled_batch"] // workers
     unlabelled = data["unlabelled_batch"] // workers if method.needs_unlabelled else 0
     batch = Batch(

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from css_ray.records import Event, RunTimes, WallTime, mean_std
+from css_ray.records import Event, RunSizes, RunTimes, WallTime, mean_std
 from css_ray.study.schema import Study, parse
 
 
@@ -98,22 +98,21 @@ class Progress:
         self._planned |= {trial.index: trial.settings["train"]["iterations"] for trial in study.grid_trials()}
         self._steps_a_split = sum(self._planned.values())
         self._since: tuple[float, int] | None = None  # wall time and `steps_done` at the first run of this start
-        self._times = RunTimes()
+        self._times, self._sizes = RunTimes(), RunSizes()
         self._wall = WallTime()
 
     @property
     def _device(self) -> tuple[str, float]:
-        """What a trial holds: GPUs or CPUs, and how many."""
+        """What a worker holds: GPUs or CPUs, and how many."""
         resources = self.study.resources
-        kind, each = ("GPU", resources.gpus_per_worker) if resources.gpus_per_worker else ("CPU", resources.cpus_per_worker)
-        return kind, resources.workers * each
+        return ("GPU", resources.gpus_per_worker) if resources.gpus_per_worker else ("CPU", resources.cpus_per_worker)
 
     def event(self, event: Event) -> None:
         """Take one event into account."""
         kind = event["event"]
         self.latest = event["time"]
         self._wall.event(event)
-        if seconds := self._times.event(event):
+        if seconds := self._times.event(event) * self._sizes.event(event, self.study.resources.fewest):
             kind_of_device, count = self._device
             self.hours[kind_of_device] = self.hours.get(kind_of_device, 0.0) + seconds * count / 3600
         if kind in ("study_started", "study_resumed"):
@@ -202,7 +201,7 @@ class Progress:
 
     def _run(self, kind: str, event: Event) -> None:
         trial, split = self.trials[event["trial"]], event["split"]
-        if kind == "run_rewound":
+        if kind in ("run_rewound", "run_resized"):
             return self._retried(trial.index, event["reason"])
         if trial.status == "pruned" and kind != "run_started":
             return  # told late, by a run that had not heard of its end yet

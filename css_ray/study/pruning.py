@@ -1,8 +1,9 @@
 """Which trials of a search are not worth their remaining steps: rules that are asked at each evaluation and after each split.
 
 Inside a split, `median`, `asha` and `hyperband` compare runs at equal steps of the same split. Across splits, `paired` compares
-a trial with the best one on the splits that both have; docs/pruning.md derives it and shows what it guarantees. `optuna` asks
-any pruner of Optuna. A verdict depends on what it is given and on nothing else, so that a resumed study judges alike.
+a trial with the best one on the splits that both have; `forecast` is the same rule asked inside the splits, too:
+docs/pruning.md derives both and shows what they guarantee. `optuna` asks any pruner of Optuna. A verdict depends on what it is
+given and on nothing else, so that a resumed study judges alike.
 """
 
 from __future__ import annotations
@@ -246,6 +247,137 @@ class Paired(Pruner):
         )
 
 
+# ------------------------------------------------------------------------------------------- across splits, and inside them
+
+Values = Mapping[int, float]
+"""What a trial has, by split."""
+
+
+def forecast(
+    candidate: tuple[Values, float],
+    incumbent: tuple[Values, Values],
+    finished: Sequence[tuple[Values, Values]],
+    splits: Sequence[int],
+    split: int,
+    *,
+    false_prune_rate: float,
+) -> Prospect | None:
+    """Predict as `prospect` does, in the middle of a split: at a step of `split`, after the splits that a candidate finished.
+
+    candidate: its values, by split, and the evaluation at this step. incumbent, finished: the values and, by split, the
+    evaluations at the same step; those of `finished` that lack one are left out. false_prune_rate: of this look alone.
+    Returns None with fewer than two finished trials that tell, or where the incumbent has no evaluation at this step.
+
+    A trial's score so far is the mean of its values and the evaluation; what is still to come, its mean over all splits less
+    that. The best half of the finished trials, m of them, tell how much it is and, by how they differ, its variance s²: that is
+    averaged over all orders in which the n splits could have been trained, as if all were alike in it, and has (m - 1)(n - 1)
+    degrees of freedom (m - 1 with one split). The margin is the quantile of t at false_prune_rate, times s √(1 + 1/m).
+    """
+    total, known = len(splits), [each for each in splits if each in candidate[0] and each != split]
+    rows = [run for run in finished if _complete(run, splits)]
+    if len(rows) < 2 or not _complete(incumbent, splits):
+        return None
+    best = heapq.nlargest(min(_MOST, max(_FEWEST, len(rows) // 2)), rows, key=lambda run: _mean(run[0], splits))
+    still_to_come = statistics.fmean(_mean(run[0], splits) - _so_far(run, known, split) for run in best)
+    so_far = statistics.fmean([*(candidate[0][each] for each in known), candidate[1]])
+    freedom = (len(best) - 1) * max(1, total - 1)
+    error = math.sqrt(_variance_to_come(best, splits, len(known)) * (1 + 1 / len(best)))
+    return Prospect(
+        done=len(known),
+        total=total,
+        behind=_so_far(incumbent, known, split) - so_far,
+        expected=_mean(incumbent[0], splits) - (so_far + still_to_come),
+        margin=_t_quantile(false_prune_rate, freedom) * error,
+    )
+
+
+def _complete(run: tuple[Values, Values], splits: Sequence[int]) -> bool:
+    return all(split in known for known in run for split in splits)
+
+
+def _so_far(run: tuple[Values, Values], known: Sequence[int], split: int) -> float:
+    return statistics.fmean([*(run[0][each] for each in known), run[1][split]])
+
+
+def _mean(values: Values, splits: Sequence[int]) -> float:
+    return statistics.fmean(values[split] for split in splits)
+
+
+def _variance_to_come(runs: Sequence[tuple[Values, Values]], splits: Sequence[int], done: int) -> float:
+    """The variance over trials of what is still to come in the middle of a split, after `done` others.
+
+    It is the average over the n! / (n - done - 1)! choices of those splits, in closed form: with r_j = value - mean of the
+    values and q_j = evaluation - mean of the values, all less their averages over the trials, what is to come is the sum of
+    `done` of the r and the q of another split, times -1 / (done + 1); and the r of a trial add up to 0.
+    """
+    total = len(splits)
+    columns = [[statistics.fmean(run[place][split] for run in runs) for split in splits] for place in (0, 1)]
+    squares = 0.0
+    for run in runs:
+        ends, here = (
+            [run[place][split] - column for split, column in zip(splits, columns[place], strict=True)] for place in (0, 1)
+        )
+        level = statistics.fmean(ends)
+        r, q = [end - level for end in ends], [value - level for value in here]
+        squares += statistics.fmean(value * value for value in q)
+        if done:
+            both = statistics.fmean(map(math.prod, zip(r, q, strict=True)))
+            squares += done / (total - 1) * ((total - done) * statistics.fmean(value * value for value in r) - 2 * both)
+    return squares / (len(runs) - 1) / (done + 1) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastConfig(config.Config):
+    """How sure a trial must be to lose before the forecast prunes it, and where it is looked at."""
+
+    false_prune_rate: float = knob(
+        0.05, gt=0, le=0.5, help="bound on the share of trials pruned that would have reached the best one's mean"
+    )
+    grace: float = knob(
+        0.25, gt=0, lt=1, help="share of a split's steps at which a trial is first looked at; again at 2, 4, ... times that"
+    )
+
+
+class Forecast(Pruner):
+    """Compares the mean that a trial is heading for with that of the best finished one, inside each split and after it.
+
+    After a split it is the paired rule (`prospect`), inside one the same prediction from the curves (`forecast`). A trial is
+    looked at at grace, 2 grace, 4 grace, ... of each split, at the first evaluation from there on, and after each but the last
+    split; each look may err in an equal part of the rate. Named beside `paired`, the rates of both add up.
+    """
+
+    name = "forecast"
+    Config = ForecastConfig
+    config: ForecastConfig
+
+    def judge(self, seen: Seen) -> Verdict | None:
+        if (incumbent := seen.incumbent) is None or not seen.curve:
+            return None
+        levels, total = _levels(self.config.grace, 2, seen.iterations), len(seen.splits)
+        rate = self.config.false_prune_rate / (len(levels) * total + total - 1)
+        leaders = list(seen.scores if seen.leaders is None else seen.leaders)
+        values, step = seen.values.get(seen.trial, {}), max(seen.curve)
+        found: Prospect | None = None
+        if seen.split in values:
+            where, rows = f"after {len(values)} of {total} splits", [seen.values[each] for each in leaders]
+            # `prospect` shares a rate between its own looks.
+            found = prospect(values, seen.values[incumbent], rows, seen.splits, false_prune_rate=rate * (total - 1))
+        elif step < seen.iterations and _arrived(seen.curve, levels):
+
+            def at_step(trial: int) -> tuple[Values, Values]:
+                curves = seen.curves.get(trial, {})
+                return seen.values[trial], {split: curve[step] for split, curve in curves.items() if step in curve}
+
+            where, candidate, runs = seen.place, (values, seen.curve[step]), [at_step(each) for each in leaders]
+            found = forecast(candidate, at_step(incumbent), runs, seen.splits, seen.split, false_prune_rate=rate)
+        if found is None or not found.hopeless:
+            return None
+        return self.verdict(
+            f"{where} it is {found.behind:.2f} below the best trial ({incumbent}) so far, and expected {found.expected:.2f} "
+            f"below at the end; up to {found.margin:.2f} is within chance ({100 * self.config.false_prune_rate:g} %)"
+        )
+
+
 # ------------------------------------------------------------------------------------------------------------- inside a split
 
 
@@ -348,7 +480,12 @@ class Hyperband(ASHA):
 
 def rungs(settings: HalvingConfig, iterations: int, bracket: int = 0) -> list[int]:
     """The steps from which on a run is compared, before its last."""
-    shares = (settings.grace * settings.reduction_factor**rung for rung in itertools.count(bracket))
+    return _levels(settings.grace * settings.reduction_factor**bracket, settings.reduction_factor, iterations)
+
+
+def _levels(grace: float, factor: int, iterations: int) -> list[int]:
+    """The steps at grace, grace factor, grace factor², ... of a run, before its last."""
+    shares = (grace * factor**rung for rung in itertools.count())
     return [_step_of(share, iterations) for share in itertools.takewhile(lambda share: share < 1 - _ROUNDING, shares)]
 
 
@@ -541,4 +678,4 @@ def _near(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(known)})"
 
 
-PRUNERS: dict[str, type[Pruner]] = {pruner.name: pruner for pruner in (Paired, Median, ASHA, Hyperband, Optuna)}
+PRUNERS: dict[str, type[Pruner]] = {pruner.name: pruner for pruner in (Paired, Forecast, Median, ASHA, Hyperband, Optuna)}

@@ -32,12 +32,13 @@ from ray.tune.search import Searcher
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.storage import below, free_bytes, locate, shown
 from css_ray.methods import METHODS
-from css_ray.records import Event, Ledger, Record, RunTimes, mean_std
+from css_ray.records import Event, Ledger, Record, RunSizes, RunTimes, mean_std
 from css_ray.study.address import remember_address
 from css_ray.study.cluster import check_code
 from css_ray.study.code import code_version
 from css_ray.study.journal import Journal, is_uri, study_folder
 from css_ray.study.pruning import LEADERS, Seen
+from css_ray.study.reclaim import driver_config, reclaim
 from css_ray.study.run import Lists, RunSpec, method_config, prepare, run_spec, split_key, write_ids
 from css_ray.study.sampling import Result, Sampling, suggestion_lag
 from css_ray.study.schema import Resources, Study, TrialSpec
@@ -49,6 +50,9 @@ _log = logging.getLogger(__name__)
 
 DISK_SECONDS = 5.0
 """How often the driver looks at the free space."""
+
+RECLAIM_SECONDS = 10.0
+"""How often it looks for cores that dead trials hold."""
 
 FEWEST_ENDED = 4
 """Trials that must have ended before a share of failed ones means anything."""
@@ -115,7 +119,7 @@ class Runner:
         self.pruners = study.pruners()
         self._lists: dict[Hashable, Lists | None] = {}
         self._paused = False
-        self._looked = -math.inf
+        self._looked = self._reclaimed = -math.inf
 
     def _read(self) -> None:
         """Fold the events of the journal, from the first on."""
@@ -125,7 +129,7 @@ class Runner:
         self._uncollected: set[int] = set()  # trials of the search that ended, and may have files
         self._leaders: list[tuple[float, int]] = []  # (-mean, trial), best first
         self._curves: dict[int, dict[int, dict[int, float]]] = {}
-        self._times = RunTimes()
+        self._times, self._sizes, self._held = RunTimes(), RunSizes(), self.study.resources
         self._hours = {"gpu_hours": 0.0, "cpu_hours": 0.0}
         for event in self.journal.events:
             self._note(event)
@@ -135,10 +139,9 @@ class Runner:
         kind, trial, objective = event["event"], event.get("trial"), self.study.objective
         if kind in ("study_started", "study_extended"):
             self._held = Resources.model_validate(event["spec"].get("resources") or {})
-        hours = self._times.event(event) / 3600
-        if hours:
-            self._hours["gpu_hours"] += hours * self._held.workers * self._held.gpus_per_worker
-            self._hours["cpu_hours"] += hours * self._held.workers * self._held.cpus_per_worker
+        if hours := self._times.event(event) / 3600 * self._sizes.event(event, self._held.fewest):
+            self._hours["gpu_hours"] += hours * self._held.gpus_per_worker
+            self._hours["cpu_hours"] += hours * self._held.cpus_per_worker
         if trial is None or trial < len(self.grid):
             return
         if kind == "run_evaluated":
@@ -397,14 +400,14 @@ class Runner:
         if not ended:
             return not self.overdrawn()
         resources, spent = self.study.resources, self.spent()
-        one = sum(ended) / len(ended)
+        one, workers = sum(ended) / len(ended), self._sizes.latest or resources.fewest
         open_trials = self.ledger.starts.keys() - self.ledger.ends.keys()
         ahead = one + sum(max(0.0, one - seconds.get(trial, 0.0)) for trial in open_trials)
         side_by_side = max(1, min(resources.concurrent_trials, running + 1))
         costs = {
             "hours": ahead / side_by_side / 3600,
-            "gpu_hours": ahead / 3600 * resources.workers * resources.gpus_per_worker,
-            "cpu_hours": ahead / 3600 * resources.workers * resources.cpus_per_worker,
+            "gpu_hours": ahead / 3600 * workers * resources.gpus_per_worker,
+            "cpu_hours": ahead / 3600 * workers * resources.cpus_per_worker,
         }
         bounds = self.study.budget.model_dump()
         return all(bound is None or spent[name] + costs[name] <= bound for name, bound in bounds.items())
@@ -537,6 +540,14 @@ class Runner:
             self.emit("study_continued")
         self._paused = bool(full)
 
+    def reclaim(self) -> None:
+        """Give back what dead trials hold, now and then."""
+        if time.monotonic() - self._reclaimed < RECLAIM_SECONDS:
+            return
+        self._reclaimed = time.monotonic()
+        if held := reclaim():
+            _log.warning("gave back the cores of %d dead trial(s)", held)
+
 
 class _Results(Sequence[Result]):
     """How the first `count` trials of the search ended, each looked up when it is asked for."""
@@ -617,13 +628,14 @@ class _Listener(ray.tune.Callback):  # type: ignore[misc]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.runner.watch_disk()
+        self.runner.reclaim()
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         for event in result.get("events", ()):
             self.runner.take(event)
             if event["event"] in ("run_evaluated", "run_finished"):
                 self.runner.judge(event)
-            elif event["event"] == "run_rewound":
+            elif event["event"] in ("run_rewound", "run_resized"):
                 _log.warning("trial %d, split %d: %s", event["trial"], event["split"], event["reason"])
         if "retry" in result:
             self.runner.emit("trial_retried", trial=trial.config["trial"], reason=result["retry"])
@@ -672,6 +684,7 @@ def connect(study: Study, address: str | None) -> int:
         logging_level=logging.ERROR,
         # The dashboard is needed: Ray Train frees the cores of a killed trial through it. It listens on loopback.
         include_dashboard=True if address is None else None,
+        job_config=driver_config(),
         runtime_env={
             "env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
             | {name: os.environ[name] for name in settings},
@@ -681,7 +694,7 @@ def connect(study: Study, address: str | None) -> int:
     if address is not None:
         check_code()
     resources = study.resources
-    needs = {"CPU": resources.workers * resources.cpus_per_worker, "GPU": resources.workers * resources.gpus_per_worker}
+    needs = {"CPU": resources.fewest * resources.cpus_per_worker, "GPU": resources.fewest * resources.gpus_per_worker}
     has = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fits = min(int(has.get(name, 0) // need) for name, need in needs.items() if need)
     words = ", ".join(f"{need:g} {name}" for name, need in needs.items() if need)
@@ -718,6 +731,7 @@ def _job(study: Study, trial: int, runs: Sequence[RunSpec], folder: str, verdict
     return {
         "trial": trial,
         "runs": list(runs),
+        "sizes": study.resources.sizes(runs[0]["settings"]["data"]),
         "checkpoints": below(folder, "checkpoints", f"trial_{trial:04d}"),
         "models": below(folder, "models", f"trial_{trial:04d}"),
         "verdicts": verdicts.start if verdicts else None,

@@ -117,19 +117,31 @@ class Data(Section):
 class Resources(Section):
     """What a trial takes, and how many trials run side by side.
 
-    retries: how often a trial whose workers died goes on from its last checkpoint. hang_seconds: how long one step,
-    or one batch of an evaluation, may take before a rank counts as hung, ends itself, and so costs the trial a retry.
-    failed_share: of the trials that ended, from the fourth on; once more have failed, no new one is started, since something is
-    wrong with them all.
+    workers: how many train one trial together, each with its share of the batch; or `[fewest, most]`: as many as there is room
+    for where a trial starts, and divide its batches, and others where nodes went or came since. retries: how often a trial
+    whose workers died goes on from its last checkpoint. hang_seconds: how long one step, or one batch of an evaluation, may
+    take before a rank counts as hung, ends itself, and so costs the trial a retry. failed_share: of the trials that ended, from
+    the fourth on; once more have failed, no new one is started, since something is wrong with them all.
     """
 
-    workers: Count = 1
+    workers: Count | typing.Annotated[list[Count], Field(min_length=2, max_length=2)] = 1
     cpus_per_worker: Count = 1
     gpus_per_worker: typing.Annotated[float, Field(ge=0, strict=False)] = 0
     concurrent_trials: Count = 1
     retries: typing.Annotated[int, Field(ge=0)] = 2
     hang_seconds: typing.Annotated[float, Field(gt=0, strict=False)] = 900
     failed_share: typing.Annotated[float, Field(ge=0, le=1, strict=False)] = 0.5
+
+    @property
+    def fewest(self) -> int:
+        """The least number of workers of a trial."""
+        return self.workers if isinstance(self.workers, int) else min(self.workers)
+
+    def sizes(self, data: Mapping[str, Any]) -> list[int]:
+        """The numbers of workers that a trial with these `data` settings may have, lowest first: they divide its batches."""
+        most = self.workers if isinstance(self.workers, int) else max(self.workers)
+        batches = data["labelled_batch"], data["unlabelled_batch"]
+        return [size for size in range(self.fewest, most + 1) if not any(batch % size for batch in batches)]
 
 
 class Search(Section):
@@ -297,9 +309,8 @@ class Study:
         # What varies was checked setting by setting; built together, each section checks its rules between settings.
         for section, config in (("views", Views), ("model", ModelConfig), ("train", TrainConfig)):
             settings[section] = dataclasses.asdict(config(**_tuples(settings[section])))
-        for key in ("labelled_batch", "unlabelled_batch"):
-            if settings["data"][key] % self.resources.workers:
-                raise ValueError(_batch_problem(key, settings["data"][key], self.resources.workers))
+        if problems := _batch_problems(settings["data"], self.resources):
+            raise ValueError("; ".join(problems))
         if problem := _list_problem(settings["data"]):
             raise ValueError(problem)
         settings["method"] = {"name": name, "preset": preset, **values}
@@ -321,9 +332,19 @@ def absolute_paths(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
     return located
 
 
-def _batch_problem(key: str, batch: int, workers: int) -> str:
-    up = math.ceil(batch / workers) * workers
-    return f"data.{key}: {batch} does not divide over {workers} workers; use {up}"
+def _batch_problems(data: Mapping[str, Any], resources: Resources) -> list[str]:
+    """The batches that no allowed number of workers can share evenly, with the next one that could be."""
+    if resources.sizes(data):
+        return []
+    batches, workers = {key: data[key] for key in ("labelled_batch", "unlabelled_batch")}, resources.workers
+    if not isinstance(workers, int):
+        both = " and ".join(f"data.{key} {batch}" for key, batch in batches.items())
+        return [f"resources.workers: no number from {min(workers)} to {max(workers)} divides {both}"]
+    return [
+        f"data.{key}: {batch} does not divide over {workers} workers; use {math.ceil(batch / workers) * workers}"
+        for key, batch in batches.items()
+        if batch % workers
+    ]
 
 
 def _list_problem(data: Mapping[str, Any]) -> str | None:
@@ -609,9 +630,7 @@ class _Checker:
         if grid and "method" not in grid and spec.get("method") is None:
             self.problem("method", "missing: name a method here, or list methods under grid.method")
         if data and resources:
-            for key in ("labelled_batch", "unlabelled_batch"):
-                if getattr(data, key) % resources.workers:
-                    self.problems.append(_batch_problem(key, getattr(data, key), resources.workers))
+            self.problems += _batch_problems(data.model_dump(), resources)
         if budget and resources and budget.gpu_hours is not None and not resources.gpus_per_worker:
             self.problem("budget.gpu_hours", "no worker has a GPU, so that it is never spent; bound cpu_hours or hours instead")
         if data and (problem := _list_problem(data.model_dump())):

@@ -11,13 +11,14 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.experimental.internal_kv as kv
 import ray.tune
+from ray._private.state import available_resources_per_node
 from ray.exceptions import OutOfMemoryError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.callback import UserCallback
@@ -40,6 +41,9 @@ IDLE_SECONDS = 60.0
 """How long the workers of a slot wait for a trial, holding their cores, before they go."""
 
 NOTHING, LEAVE = -1, -2
+
+STARTUP = "startup timed out"
+"""What Ray Train says where it waited in vain for the room that workers need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +111,17 @@ class _Failures(UserCallback):  # type: ignore[misc]
 class Slot:
     """A worker group of `resources`, started with its first job. `place` is a folder or URL for Ray Train's own notes.
 
-    To be used from one thread of a process that has joined a Ray cluster; the group ends with that process.
+    How many workers it has is chosen where it starts: of a job's `sizes` the largest for which there is room, else the
+    smallest, for which Ray waits. Where a job may have several sizes, the group ends with each failure, to start anew as large
+    as fits, and before a job for which there is room for more. To be used from one thread of a process that has joined a Ray
+    cluster; the group ends with that process.
     """
 
     def __init__(self, resources: dict[str, Any], place: str) -> None:
         self.resources = resources
         self.place = place
         self._count = 0
+        self._size = 0
         self._fitting: threading.Thread | None = None
 
     def train(self, job: Job) -> Iterator[Message]:
@@ -123,16 +131,20 @@ class Slot:
         """
         self._count += 1
         number, failures = self._count, 0
-        self._ready()
+        if self._alive and self._size != self._best_size(job["sizes"]):
+            self._handover.put(LEAVE, {})
+            self._fitting.join()  # type: ignore[union-attr]
+        self._ready(job["sizes"])
         while self._news():  # of a job before
             pass
         self._handover.put(number, job)
+        counted = False
         while True:
             over = False
             events: list[Event] = []
             for message in self._news(timeout=1.0):
                 if "failure" in message:
-                    failures += 1
+                    failures, counted = failures + 1, True
                     spent = failures > self.resources["retries"]
                     yield {"events": events, "error" if spent else "retry": message["failure"]}
                     events = []
@@ -148,31 +160,58 @@ class Slot:
                 self._handover.withdraw(number)
                 return
             if not self._alive:
-                # Their controller died; or they had waited too long, and left in the moment when the job came.
-                failures += bool(self._error)
+                # They failed, and start anew in another number; their controller died; or they had waited too long, and left
+                # in the moment when the job came.
+                new = bool(self._error) and not counted and STARTUP not in self._error
+                failures += new
                 spent = failures > self.resources["retries"]
-                if self._error:
+                if new:
                     yield {"events": [], "error" if spent else "retry": self._error}
                 if spent:
                     return
-                self._ready()
+                counted = False
+                self._ready(job["sizes"])
                 self._handover.put(number, job)
 
     @property
     def _alive(self) -> bool:
         return self._fitting is not None and self._fitting.is_alive()
 
-    def _ready(self) -> None:
+    def _best_size(self, sizes: Sequence[int]) -> int:
+        """Of the numbers of workers that a job may have, the largest for which there is room; the smallest where there is none.
+
+        Slots side by side share the cluster: none takes more than its part of all, so that the others find room as well.
+        """
+        if len(sizes) == 1:
+            return sizes[0]
+        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        free = available_resources_per_node()  # type: ignore[no-untyped-call]
+        share = self._room(alive.values()) // self.resources["concurrent_trials"]
+        room = self._room(free.get(node, {}) for node in alive) + (self._size if self._alive else 0)
+        return max((size for size in sizes if size <= min(share, room)), default=sizes[0])
+
+    def _room(self, nodes: Iterable[Mapping[str, float]]) -> int:
+        """How many workers fit on nodes with these resources."""
+        needs = {name: need for name, need in self._per_worker.items() if need}
+        return sum(min(int(node.get(name, 0) / need) for name, need in needs.items()) for node in nodes)
+
+    @property
+    def _per_worker(self) -> dict[str, float]:
+        gpus = self.resources["gpus_per_worker"]
+        return {"CPU": self.resources["cpus_per_worker"]} | ({"GPU": gpus} if gpus else {})
+
+    def _ready(self, sizes: Sequence[int]) -> None:
         """Start the workers, unless they are there."""
         if self._alive:
             return
+        self._size = self._best_size(sizes)
         name = uuid.uuid4().hex
         self._handover = Handover(name)
         # On this node: with the loss of another one no news is lost.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self._error = ""
-        trainer = self._trainer(name)
+        trainer = self._trainer(name, elastic=len(sizes) > 1)
 
         def fit() -> None:
             try:
@@ -191,13 +230,12 @@ class Slot:
             return []
         return [first, *self._queue.get_nowait_batch(self._queue.qsize())]
 
-    def _trainer(self, name: str) -> TorchTrainer:
+    def _trainer(self, name: str, *, elastic: bool) -> TorchTrainer:
         # Here, since the driver reads this file too, and importing torch takes seconds.
         from ray.train.torch import TorchConfig, TorchTrainer
 
         resources = self.resources
         gpus = resources["gpus_per_worker"]
-        per_worker = {"CPU": resources["cpus_per_worker"]} | ({"GPU": gpus} if gpus else {})
         trainer = TorchTrainer(
             _work,
             train_loop_config={
@@ -206,13 +244,16 @@ class Slot:
                 "cpus_per_worker": resources["cpus_per_worker"],
                 "code": code_version(),
             },
-            scaling_config=ScalingConfig(num_workers=resources["workers"], use_gpu=gpus > 0, resources_per_worker=per_worker),
+            scaling_config=ScalingConfig(num_workers=self._size, use_gpu=gpus > 0, resources_per_worker=self._per_worker),
             torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
             run_config=RunConfig(
                 name=name,
                 storage_path=self.place,
-                # A slot outlives the failures of its trials; each trial counts its own.
-                failure_config=FailureConfig(max_failures=-1),
+                # A slot outlives the failures of its trials, each of which counts its own; but for one that may have another
+                # size afterwards, or that was promised room which a node took with it.
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0)  # type: ignore[call-arg]
+                if elastic
+                else FailureConfig(max_failures=-1),
                 callbacks=[_Failures(self._queue, self._handover)],  # type: ignore[list-item]
             ),
         )

@@ -239,10 +239,6 @@ def keep_driving(run: Sequence[str], resume: Sequence[str], folder: str) -> int:
 
 
 def _client(address: str) -> JobSubmissionClient:
-    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
-    if os.environ.get("RAY_AUTH_TOKEN") or Path(token).is_file():
-        # Without the mode Ray would keep the token to itself. Before Ray is imported, which reads it once.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.job_submission import JobSubmissionClient
 
     for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):

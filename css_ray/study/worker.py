@@ -98,7 +98,13 @@ def train_splits(job: Job, reporter: SlotReporter, device: torch.device, beat: C
             # The checkpoint is of the run in progress, if that had been evaluated; else the run starts at its first step.
             resumed = folder if split in evaluated else None
             prepared = prepare(spec)
-            reporter.tell("run_started", None, **prepared.started())
+            workers = distributed.world_size()
+            before = workers_of(reporter.events, split)
+            reporter.tell("run_started", None, **prepared.started(), workers=workers)
+            if before not in (None, workers):
+                step = evaluated[split] if resumed else 0
+                reason = f"from step {step} on {workers} workers train it, {before} did before"
+                reporter.tell("run_resized", step, workers=workers, before=before, reason=reason)
             if damages:
                 step = evaluated[split] if resumed else 0
                 where = f"goes on from the one before, at step {step}" if resumed else "starts from its first step"
@@ -164,6 +170,12 @@ def progress_of(events: list[Event]) -> tuple[set[int], dict[int, int]]:
         if event["event"] == "run_evaluated":
             evaluated[event["split"]] = max(event["step"], evaluated.get(event["split"], 0))
     return ended, evaluated
+
+
+def workers_of(events: list[Event], split: int) -> int | None:
+    """How many workers trained a split of a trial last; None where it has not begun."""
+    told = [event["workers"] for event in events if event["split"] == split and "workers" in event]
+    return told[-1] if told else None
 
 
 class PrunedError(Exception):

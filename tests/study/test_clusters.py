@@ -157,6 +157,38 @@ def test_a_head_that_dies_is_started_again_and_the_study_resumes(far: Place, clu
     check_same(far, undisturbed)
 
 
+def test_a_trial_goes_on_with_as_many_workers_as_there_are(far: Place, cluster: LocalCluster) -> None:
+    sets = ["resources.workers=[1,2]", "resources.concurrent_trials=1", "search=null", "train.iterations=200"]
+    sets.append("trials=[{method: {name: mean_teacher, row: MT}}]")
+    driver = far.start(
+        "study", "run", str(far.file), "--address", cluster.address, *(part for each in sets for part in ("--set", each))
+    )
+    far.wait_for(lambda events: evaluations(events) >= 2, driver)
+    cluster.kill("127.0.0.4")
+    far.wait_for(lambda events: runs_finished(events) >= 1, driver)
+    cluster.add(2)
+    output, _ = driver.communicate(timeout=400)
+    assert driver.returncode == 0, output
+    events = far.events()
+    sizes = [(event["trial"], event["split"], event["workers"]) for event in events if "workers" in event]
+    assert sizes[:2] == [(0, 0, 2), (0, 0, 1)]
+    (resized,) = (event for event in events if event["event"] == "run_resized")
+    assert resized["before"] == 2 and resized["reason"].endswith("on 1 workers train it, 2 did before")
+    assert sizes[-1] == (1, 1, 2)  # the next trial found the node again
+    steps = [
+        event["step"] for event in events if event["event"] == "run_evaluated" and (event["trial"], event["split"]) == (0, 0)
+    ]
+    assert steps == list(range(10, 201, 10))
+    assert [event["status"] for event in events if event["event"] == "trial_finished"] == ["finished", "finished"]
+    # One worker's share of the batch is twice as large, the schedule the same: the learning rate at each step is that of the
+    # other trial, which had two.
+    rates = {
+        trial: [event["metrics"]["train/lr"] for event in events if event["event"] == "run_logged" and event["trial"] == trial]
+        for trial in (0, 1)
+    }
+    assert sorted(rates[0]) == sorted(rates[1])
+
+
 def test_a_cluster_is_checked_node_by_node(far: Place, cluster: LocalCluster) -> None:
     shared = far.folder / "shared"
     code, output = far.call("cluster", "check", "--address", cluster.address, "--storage", str(shared))

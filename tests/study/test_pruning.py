@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import numpy as np
 import optuna
 import pytest
 
-from css_ray.study.pruning import PRUNERS, Pruner, Seen, bracket_of, prospect, rungs
+from css_ray.study.pruning import PRUNERS, Pruner, Seen, bracket_of, forecast, prospect, rungs
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))  # benchmarks/ is not installed
 
@@ -163,6 +165,163 @@ def test_the_paired_rule_says_why() -> None:
     # The best trial is the best by the objective, here one that favours a small spread over splits.
     verdict = pruner("paired").judge(seen(values=values, scores={0: 60.0, 1: 62.0}))
     assert verdict is not None and "the best trial (1)" in verdict.reason
+
+
+# ------------------------------------------------------------------------------------------- across splits, and inside them
+
+# The evaluations of BEST and SECOND at a step: 40, 40, 30 and 40, 36, 34 are still to come.
+BEST_THEN, SECOND_THEN = {0: 30.0, 1: 30.0, 2: 40.0}, {0: 30.0, 1: 34.0, 2: 36.0}
+PAIR = [(BEST, BEST_THEN), (SECOND, SECOND_THEN)]
+
+
+def test_a_forecast_by_hand() -> None:
+    first = forecast(({}, 20.0), PAIR[0], PAIR, (0, 1, 2), 0, false_prune_rate=0.1)
+    assert first is not None and (first.done, first.total, first.behind, first.expected) == (0, 3, 10.0, 10.0)
+    # Variances of what is to come: 0, 8 and 8.
+    assert first.margin == pytest.approx(t_quantile_2(0.1) * math.sqrt(16 / 3 * 1.5)) and first.hopeless
+    later = forecast(({0: 56.0}, 20.0), PAIR[0], PAIR, (0, 1, 2), 1, false_prune_rate=0.1)
+    # So far 45 and 48 of 70: 23.5 are to come; the candidate has 38.
+    assert later is not None and (later.done, later.behind, later.expected) == (1, 7.0, 70 - 38 - 23.5)
+    # One split and the next, over both of two trials: 45 and 48, 50 and 49, 50 and 50, 55 and 53, 55 and 54, 55 and 56.
+    by_hand = statistics.fmean(difference**2 / 2 for difference in (3, -1, 0, -2, -1, 1))
+    assert later.margin == pytest.approx(t_quantile_2(0.1) * math.sqrt(by_hand * 1.5))
+
+
+@pytest.mark.parametrize(("splits", "trials"), [(1, 4), (2, 3), (3, 5), (4, 12), (5, 30)])
+def test_a_forecast_is_what_a_plain_loop_says(splits: int, trials: int) -> None:
+    generator = np.random.default_rng(splits)
+    ends = table(generator, trials, splits)
+    then = 0.6 * ends + generator.standard_normal((trials, splits))
+    runs = [(dict(enumerate(end)), dict(enumerate(value))) for end, value in zip(ends, then, strict=True)]
+    # Some lack a split, or an evaluation: they tell nothing.
+    unfit = [({0: 99.0}, runs[0][1]), (runs[0][0], {})] if splits > 1 else [(runs[0][0], {})]
+    best = sorted(range(trials), key=lambda trial: -ends[trial].mean())[: min(20, max(5, trials // 2))]
+    for done in range(splits):
+        found = forecast(
+            ({split: 70.0 for split in range(done)}, 50.0), runs[1], [*runs, *unfit], range(splits), done, false_prune_rate=0.01
+        )
+        to_come = []
+        for order in itertools.permutations(range(splits)):
+            ended, running = order[:done], order[done]
+            so_far = (ends[:, ended].sum(axis=1) + then[:, running]) / (done + 1)
+            to_come.append((ends.mean(axis=1) - so_far)[best])
+            if order == tuple(range(splits)):
+                mean, behind = to_come[-1].mean(), so_far[1] - (70 * done + 50) / (done + 1)
+        freedom = (len(best) - 1) * max(1, splits - 1)
+        variance = np.mean([each.var(ddof=1) for each in to_come])
+        from scipy import stats
+
+        assert found is not None and found.behind == pytest.approx(behind)
+        assert found.expected == pytest.approx(ends[1].mean() - (70 * done + 50) / (done + 1) - mean)
+        assert found.margin == pytest.approx(stats.t.isf(0.01, freedom) * math.sqrt(variance * (1 + 1 / len(best))))
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_at_the_end_of_a_split_a_forecast_is_the_prospect_after_it(done: int) -> None:
+    ends = table(np.random.default_rng(4), 12, 4)
+    rows = [dict(enumerate(row)) for row in ends]
+    candidate = {split: 60.0 + split for split in range(done + 1)}
+    before = {split: candidate[split] for split in range(done)}
+    runs = [(row, row) for row in rows]
+    one = forecast((before, candidate[done]), runs[0], runs, range(4), done, false_prune_rate=0.01)
+    other = prospect(candidate, rows[0], rows, range(4), false_prune_rate=0.03)
+    assert one is not None and other is not None
+    for name in ("behind", "expected", "margin"):
+        assert getattr(one, name) == pytest.approx(getattr(other, name))
+
+
+def test_there_is_no_forecast_without_something_to_tell() -> None:
+    settings: dict[str, Any] = {"splits": (0, 1, 2), "split": 0, "false_prune_rate": 0.1}
+    assert forecast(({}, 0.0), PAIR[0], PAIR[:1], **settings) is None
+    assert forecast(({}, 0.0), (BEST, {0: 30.0}), [*PAIR, PAIR[1]], **settings) is None
+
+
+def test_the_forecast_looks_where_it_says_and_says_why() -> None:
+    curves = {
+        trial: {split: {25: value, 35: value, 100: 90.0} for split, value in run[1].items()} for trial, run in enumerate(PAIR)
+    }
+    values, scores = {0: BEST, 1: SECOND}, {0: 70.0, 1: 70.0}
+
+    def verdict(curve: dict[int, float], split: int = 0, name: str = "forecast", **settings: Any) -> Any:
+        ended = {earlier: 60.0 + 10 * earlier for earlier in range(split)}
+        own = {**curves, 2: {split: curve}}
+        rule = pruner(name, **{"false_prune_rate": 0.4, **settings})
+        return rule.judge(seen(2, split, curves=own, values={**values, 2: ended}, scores=scores))
+
+    # Eight looks: at 25 and 50 of each split, and after two of them.
+    margin = t_quantile_2(0.4 / 8) * math.sqrt(16 / 3 * 1.5)
+    assert verdict({25: 20.0}).reason == (
+        "at step 25 of 100 on split 0 it is 10.00 below the best trial (0) so far, and expected 10.00 below at the end; up to "
+        f"{margin:.2f} is within chance (40 %)"
+    )
+    assert verdict({25: 30.0 - margin + 0.01}) is None and verdict({25: 30.0 - margin - 0.01}) is not None
+    assert verdict({25: 20.0}, false_prune_rate=0.05) is None
+    assert verdict({25: 10.0}, split=1) is not None
+    # Before the first look, between two, and where no other was evaluated; on the last step the split has an end to come.
+    assert verdict({25: 20.0}, grace=0.3) is None
+    assert verdict({25: 30.0, 35: 0.0}) is None and verdict({35: 0.0}, grace=0.3) is not None
+    assert verdict({40: 0.0}) is None and verdict({100: 0.0}) is None
+    assert verdict({25: 20.0}, name="paired") is None
+
+
+def test_after_a_split_the_forecast_is_the_paired_rule_at_its_share_of_the_rate() -> None:
+    for value in np.linspace(40, 60, 81):
+        given = seen(curves={2: {0: {100: 1.0}}}, values={0: BEST, 1: SECOND, 2: {0: float(value)}}, scores={0: 70.0, 1: 70.0})
+        one = pruner("forecast", false_prune_rate=0.2).judge(given)
+        other = pruner("paired", false_prune_rate=0.2 * 2 / 8).judge(given)
+        assert (one is None) == (other is None)
+        assert one is None or one.reason.startswith("after 1 of 3 splits it is")
+
+
+def simulated_forecasts(
+    splits: int, finished: int, *, early: float = 1.0, tails: str = "normal", rate: float = 0.1, repeats: int = 600
+) -> tuple[float, float]:
+    """Shares of pruned among trials that would end level with the best of `finished`, and among those 8 below it.
+
+    Evaluations at steps 25, 50 and 100 of 100: a level, of which the share `early` shows at the first two, a split's own curve,
+    and a residual that walks (std 1 at the end).
+    """
+    generator = np.random.default_rng(5)
+    rule = pruner("forecast", false_prune_rate=rate)
+    shown, walk = np.array([early, early, 1.0]), np.sqrt([0.25, 0.25, 0.5])
+    pruned = [0, 0]
+    for _ in range(repeats):
+        shape = (finished + 1, splits, 3)
+        steps = generator.standard_normal(shape) if tails == "normal" else generator.standard_t(3, shape) / math.sqrt(3)
+        levels = -generator.exponential(4, finished + 1)
+        drawn = levels[:, None, None] * shown + generator.normal(60, 4.5, (splits, 3)) + (steps * walk).cumsum(axis=2)
+        means = drawn[:, :, 2].mean(axis=1)
+        best = int(means[:-1].argmax())
+        for place, below in enumerate((0.0, 8.0)):
+            drawn[-1] += (means[best] - below - drawn[-1, :, 2].mean()) * shown
+            curves = {
+                trial: {split: dict(zip((25, 50, 100), map(float, curve), strict=True)) for split, curve in enumerate(run)}
+                for trial, run in enumerate(drawn)
+            }
+            values = {trial: {split: curve[100] for split, curve in run.items()} for trial, run in curves.items()}
+            scores = {trial: statistics.fmean(values[trial].values()) for trial in range(finished)}
+            pruned[place] += _is_pruned(rule, finished, curves, values, scores)
+    return pruned[0] / repeats, pruned[1] / repeats
+
+
+def _is_pruned(rule: Pruner, trial: int, curves: Any, values: Any, scores: Any) -> bool:
+    own, ended = curves.pop(trial), values.pop(trial)
+    for split, step in itertools.product(own, (25, 50, 100)):
+        now = {
+            **curves,
+            trial: {each: own[each] for each in range(split)} | {split: {s: own[split][s] for s in own[split] if s <= step}},
+        }
+        done = {**values, trial: {each: ended[each] for each in range(split + (step == 100))}}
+        if rule.judge(seen(trial, split, splits=tuple(own), curves=now, values=done, scores=scores)) is not None:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("splits", "finished"), [(1, 6), (3, 3), (3, 10), (5, 10)])
+def test_wrong_forecasts_stay_within_the_rate(splits: int, finished: int) -> None:
+    wrong, right = simulated_forecasts(splits, finished)
+    assert 0.01 < wrong < 0.1 + 3 * math.sqrt(0.1 * 0.9 / 600)
+    assert right > (0.5 if finished == 3 else 0.95)
 
 
 # ------------------------------------------------------------------------------------------------------------- inside a split

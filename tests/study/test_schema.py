@@ -388,3 +388,14 @@ def test_what_an_extension_may_not_touch_is_said_at_once() -> None:
     )
     with pytest.raises(StudyError, match="search: cannot come or go"):
         extend(study, ["search=null", "grid={method: [{name: supervised}]}"])
+
+
+@pytest.mark.parametrize(
+    ("workers", "batches", "sizes"),
+    [(2, (4, 6), [2]), (4, (4, 6), []), ([1, 8], (16, 16), [1, 2, 4, 8]), ([2, 8], (4, 6), [2]), ([5, 7], (16, 16), [])],
+)
+def test_which_numbers_of_workers_share_the_batches(workers: Any, batches: tuple[int, int], sizes: list[int]) -> None:
+    from css_ray.study.schema import Resources
+
+    data = dict(zip(("labelled_batch", "unlabelled_batch"), batches, strict=True))
+    assert Resources(workers=workers).sizes(data) == sizes

@@ -1,14 +1,18 @@
-"""What a slot says of its failures, and the watch over ranks that hang; whole slots are met in test_runner.py."""
+"""What a slot says of its failures, and the watch over ranks that hang; its size; whole slots are met in test_runner.py."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
+from typing import Any
 
+import pytest
 from ray.exceptions import OutOfMemoryError
 
-from css_ray.study.slot import last_line, reason_of
+from css_ray.study import slot as module
+from css_ray.study.schema import Resources
+from css_ray.study.slot import Slot, last_line, reason_of
 
 STANDS_STILL = """
 import sys, time
@@ -52,3 +56,37 @@ def test_the_reason_is_the_line_that_names_the_exception() -> None:
     text = "Traceback (most recent call last):\n  File 'x'\nValueError: crop 41 is odd\n\n"
     assert reason_of({2: RuntimeError(text)}) == "rank 2: ValueError: crop 41 is odd"
     assert last_line(KeyError()) == "KeyError, without a word"
+
+
+# ------------------------------------------------------------------------------------------------------------ how many workers
+
+
+def slot(monkeypatch: pytest.MonkeyPatch, nodes: dict[str, tuple[float, float]], **resources: Any) -> Slot:
+    """A slot in a cluster whose nodes have so many cores, and so many of them free; None of them when it is negative: dead."""
+    listed = [{"NodeID": name, "Alive": free >= 0, "Resources": {"CPU": cores}} for name, (cores, free) in nodes.items()]
+    monkeypatch.setattr(module.ray, "nodes", lambda: listed)
+    free = {name: {"CPU": free} for name, (_, free) in nodes.items()}
+    monkeypatch.setattr(module, "available_resources_per_node", lambda: free)
+    return Slot(Resources(**resources).model_dump(), "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "size"),
+    [
+        ({"a": (8, 8)}, {}, 8),
+        ({"a": (8, 5)}, {}, 4),  # 5 does not divide the batch
+        ({"a": (8, 1)}, {}, 2),  # the smallest, for which Ray waits
+        ({"a": (4, 4), "b": (8, -1)}, {}, 4),  # a dead node has no room
+        ({"a": (8, 8), "b": (8, 8)}, {"concurrent_trials": 4}, 4),  # its part of 16
+        ({"a": (3, 3), "b": (3, 3)}, {"cpus_per_worker": 2}, 2),  # a worker does not lie across two nodes
+    ],
+)
+def test_a_slot_is_as_large_as_there_is_room(
+    nodes: dict[str, tuple[float, float]], resources: dict[str, Any], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = slot(monkeypatch, nodes, workers=[2, 8], **resources)
+    assert made._best_size([2, 4, 8]) == size
+
+
+def test_a_slot_of_one_size_asks_nobody() -> None:
+    assert Slot(Resources(workers=3).model_dump(), "nowhere")._best_size([3]) == 3
