@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import Row, UnavailableError
 from css_ray.study.pruning import PRUNERS, Pruner, Seen
-from css_ray.study.sampling import Result, Sampling, suggestion_lag
+from css_ray.study.sampling import Result, Sampling
 from css_ray.study.schema import Distribution, Search
 
 WITHIN = 0.2
@@ -42,8 +42,8 @@ COMBINATIONS: Mapping[str, Named] = {
     "hyperband + paired": [{"name": "hyperband"}, {"name": "paired"}],
     "late asha + paired": [{"name": "asha", "grace": 0.7, "reduction_factor": 2}, {"name": "paired", "false_prune_rate": 0.1}],
 }
-CHOSEN = "forecast"
-"""The combination that the benchmark's rows are of."""
+BOLD, SAFE = "asha + paired", "forecast"
+"""The combinations of the benchmark's rows: what saves most, and what keeps to its rate whatever the order of the trials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ def replay(
 
     Trials that run side by side are evaluated in turn.
     """
-    pruners, lag = _pruners(named), suggestion_lag(side_by_side, bool(named))
+    pruners = _pruners(named)
     study, trials = Replay(), min(trials or len(table.configurations), len(table.configurations))
     curves: dict[int, dict[int, dict[int, float]]] = {}
     values: dict[int, dict[int, float]] = {}
@@ -191,7 +191,7 @@ def replay(
     while not study.arrived:
         # As the runner does: a suggestion waits for the results that it may depend on.
         while len(study.tried) < trials and len(running) < side_by_side:
-            known = range(max(0, len(study.tried) - lag + 1))
+            known = range(max(0, len(study.tried) - side_by_side + 1))
             if any(trial not in results for trial in known):
                 break
             trial = len(study.tried)
@@ -271,14 +271,7 @@ def searches(table: Table, named: Named, side_by_side: int = 1, seeds: Collectio
     """A search per seed; the seeds are the sampler's."""
     wanted = table.wanted()
     found = [
-        replay(
-            table,
-            named,
-            by_tpe(table, seed, suggestion_lag(side_by_side, bool(named))),
-            side_by_side=side_by_side,
-            wanted=wanted,
-        )
-        for seed in seeds
+        replay(table, named, by_tpe(table, seed, side_by_side), side_by_side=side_by_side, wanted=wanted) for seed in seeds
     ]
     steps = [study.steps if study.arrived else math.inf for study in found]
     return Searches(steps, statistics.fmean(study.lost(table) for study in found))
@@ -289,11 +282,11 @@ def halves(table: Table, named: Named, side_by_side: int = 1, seeds: Collection[
 
     The whole table has one best configuration, which a rule may happen to suit; halves have others.
     """
-    lag, lost = suggestion_lag(side_by_side, bool(named)), []
+    lost = []
     for seed in seeds:
         drawn = random.Random(seed).sample(table.configurations, len(table.configurations) // 2)
         half = replace(table, configurations=drawn)
-        study = replay(half, named, by_tpe(half, seed, lag), side_by_side=side_by_side, wanted=half.wanted())
+        study = replay(half, named, by_tpe(half, seed, side_by_side), side_by_side=side_by_side, wanted=half.wanted())
         lost.append(study.lost(half))
     return statistics.fmean(lost)
 
@@ -322,13 +315,15 @@ def orders(table: Table, named: Named, side_by_side: int = 1, seeds: Collection[
 
 
 def rows() -> Iterator[Row]:
-    """The benchmark's two rows, of the CHOSEN pruners."""
+    """The benchmark's rows."""
     table = recorded()
-    pruned, whole = (searches(table, COMBINATIONS[name]) for name in (CHOSEN, "none"))
-    name = f"steps of a TPE search to the best mean - {WITHIN} mIoU, {CHOSEN}, vs no pruning"
-    yield Row(name, pruned.median, whole.median, 0.4, "steps")
-    lost = orders(table, COMBINATIONS[CHOSEN]).lost
-    yield Row(f"winners pruned, of {ORDERS} studies, vs the bound", 100 * lost, 5, 1, "%")
+    whole = searches(table, []).median
+    for name, target in ((BOLD, 0.4), (SAFE, 0.65)):
+        found = searches(table, COMBINATIONS[name])
+        yield Row(f"steps of a TPE search to the best mean - {WITHIN} mIoU, {name}", found.median, whole, target, "")
+        yield Row(f"winners pruned in those {SEEDS} searches, {name}, vs the bound", 100 * found.lost, 5, 1, "%")
+    lost = orders(table, COMBINATIONS[SAFE]).lost
+    yield Row(f"winners pruned, {ORDERS} studies in random order, {SAFE}, vs the bound", 100 * lost, 5, 1, "%")
 
 
 def main() -> None:

@@ -222,6 +222,8 @@ def test_orders_compare_with_the_same_trials_unpruned() -> None:
 def test_the_rows_are_a_ratio_and_a_rate_against_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     small = table(FIRST, SECOND, (50.0, 60.0, 70.0), (49.0, 59.0, 69.0), (48.0, 58.0, 68.0))
     monkeypatch.setattr(_table, "recorded", lambda: small)
-    steps, lost = _table.rows()
-    assert steps.target == 0.4 and steps.other == statistics.median(searches(small, []).steps)
-    assert (lost.other, lost.target, lost.unit) == (5, 1, "%") and lost.ours == 0 and lost.holds
+    bold, bold_lost, safe, safe_lost, orders_lost = _table.rows()
+    assert (bold.target, safe.target) == (0.4, 0.65)
+    assert bold.other == safe.other == statistics.median(searches(small, []).steps)
+    for lost in (bold_lost, safe_lost, orders_lost):
+        assert (lost.other, lost.target, lost.unit) == (5, 1, "%") and lost.ours == 0 and lost.holds

@@ -333,7 +333,7 @@ class Runner:
             return grid[index]
         assert self.study.search is not None  # or the grid's trials would be all
         position = index - len(grid)
-        lag = suggestion_lag(self.study.resources.concurrent_trials, bool(self.pruners))
+        lag = suggestion_lag(self.study.search, self.study.resources.concurrent_trials)
         known = max(0, position - lag + 1)
         if any(len(grid) + earlier not in ends for earlier in range(known)):
             return None

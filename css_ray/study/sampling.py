@@ -28,6 +28,7 @@ ATTEMPTS, OWN_ATTEMPTS = 100, 10
 """Draws of one trial that may miss the constraints, and how many of them are the sampler's own: one that has learned to like
 what is out of bounds draws it again and again, so the others are uniform."""
 
+_LEARNING = ("tpe", "gp", "cmaes", "nsga2")  # samplers whose suggestions depend on results
 _REMEMBERING = ("cmaes", "nsga2", "qmc")  # samplers with a state of their own in Optuna's study
 _HEEDING = ("tpe", "gp", "nsga2")  # samplers that heed constraints
 
@@ -51,14 +52,12 @@ class Result:
     curve: Mapping[int, float] = field(default_factory=dict)
 
 
-def suggestion_lag(side_by_side: int, pruned: bool) -> int:
+def suggestion_lag(search: Search, side_by_side: int) -> int:
     """How many trials, the one to suggest among them, may be without their results: a suggestion waits for those before.
 
-    As many as run side by side would be enough if all took equally long. A pruned one ends early, and its slot would stand
-    idle until the longest has ended: with half of the trials pruned, 8 slots are then busy for 70 % of the time, and for 95 %
-    with twice as many (`python -m benchmarks._lag`).
+    As many as run side by side; all, where the sampler learns nothing from results.
     """
-    return side_by_side * 2 if pruned and side_by_side > 1 else side_by_side
+    return side_by_side if search.sampler in _LEARNING else search.trials
 
 
 class Sampling:
