@@ -294,26 +294,31 @@ def logs(name: str, address: str, follow: bool) -> None:
         _print_logs(cluster, cluster.find(name), follow)
 
 
-@study.command(hidden=True)
-@click.option("--file", type=click.Path())
-@click.option("--name")
-@click.option("--storage", required=True)
-@click.option("--code", required=True)
+@study.command()
+@click.option("--file", type=click.Path(), help="A study file, to begin with it.")
+@click.option("--name", help="A study that has begun, instead of a file.")
 @set_option
-def drive(file: str | None, name: str | None, storage: str, code: str, overrides: tuple[str, ...]) -> None:
-    """On a node of a cluster: drive a study that was submitted, and start its driver anew when it dies."""
+@storage_option
+@click.option("--code", hidden=True, help="The version of the code that must run here.")
+def drive(file: str | None, name: str | None, overrides: tuple[str, ...], storage: str, code: str | None) -> None:
+    """On a node of a cluster: begin a study or go on with it, and start its driver anew when it dies.
+
+    For what starts jobs on a cluster, such as `study submit` and the RayJob of cluster/kuberay.yaml.
+    """
     from css_ray.study.code import code_version
     from css_ray.study.journal import study_folder
     from css_ray.study.submission import drive_commands, keep_driving
 
-    if code != code_version():
+    if code not in (None, code_version()):
         raise BadInput(
             f"css-ray {code} was submitted, and this node runs {code_version()}: another installation goes before what was "
             "sent; remove it from the nodes, or from PYTHONPATH"
         )
-    name = name or read_study(file or "", ()).name
-    run_, resume_ = drive_commands(storage, file, name, overrides)
-    sys.exit(keep_driving(run_, resume_, study_folder(storage, name)))
+    if (file is None) == (name is None):
+        raise BadInput("--file, --name: give one of them")
+    begun = name or read_study(str(file), overrides).name
+    run_, resume_ = drive_commands(storage, file, begun, overrides)
+    sys.exit(keep_driving(run_, resume_, study_folder(storage, begun)))
 
 
 @study.command()

@@ -36,8 +36,9 @@ def reclaim() -> int:
         group = PlacementGroupTableData.FromString(text)
         if group.state == PlacementGroupTableData.REMOVED or group.is_detached or group.creator_job_id not in drivers:
             continue
-        lost = group.creator_actor_dead if group.creator_job_id == this else group.creator_job_dead
-        if lost:
+        # A group that the driver made itself, as Tune does for its trials, has no actor, which Ray calls dead.
+        by_actor = not ray.ActorID(group.creator_actor_id).is_nil()  # type: ignore[attr-defined]
+        if group.creator_job_dead or (group.creator_job_id == this and by_actor and group.creator_actor_dead):
             held += 1
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))  # type: ignore[attr-defined]
     return held

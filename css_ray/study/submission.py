@@ -291,4 +291,4 @@ def drive_commands(storage: str, file: str | None, name: str, overrides: Sequenc
     sets = [part for override in overrides for part in ("--set", override)]
     css_ray = [sys.executable, "-m", "css_ray_cli", "study"]
     resume = [*css_ray, "resume", name, *common, *(sets if file is None else [])]
-    return ([*css_ray, "run", file, *common] if file else resume), resume
+    return ([*css_ray, "run", file, *common, *sets] if file else resume), resume

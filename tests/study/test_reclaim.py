@@ -47,15 +47,16 @@ def free(at_least):
     return cores
 
 address, told = ray.get_runtime_context().gcs_address, []
-living, dying = hold("living"), hold("dying")
+living, dying, own = hold("living"), hold("dying"), placement_group([{"CPU": 1}])
+ray.get(own.ready(), timeout=60)
 for kind in ("driver", "stranger"):
     subprocess.run([sys.executable, "-c", sys.argv[1], address, kind], check=True)
-told.append(free(4))
+told.append(free(3))
 ray.kill(dying)
 time.sleep(2)
-told.append(free(4))  # Ray leaves it held
+told.append(free(3))  # Ray leaves it held
 told.append(reclaim())
-told.append(free(6))
+told.append(free(5))
 told.append(reclaim())
 print(json.dumps(told))
 """
@@ -65,6 +66,5 @@ print(json.dumps(told))
 def test_only_what_dead_trials_of_studies_hold_is_given_back() -> None:
     ended = subprocess.run([sys.executable, "-c", DRIVER, OTHER], capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
-    # Of eight cores the four actors hold four; that of the dead one and of the dead driver come back. The living one and
-    # the stranger keep theirs.
-    assert json.loads(ended.stdout.splitlines()[-1]) == [4.0, 4.0, 2, 6.0, 0]
+    # Of eight cores four actors and the driver itself hold five; those of the dead actor and of the dead driver come back.
+    assert json.loads(ended.stdout.splitlines()[-1]) == [3.0, 3.0, 2, 5.0, 0]
