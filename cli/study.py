@@ -30,12 +30,26 @@ FORMATS = ("text", "md", "csv", "latex", "html")
 EXIT_CODES = {"finished": 0, "budget": 0, "failed": 1, "interrupted": 130}
 WATCH_SECONDS = 1.0  # between two looks at the journal of a study that another process drives
 
+
+def _plain_storage(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A storage is printed, journaled and sent to nodes: it must hold no secret."""
+    from css_ray.places import secret_in, shown
+
+    if secret := secret_in(value):
+        raise BadInput(
+            f"--storage: {shown(value)} comes with {secret}; give it by the environment (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY) or a role of the machine"
+        )
+    return value
+
+
 storage_option = click.option(
     "--storage",
     default="runs",
     show_default=True,
     envvar="CSS_RAY_STORAGE",
     metavar="DIR",
+    callback=_plain_storage,
     help="Where studies live: a folder, or a URI such as s3://bucket/studies.",
 )
 set_option = click.option(
@@ -360,6 +374,8 @@ def pseudo_labels(name: str, storage: str, format_: str, at: str | None, ddof: i
 def sync(name: str, storage: str) -> None:
     """Bring MLflow level with the journal of the study NAME."""
     study_ = _open(name, storage)
+    from css_ray.places import shown, without_secrets
+
     uri = study_.tracking_uri
     try:
         with _bad_input():
@@ -367,9 +383,10 @@ def sync(name: str, storage: str) -> None:
     except click.ClickException:
         raise
     except Exception as error:
-        raise click.ClickException(f"MLflow at {uri} did not take the events: {error}") from error
+        raise click.ClickException(f"MLflow at {shown(uri)} did not take the events: {without_secrets(error)}") from None
     click.echo(
-        f"{done.events} events read, {done.runs_created} MLflow runs created, {done.points_sent} metric points sent to {uri}"
+        f"{done.events} events read, {done.runs_created} MLflow runs created, {done.points_sent} metric points sent "
+        f"to {shown(uri)}"
     )
 
 

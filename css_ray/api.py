@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from css_ray.data.storage import shown
+from css_ray.places import secret_in, shown, without_secrets
 from css_ray.records import Ledger, Record, score_text
 from css_ray.reports import paper, render
 from css_ray.reports.pseudo_labels import pseudo_label_table
@@ -125,6 +125,11 @@ class Study:
     """
 
     def __init__(self, definition: schema.Study, storage: str = DEFAULT_STORAGE) -> None:
+        if secret := secret_in(storage):
+            raise ValueError(
+                f"storage: {shown(storage)} comes with {secret}; give it by the environment (AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY) or a role of the machine"
+            )
         self.definition = definition
         self.storage = str(storage)
         self._forget()
@@ -283,7 +288,7 @@ class Study:
             try:
                 self._log_tables()
             except Exception as error:
-                warn(f"the tables were not logged to MLflow ({error}); {later}")
+                warn(f"the tables were not logged to MLflow ({without_secrets(error)}); {later}")
         return outcome
 
     def sync(self) -> SyncSummary:

@@ -33,6 +33,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from css_ray.places import shown, without_secrets
 from css_ray.records import Event, Record, score_text
 
 if TYPE_CHECKING:
@@ -481,7 +482,11 @@ class Tracker:
             except Exception as error:
                 if projection is None or not _refused(error):
                     if not pause:
-                        _log.warning("MLflow at %s is away, events wait in the journal: %s", self._uri, _cause(error))
+                        _log.warning(
+                            "MLflow at %s is away, events wait in the journal: %s",
+                            shown(self._uri),
+                            without_secrets(_cause(error)),
+                        )
                         with self._changed:
                             self._room = self._most_waiting
                     pause = min(2 * pause or 1.0, self._longest_pause)
@@ -491,10 +496,14 @@ class Tracker:
                 if len(batch) > 1:
                     one_by_one = len(batch)
                     continue
-                _log.warning("MLflow refuses %s: %s", {name: batch[0].get(name) for name in ("event", "trial", "split")}, error)
+                _log.warning(
+                    "MLflow refuses %s: %s",
+                    {name: batch[0].get(name) for name in ("event", "trial", "split")},
+                    without_secrets(error),
+                )
                 projection.skip(1)
             if pause:
-                _log.warning("MLflow at %s is back", self._uri)
+                _log.warning("MLflow at %s is back", shown(self._uri))
                 pause = 0.0
             one_by_one = max(0, one_by_one - 1)
             with self._changed:
@@ -545,7 +554,7 @@ def read_records(uri: str, study: str) -> list[Record]:
     found = _search(client, [experiment.experiment_id]) if experiment else []
     journals = [run for run in found if run.data.tags.get(_KIND) == "study"]
     if not journals:
-        raise LookupError(f"MLflow at {uri} has no study {study!r}; write it with `css-ray study sync {study}`")
+        raise LookupError(f"MLflow at {shown(uri)} has no study {study!r}; write it with `css-ray study sync {study}`")
     journal = max(journals, key=lambda run: run.info.start_time).data.tags[_JOURNAL]
     splits: dict[_Key, Run] = {}
     for run in found:
@@ -584,7 +593,7 @@ def check(uri: str) -> str:
     from mlflow import __version__
 
     experiments = _connect(uri).search_experiments()
-    return f"{__version__}, {len(experiments)} experiments at {uri}"
+    return f"{__version__}, {len(experiments)} experiments at {shown(uri)}"
 
 
 def log_tables(uri: str, study_id: str, tables: Mapping[str, str]) -> str:
@@ -597,7 +606,9 @@ def log_tables(uri: str, study_id: str, tables: Mapping[str, str]) -> str:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found = [run for run in _search(client, experiments, f"tags.`{_KIND}` = 'study'") if run.data.tags[_STUDY_ID] == study_id]
     if not found:
-        raise LookupError(f"MLflow at {uri} has no study with the id {study_id!r}; write it with `css-ray study sync NAME`")
+        raise LookupError(
+            f"MLflow at {shown(uri)} has no study with the id {study_id!r}; write it with `css-ray study sync NAME`"
+        )
     run_id: str = max(found, key=lambda run: run.info.start_time).info.run_id
     for name, text in tables.items():
         client.log_text(run_id, text, name)

@@ -20,14 +20,19 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "distributed": (set(), {"torch"}),
     "functional": ({"types", "views"}, {"torch"}),
     "models": ({"types", "config"}, {"torch", "timm", "safetensors"}),
-    "data": ({"types", "config", "views"}, {"torch", "torchvision", "pyarrow", "numpy", "PIL", "sklearn", "scipy", "yaml"}),
+    "data": (
+        {"types", "config", "views", "places"},
+        {"torch", "torchvision", "pyarrow", "numpy", "PIL", "sklearn", "scipy", "yaml"},
+    ),
     "methods": ({"types", "config", "views", "distributed", "functional", "models"}, {"torch"}),
     "training": ({"types", "config", "distributed", "functional", "models", "methods"}, {"torch"}),
-    "tracking": ({"records"}, {"mlflow"}),
+    "places": (set(), set()),
+    "tracking": ({"records", "places"}, {"mlflow"}),
     "reports": ({"records"}, {"scipy"}),
-    "api": ({"records", "data", "reports", "study", "tracking"}, {"pandas"}),
+    "api": ({"records", "places", "data", "reports", "study", "tracking"}, {"pandas"}),
     "study": (
         {
+            "places",
             "types",
             "config",
             "views",

@@ -14,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from css_ray.places import shown
+
 from ..types import IGNORE_INDEX
 from .files import image_size
 from .problems import Problems
 from .shards import FORMAT, SCHEMA, SUBSETS, Shards, decode_rgb
-from .storage import DESCRIPTION, is_url, local_copy, plain_name, read_description, shown
+from .storage import DESCRIPTION, is_url, local_copy, plain_name, read_description
 from .writing import Map, in_processes
 
 

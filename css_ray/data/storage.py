@@ -18,6 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
+from css_ray.places import shown
+
 DESCRIPTION = "dataset.json"
 CACHE_VARIABLE = "CSS_RAY_CACHE"
 
@@ -35,11 +37,6 @@ _BLOCK = 2**23  # bytes fetched by one request
 def is_url(place: str | Path) -> bool:
     """True for `scheme://...`, False for a path."""
     return "://" in str(place)
-
-
-def shown(place: str | Path) -> str:
-    """A place as messages name it: without user, password and query, which may be secret."""
-    return re.sub(r"(?<=://)[^/@]*@|\?.*$", "", str(place)) if is_url(place) else str(place)
 
 
 def below(place: str | Path, *names: str) -> str:

@@ -30,10 +30,12 @@ import pyarrow.fs
 from numpy.typing import NDArray
 from PIL import Image
 
+from css_ray.places import shown
+
 from ..types import IGNORE_INDEX
 from .problems import Problems
 from .shards import FORMAT, SCHEMA, SUBSETS, DatasetInfo
-from .storage import DESCRIPTION, is_url, locate, locked, read_description, shown, sync, unfinished
+from .storage import DESCRIPTION, is_url, locate, locked, read_description, sync, unfinished
 
 SHARD_BYTES = 16 * 2**20
 """About how many bytes of files a shard holds: enough to stream, and few enough to share out among processes."""

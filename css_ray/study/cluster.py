@@ -18,7 +18,8 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from css_ray.data.storage import below, is_url, shown
+from css_ray.data.storage import below, is_url
+from css_ray.places import shown
 from css_ray.study.code import code_version
 
 _log = logging.getLogger(__name__)

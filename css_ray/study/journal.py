@@ -24,7 +24,8 @@ from typing import Any, Protocol
 
 import pyarrow.fs
 
-from css_ray.data.storage import below, locate, read_blocks, shown
+from css_ray.data.storage import below, locate, read_blocks
+from css_ray.places import shown
 from css_ray.records import Event
 
 _log = logging.getLogger(__name__)

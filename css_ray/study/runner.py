@@ -30,8 +30,9 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from css_ray.data.catalogue import ensure_dataset
-from css_ray.data.storage import below, free_bytes, locate, shown
+from css_ray.data.storage import below, free_bytes, locate
 from css_ray.methods import METHODS
+from css_ray.places import shown
 from css_ray.records import Event, Ledger, Record, RunSizes, RunTimes, mean_std
 from css_ray.study.address import remember_address
 from css_ray.study.cluster import check_code

@@ -27,6 +27,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from css_ray.config import Config, bounds_text
 from css_ray.methods import METHODS, Method
 from css_ray.models.segmenter import ModelConfig
+from css_ray.places import secret_in, shown
 from css_ray.study.pruning import PRUNERS, Pruner
 from css_ray.training.settings import TrainConfig
 from css_ray.views import Views
@@ -594,8 +595,25 @@ class _Checker:
     def problem(self, path: str, sentence: str) -> None:
         self.problems.append(f"{path}: {sentence}")
 
+    def secrets(self, value: Any, path: str = "") -> None:
+        """Find URLs with secrets: the spec is copied into the journal, into MLflow and to the nodes."""
+        if isinstance(value, Mapping):
+            for key, each in value.items():
+                self.secrets(each, f"{path}.{key}" if path else str(key))
+        elif isinstance(value, list | tuple):
+            for place, each in enumerate(value):
+                self.secrets(each, f"{path}[{place}]")
+        elif isinstance(value, str) and (secret := secret_in(value)):
+            names = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role of the machine"
+            if path.startswith("tracking"):
+                names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole as MLFLOW_TRACKING_URI"
+            self.problem(
+                path, f"{shown(value)} comes with {secret}, which would be in every copy; use the environment ({names})"
+            )
+
     def study(self) -> Study | None:
         spec = self.spec
+        self.secrets(spec)
         for key in spec:
             if key not in SECTIONS:
                 self.problems.append(f"{key} is unknown{did_you_mean(str(key), SECTIONS)}")

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from css_ray.data.storage import is_url, shown
+from css_ray.data.storage import is_url
+from css_ray.places import shown
 from css_ray.study.code import code_version, copy_code
 from css_ray.study.journal import Journal
 from css_ray.study.schema import Study, StudyError

@@ -19,8 +19,9 @@ from css_ray.data import storage, writing
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.digits import digits_source
 from css_ray.data.shards import open_dataset
-from css_ray.data.storage import below, local_copy, locate, receive, send, shown
+from css_ray.data.storage import below, local_copy, locate, receive, send
 from css_ray.data.writing import in_processes, write_dataset
+from css_ray.places import shown
 
 
 class Bucket:
