@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: study test test-slow check bench golden ui clean
+.PHONY: study test test-slow test-long check bench golden ui clean
 
 study: $(INSTALLED)  ## the quick-start study; goes on where it stopped if it was interrupted
 	@if [ -e runs/quickstart/journal.jsonl ]; then $(BIN)/css-ray study resume quickstart; else $(BIN)/css-ray study run studies/quickstart.yaml; fi
@@ -13,7 +13,10 @@ test: $(INSTALLED)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: $(INSTALLED)  ## whole studies under Ray, kills and resumes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not long"
+
+test-long: $(INSTALLED)  ## clusters of several nodes that lose them, studies on S3, kills at random
+	$(BIN)/python -m pytest -m long
 
 check: $(INSTALLED)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -1,8 +1,8 @@
 """Gives back the cores and GPUs that dead trials hold on a Ray cluster.
 
 The workers of a trial have a placement group, made by the controller of their slot. Ray removes the group of a controller that
-died by a guard, a process of its own, and those of a job that ended by itself. But a guard dies with its node, as its
-controller does, and Ray does not always hear of the death of both: then the cores were held for ever.
+died by a guard, a process of its own, and the groups of a job as the job ends. But a guard dies with its node, as its controller
+may; and a controller outlives its driver for a moment, in which it may make a group that nobody removes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ def reclaim() -> int:
     """
     accessor = state._connect_and_get_accessor()  # type: ignore[no-untyped-call]
     jobs = [JobTableData.FromString(job) for job in accessor.get_job_table()]
-    drivers = {job.job_id for job in jobs if DRIVER in job.config.metadata}
-    this = ray.get_runtime_context().job_id.binary()
+    # By the jobs, not by what a group says of its own: one that was made after the end of its job does not know of that.
+    dead = {job.job_id: job.is_dead for job in jobs if DRIVER in job.config.metadata}
+    this = bytes.fromhex(ray.get_runtime_context().get_job_id())
     held = 0
     for text in accessor.get_placement_group_table():
         group = PlacementGroupTableData.FromString(text)
-        if group.state == PlacementGroupTableData.REMOVED or group.is_detached or group.creator_job_id not in drivers:
+        if group.state == PlacementGroupTableData.REMOVED or group.is_detached or group.creator_job_id not in dead:
             continue
         # A group that the driver made itself, as Tune does for its trials, has no actor, which Ray calls dead.
         by_actor = not ray.ActorID(group.creator_actor_id).is_nil()  # type: ignore[attr-defined]
-        if group.creator_job_dead or (group.creator_job_id == this and by_actor and group.creator_actor_dead):
+        if dead[group.creator_job_id] or (group.creator_job_id == this and by_actor and group.creator_actor_dead):
             held += 1
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))  # type: ignore[attr-defined]
     return held

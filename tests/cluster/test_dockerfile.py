@@ -86,6 +86,7 @@ def test_only_what_is_copied_goes_to_the_builder() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_image_builds() -> None:
     engine = shutil.which("docker") or shutil.which("podman")

@@ -21,6 +21,7 @@ Events = list[dict[str, Any]]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_study_survives_the_death_of_each_of_its_parts(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.chaos", "--kills", "5", "--trials", "3", "--seed", "1"]

@@ -109,6 +109,7 @@ def test_a_submitted_study_survives_its_driver_its_client_and_a_node(
     assert any(event["event"] == "study_resumed" for event in far.events())
 
 
+@pytest.mark.long
 def test_two_studies_at_once_one_is_stopped_and_goes_on(
     far: Place, cluster: LocalCluster, data: Path, undisturbed: Place, tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_two_studies_at_once_one_is_stopped_and_goes_on(
     check_same(far, undisturbed)
 
 
+@pytest.mark.long
 def test_a_head_that_dies_is_started_again_and_the_study_resumes(far: Place, cluster: LocalCluster, undisturbed: Place) -> None:
     driver = far.start("study", "run", str(far.file), "--address", cluster.address)
     far.wait_for(lambda events: evaluations(events) >= 3, driver)
@@ -157,6 +159,7 @@ def test_a_head_that_dies_is_started_again_and_the_study_resumes(far: Place, clu
     check_same(far, undisturbed)
 
 
+@pytest.mark.long
 def test_a_trial_goes_on_with_as_many_workers_as_there_are(far: Place, cluster: LocalCluster) -> None:
     sets = ["resources.workers=[1,2]", "resources.concurrent_trials=1", "search=null", "train.iterations=200"]
     sets.append("trials=[{method: {name: mean_teacher, row: MT}}]")
@@ -189,6 +192,7 @@ def test_a_trial_goes_on_with_as_many_workers_as_there_are(far: Place, cluster: 
     assert sorted(rates[0]) == sorted(rates[1])
 
 
+@pytest.mark.long
 def test_a_cluster_is_checked_node_by_node(far: Place, cluster: LocalCluster) -> None:
     shared = far.folder / "shared"
     code, output = far.call("cluster", "check", "--address", cluster.address, "--storage", str(shared))
@@ -217,6 +221,7 @@ def test_a_cluster_is_checked_node_by_node(far: Place, cluster: LocalCluster) ->
         cluster.kill(address)
 
 
+@pytest.mark.long
 def test_the_data_is_copied_once_to_each_node(
     far: Place, cluster: LocalCluster, data: Path, undisturbed: Place, tmp_path: Path
 ) -> None:

@@ -421,6 +421,7 @@ def place(store: FaultyStore, digits: str, tmp_path: Path) -> Place:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_study_on_s3_under_faults(store: FaultyStore, place: Place, tmp_path: Path) -> None:
     """The store is busy, cuts connections and loses answers while the study runs."""
     for path in ("journal/", "checkpoints/", "best.pt", "splits/", "driver.json", "train-"):
@@ -447,6 +448,7 @@ def test_a_whole_study_on_s3_under_faults(store: FaultyStore, place: Place, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_study_whose_journal_cannot_be_written_ends_and_goes_on_later(store: FaultyStore, place: Place) -> None:
     process = place.start("study", "run", str(place.file))
     limit = time.monotonic() + 240
