@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from css_ray.study.preflight import Estimate
     from css_ray.study.runner import Observer, Outcome
+    from css_ray.study.submission import Submitted
     from css_ray.tracking import SyncSummary
 
 Format = Literal["text", "md", "csv", "latex", "html"]
@@ -243,6 +244,16 @@ class Study:
             definition = schema.extend(definition, _overrides(set))
         self.definition = definition
         return self._drive(definition, address, observer, warn, resume=True)
+
+    def submit(self, address: str) -> Submitted:
+        """Have the Ray cluster whose dashboard is at `address` run the study; this process may end.
+
+        The code of css-ray and the study file travel. Raises StudyError where a path in the study or the storage means nothing on
+        another machine, ClusterError where the cluster does not answer or refuses, or is at work on the study.
+        """
+        from css_ray.study.submission import Cluster
+
+        return Cluster(address).submit(self.definition, self.storage)
 
     def confirmation(
         self, top: int = 3, splits: Sequence[int] | None = None, *, set: Mapping[str, Any] | Sequence[str] = ()

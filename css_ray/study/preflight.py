@@ -17,6 +17,7 @@ from css_ray.data.splits import Split
 from css_ray.data.storage import free_bytes
 from css_ray.methods import METHODS
 from css_ray.models.encoders import make_encoder
+from css_ray.places import shown
 from css_ray.records import Event
 from css_ray.study.run import build_method, choose_split, list_files, method_config, split_key
 from css_ray.study.schema import Study, StudyError, TrialSpec, ends, fresh_splits
@@ -60,7 +61,7 @@ def check(study: Study, *, local: bool, folder: str | None = None, events: Seque
             continue
         if num_classes is not None and num_classes != dataset.info.num_classes:
             problems.append(
-                f"data.num_classes: {num_classes} here, but the shards in {root} have {dataset.info.num_classes}; "
+                f"data.num_classes: {num_classes} here, but the shards in {shown(root)} have {dataset.info.num_classes}; "
                 "drop the line or prepare the data anew"
             )
     splits, wrong = _splits(study, (*trials, *begun.values()), datasets)
@@ -193,7 +194,7 @@ def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], e
         else:
             problems.append(
                 f"data.root: split {index} with {event['num_labelled']} labels is no longer the one this study began with "
-                f"{hashes}; restore the data set in {data['root']}, or start another study"
+                f"{hashes}; restore the data set in {shown(data['root'])}, or start another study"
             )
     return problems
 

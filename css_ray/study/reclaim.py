@@ -1,8 +1,8 @@
 """Gives back the cores and GPUs that dead trials hold on a Ray cluster.
 
 The workers of a trial have a placement group, made by the controller of their slot. Ray removes the group of a controller that
-died by a guard, a process of its own, and the groups of a job as the job ends. But a guard dies with its node, as its controller
-may; and a controller outlives its driver for a moment, in which it may make a group that nobody removes.
+died by a guard, a process of its own, and the groups of a job as the job ends. But a guard dies with its node, as its
+controller may; and a controller outlives its driver for a moment, in which it may make a group that nobody removes.
 """
 
 from __future__ import annotations
