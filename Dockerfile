@@ -5,17 +5,19 @@
 # The GPU's driver comes from the host (NVIDIA's device plugin); CUDA's libraries come with torch.
 FROM python:3.11.14-slim-bookworm
 
-# What KubeRay's probes and the containers' commands call.
+# What KubeRay's probes call.
 RUN apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home --uid 1000 ray
 WORKDIR /opt/css-ray
 
-# First what changes rarely: the pinned packages, without the code. `pip` reads the requirements from pyproject.toml.
-COPY constraints.txt pyproject.toml README.md LICENSE ./
-RUN mkdir css_ray cli && echo '__version__ = "0"' > css_ray/__init__.py && touch cli/__init__.py \
-    && pip install --no-cache-dir --constraint constraints.txt . boto3 && pip uninstall --yes css-ray
+# First what changes rarely: the pinned packages, without the code, so that a change of the code does not install torch anew.
+# boto3 and psycopg are for MLflow: artifacts on S3, a database in PostgreSQL.
+COPY constraints.txt pyproject.toml ./
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+    && pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt boto3 "psycopg[binary]==3.3.9"
 
+COPY README.md LICENSE ./
 COPY css_ray css_ray
 COPY cli cli
 COPY studies studies

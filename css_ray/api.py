@@ -248,8 +248,8 @@ class Study:
     def submit(self, address: str) -> Submitted:
         """Have the Ray cluster whose dashboard is at `address` run the study; this process may end.
 
-        The code of css-ray and the study file travel. Raises StudyError where a path in the study or the storage means nothing on
-        another machine, ClusterError where the cluster does not answer or refuses, or is at work on the study.
+        The code of css-ray and the study file travel. Raises StudyError where a path in the study or the storage means nothing
+        on another machine, ClusterError where the cluster does not answer or refuses, or is at work on the study.
         """
         from css_ray.study.submission import Cluster
 

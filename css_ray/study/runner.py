@@ -428,6 +428,7 @@ class Runner:
             "trial": trial.index,
             "resources": self.study.resources.model_dump(),
             "place": _notes(self.folder),
+            "code": None if self.address is None else code_version(),
             "job": _job(self.study, trial.index, runs, self.folder, self._verdicts if trial.source == "search" else None),
         }
 
@@ -720,7 +721,8 @@ def train_one(study: Study, spec: RunSpec, folder: str, address: str | None) -> 
     """
     connect(study, address)
     end: Event = {}
-    for message in Slot(study.resources.model_dump(), _notes(folder)).train(_job(study, spec["trial"], [spec], folder, None)):
+    slot = Slot(study.resources.model_dump(), _notes(folder), None if address is None else code_version())
+    for message in slot.train(_job(study, spec["trial"], [spec], folder, None)):
         if "error" in message:
             raise RuntimeError(message["error"])
         end = message["events"][-1] if message["events"] else end

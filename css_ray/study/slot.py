@@ -26,7 +26,6 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from css_ray.records import Event
-from css_ray.study.code import code_version
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -111,15 +110,17 @@ class _Failures(UserCallback):  # type: ignore[misc]
 class Slot:
     """A worker group of `resources`, started with its first job. `place` is a folder or URL for Ray Train's own notes.
 
+    code: the `code_version` that its workers must have; None where they have the driver's, on its own machine.
     How many workers it has is chosen where it starts: of a job's `sizes` the largest for which there is room, else the
     smallest, for which Ray waits. Where a job may have several sizes, the group ends with each failure, to start anew as large
     as fits, and before a job for which there is room for more. To be used from one thread of a process that has joined a Ray
     cluster; the group ends with that process.
     """
 
-    def __init__(self, resources: dict[str, Any], place: str) -> None:
+    def __init__(self, resources: dict[str, Any], place: str, code: str | None = None) -> None:
         self.resources = resources
         self.place = place
+        self.code = code
         self._count = 0
         self._size = 0
         self._fitting: threading.Thread | None = None
@@ -242,7 +243,7 @@ class Slot:
                 "slot": name,
                 "queue": self._queue,
                 "cpus_per_worker": resources["cpus_per_worker"],
-                "code": code_version(),
+                "code": self.code,
             },
             scaling_config=ScalingConfig(num_workers=self._size, use_gpu=gpus > 0, resources_per_worker=self._per_worker),
             torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
@@ -271,13 +272,13 @@ _slot: Slot | None = None
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """The Tune trainable. config: trial, job, resources, place. Its process is Tune's to use again, and its slot stays in it.
+    """The Tune trainable. config: trial, job, resources, place, code. Its process is Tune's to use again, and its slot stays in it.
 
     Where the workers failed too often the error is reported, not raised: Tune's retries are for the death of this process.
     """
     global _slot
     if _slot is None:
-        _slot = Slot(config["resources"], config["place"])
+        _slot = Slot(config["resources"], config["place"], config["code"])
     for message in _slot.train(config["job"]):
         ray.tune.report(message)
 

@@ -43,10 +43,10 @@ VERDICT_SECONDS = 30.0
 def take_jobs(config: dict[str, Any]) -> None:
     """The training function of a slot's ranks: one job after another, until none comes any more.
 
-    config: slot (its name), queue (where news goes), cpus_per_worker, code (the `code_version` of the slot).
+    config: slot (its name), queue (where news goes), cpus_per_worker, code (the `code_version` that is wanted, or None).
     Raises RuntimeError on a node, perhaps one that joined later, that has other code.
     """
-    if code_version() != config["code"]:
+    if config["code"] not in (None, code_version()):
         raise RuntimeError(
             f"node {socket.gethostname()} has css-ray {code_version()}, the study runs {config['code']}; "
             "install the same on all nodes"
