@@ -272,7 +272,7 @@ _slot: Slot | None = None
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """The Tune trainable. config: trial, job, resources, place, code. Its process is Tune's to use again, and its slot stays in it.
+    """The Tune trainable. config: trial, job, resources, place, code. Its process is Tune's to use again, its slot stays in it.
 
     Where the workers failed too often the error is reported, not raised: Tune's retries are for the death of this process.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ POD = fields(
                 "volumes": each(VOLUME),
             },
             terminationGracePeriodSeconds=COUNT,
+            tolerations=each(fields({"key": TEXT, "operator": {"enum": ["Exists"]}, "effect": {"enum": ["NoSchedule"]}})),
+            nodeSelector={"type": "object", "additionalProperties": TEXT},
         )
     }
 )
@@ -112,7 +115,26 @@ CLAIM = fields(
         "resources": fields({"requests": fields({"storage": QUANTITY})}),
     }
 )
-KINDS = {"PersistentVolumeClaim": ("v1", CLAIM), "RayCluster": ("ray.io/v1", CLUSTER), "RayJob": ("ray.io/v1", JOB)}
+SELECTED = fields({"matchLabels": {"type": "object", "additionalProperties": TEXT, "minProperties": 1}})
+POLICY = fields(
+    {
+        "podSelector": SELECTED,
+        "policyTypes": {"const": ["Ingress"]},
+        "ingress": each(
+            fields(
+                {},
+                **{"from": each(fields({"podSelector": SELECTED}))},
+                ports=each(fields({"protocol": {"const": "TCP"}, "port": COUNT})),
+            )
+        ),
+    }
+)
+KINDS = {
+    "PersistentVolumeClaim": ("v1", CLAIM),
+    "NetworkPolicy": ("networking.k8s.io/v1", POLICY),
+    "RayCluster": ("ray.io/v1", CLUSTER),
+    "RayJob": ("ray.io/v1", JOB),
+}
 
 
 def documents() -> list[dict[str, Any]]:
@@ -141,7 +163,7 @@ def check(document: dict[str, Any]) -> None:
 
 
 def test_the_documents_have_the_fields_that_kuberay_knows() -> None:
-    assert [document["kind"] for document in documents()] == ["PersistentVolumeClaim", "RayCluster", "RayJob"]
+    assert [document["kind"] for document in documents()] == list(KINDS)
     for document in documents():
         check(document)
 
@@ -192,14 +214,56 @@ def test_the_token_is_on_and_nothing_is_open_to_the_world() -> None:
                 assert not secret or "secretKeyRef" in variable["valueFrom"], variable
 
 
-def test_mlflow_is_reached_under_the_name_that_it_allows() -> None:
+def test_only_rays_pods_reach_more_than_the_dashboard() -> None:
+    (policy,) = (document["spec"] for document in documents() if document["kind"] == "NetworkPolicy")
+    ray_pods = {"matchLabels": {"ray.io/is-ray-node": "yes"}}  # KubeRay puts it on each head and worker
+    assert policy["podSelector"] == ray_pods
+    for rule in policy["ingress"]:
+        # A rule without `from` is for all, one without `ports` for all ports.
+        assert rule.get("from") == [{"podSelector": ray_pods}] or [port["port"] for port in rule["ports"]] == [8265], rule
+
+
+def sidecar() -> tuple[dict[str, Any], str]:
+    """The MLflow container of the cluster that stays, and what its bash runs."""
     (cluster,) = (document["spec"] for document in documents() if document["kind"] == "RayCluster")
-    (head,) = pods(cluster)[:1]
-    ray, mlflow = head["containers"]
+    (mlflow,) = (container for container in pods(cluster)[0]["containers"] if container["name"] == "mlflow")
+    assert mlflow["command"] == ["bash", "-c"]
+    (script,) = mlflow["args"]
+    return mlflow, script
+
+
+def test_mlflow_is_reached_under_the_names_that_it_allows_and_no_other() -> None:
+    from mlflow.server.security_utils import is_allowed_host_header
+
+    (cluster,) = (document for document in documents() if document["kind"] == "RayCluster")
+    ray = pods(cluster["spec"])[0]["containers"][0]
     (uri,) = (variable["value"] for variable in ray["env"] if variable["name"] == "MLFLOW_TRACKING_URI")
-    (allowed,) = re.findall(r'--allowed-hosts "([^"]*)"', mlflow["args"][0])
-    assert uri.removeprefix("http://") in allowed.split(",")
+    # KubeRay names a head's service so, and gives it the ports of the Ray container alone.
+    assert uri == f"http://{cluster['metadata']['name']}-head-svc:5000"
     assert {"name": "mlflow", "containerPort": 5000} in ray["ports"]
+    (allowed,) = re.findall(r'--allowed-hosts "([^"]*)"', sidecar()[1])
+    for host, expected in {uri.removeprefix("http://"): True, "localhost:5001": True, "css-ray.example.org:5000": False}.items():
+        assert is_allowed_host_header(allowed.split(","), host) is expected, host
+
+
+@pytest.mark.parametrize(("secret", "uri"), [(None, "sqlite:////mlflow/mlflow.db"), ("postgresql://u:p@h/d", "postgresql://u:p@h/d")])
+def test_the_database_is_sqlite_or_that_of_the_secret(secret: str | None, uri: str, tmp_path: Path) -> None:
+    """Its address, with a password, goes by the environment: a command line is seen by all."""
+    _, script = sidecar()
+    for name in ("mlflow", "mkdir"):  # stand-ins: the one shows what it was given, the other makes nothing
+        (tmp_path / name).write_text('#!/bin/sh\n[ "${0##*/}" = mkdir ] || echo "$MLFLOW_BACKEND_STORE_URI" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"} | ({} if secret is None else {"MLFLOW_BACKEND_STORE_URI": secret})
+    ran = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    given, *arguments = ran.stdout.split()
+    assert given == uri and arguments[0] == "server" and uri not in arguments
+
+
+def test_mlflows_database_lies_in_a_volume_of_the_pod() -> None:
+    mlflow, _ = sidecar()
+    assert {"name": "mlflow", "mountPath": "/mlflow"} in mlflow["volumeMounts"]
+    (uri,) = (variable for variable in mlflow["env"] if variable["name"] == "MLFLOW_BACKEND_STORE_URI")
+    assert uri["valueFrom"]["secretKeyRef"]["optional"] is True
 
 
 def test_pods_come_from_zero_and_all_run_one_image_of_the_pinned_ray() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,29 @@ def load(name: str) -> dict[str, Any]:
 
 
 def commands(config: dict[str, Any]) -> list[str]:
-    return [*config["setup_commands"], *config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    phases = ("setup_commands", "head_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+    return [command for phase in phases for command in config[phase]]
 
 
-def checked(config: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def the(config: dict[str, Any], part: str) -> str:
+    """The one command with `part` in it."""
+    (command,) = (command for command in commands(config) if part in command)
+    return command
+
+
+def checked(config: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     monkeypatch.setenv("HOME", str(home))  # a local cluster's state is written there
-    validate_config(prepare_config(config))
+    prepared: dict[str, Any] = prepare_config(config)
+    validate_config(prepared)
+    return prepared
+
+
+def bash(command: str, home: Path, **environment: str) -> str:
+    """What a command prints on a machine whose home is `home`. Raises CalledProcessError where it fails."""
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"} | environment
+    return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -62,10 +79,60 @@ def test_the_token_is_on_and_the_doors_are_shut(name: str) -> None:
     assert "~/.ray/auth_token" in config["file_mounts"]
     (head,) = (start for start in starts if "--head" in start)
     assert "--dashboard-host=127.0.0.1" in head
-    (mlflow,) = (command for command in commands(config) if "mlflow server" in command)
-    (allowed,) = re.findall(r'--allowed-hosts "([^"]*)"', mlflow)
-    assert allowed.split(",") == ["localhost:5000", "127.0.0.1:5000", "$IP:5000"]
-    assert "disable-security" not in mlflow
+
+
+def test_the_nodes_get_what_the_installation_needs_and_nothing_that_changes_by_itself() -> None:
+    """`ray up` reads every file below a mount, whatever rsync leaves out, and sets all nodes up anew when one has changed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = {"pyproject.toml", "constraints.txt", "cluster", project["project"]["readme"], *project["project"]["license-files"]}
+    needed |= {project["tool"]["setuptools"]["package-dir"].get(name, name) for name in ("css_ray", "css_ray_cli")}
+    for name in FILES:
+        mounts = load(name)["file_mounts"]
+        assert mounts.pop("~/.ray/auth_token") == "~/.ray/auth_token"
+        assert set(mounts.values()) == needed
+        assert mounts == {f"~/css-ray/{source}": source for source in needed}
+        assert all((ROOT / source).exists() for source in needed)
+
+
+def test_a_lab_uses_all_its_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load("cluster/on-prem.yaml")
+    config["provider"]["worker_ips"] = [f"10.0.0.{number}" for number in range(2, 9)]
+    (workers,) = checked(config, tmp_path, monkeypatch)["available_node_types"].values()
+    assert workers["min_workers"] == workers["max_workers"] == 7
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("before", [None, "", "case $- in *i*) ;; *) return;; esac\nalias ll='ls -l'\n"])
+def test_each_shell_finds_ray_and_the_token_mode(name: str, before: str | None, tmp_path: Path) -> None:
+    """Ubuntu's .bashrc ends at once where a shell is not interactive, so the line must be the first; and stand there once."""
+    file, command = tmp_path / ".bashrc", the(load(name), ".bashrc")
+    if before is not None:
+        file.write_text(before)
+    bash(command, tmp_path)
+    bash(command, tmp_path)
+    assert file.read_text().splitlines()[0] == "source ~/venv/bin/activate; export RAY_AUTH_MODE=token"
+    assert file.read_text().count("activate") == 1 and (before or "") in file.read_text()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_mlflow_is_asked_under_the_address_that_it_answers_for(name: str, tmp_path: Path) -> None:
+    """The head's commands, with stand-ins for what they start, on a head with two addresses."""
+    config = load(name)
+    head = config["provider"].get("head_ip", "172.31.7.7")
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps(config))  # as `ray up` leaves it on the head
+    for program in ("ray", "bash"):
+        (tmp_path / program).write_text('#!/bin/sh\necho "$MLFLOW_TRACKING_URI" "$RAY_AUTH_MODE" "$@"\n')
+    (tmp_path / "hostname").write_text("#!/bin/sh\necho '172.31.7.7 192.168.200.1 fe80::1 '\n")
+    for program in ("ray", "bash", "hostname"):
+        (tmp_path / program).chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    script, listen, answers_for, artifacts = bash(the(config, "start-mlflow.sh"), tmp_path, PATH=path).split()
+    assert script == f"{tmp_path}/css-ray/cluster/start-mlflow.sh" and artifacts.startswith("/mnt/shared/")
+    assert answers_for == head
+    # A lab's machine may have a card to the world as well.
+    assert listen == (head if name == "cluster/on-prem.yaml" else "0.0.0.0")
+    uri, mode, *started = bash(the(config, "ray start --head"), tmp_path, PATH=path).split()
+    assert (uri, mode, started[:2]) == (f"http://{head}:5000", "token", ["start", "--head"])
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -83,6 +150,7 @@ def test_gpu_machines_come_from_zero() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_what_must_be_chosen_is_marked(name: str) -> None:
     """Values that only a user can know are marked on their line."""
-    for line in (ROOT / name).read_text().splitlines():
-        if re.search(r"ami-0{8}|fs-0{8}|10\.0\.0\.\d|ssh_private_key:|region:|storageClassName", line):
+    lines = (ROOT / name).read_text().splitlines()
+    for line in (line for line in lines if not line.startswith("#")):
+        if re.search(r"ami-0{8}|fs-0{8}|_ips?: .*10\.0\.0|ssh_private_key:|region:|max_workers:", line):
             assert "CHOOSE" in line, line
