@@ -14,7 +14,8 @@ WORKDIR /opt/css-ray
 # First what changes rarely: the pinned packages, without the code, so that a change of the code does not install torch anew.
 # boto3 and psycopg are for MLflow: artifacts on S3, a database in PostgreSQL.
 COPY constraints.txt pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+    > requirements.txt \
     && pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt boto3 "psycopg[binary]==3.3.9"
 
 COPY README.md LICENSE ./

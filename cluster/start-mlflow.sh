@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Start MLflow on the head of a cluster, unless it answers already. cluster.yaml and cluster/on-prem.yaml run this at each `ray up`.
+# Start MLflow on the head of a cluster, unless it answers already. The files for `ray up` run this each time.
 #
 #   start-mlflow.sh LISTEN ADDRESS ARTIFACTS [PORT]
 #
@@ -7,8 +7,8 @@
 #   ADDRESS     the head's address for the other nodes: the one name, besides those of loopback, that MLflow answers under
 #   ARTIFACTS   a folder of the shared disk, or s3://bucket/folder
 #
-# The database is SQLite in ~/mlflow, on the head's own disk: SQLite's locks are not to be trusted on NFS. For a PostgreSQL server
-# write a line into ~/mlflow/env on the head (chmod 600), so that the password stands nowhere else:
+# The database is SQLite in ~/mlflow, on the head's own disk: SQLite's locks are not to be trusted on NFS. For a PostgreSQL
+# server write a line into ~/mlflow/env on the head (chmod 600), so that the password stands nowhere else:
 #
 #   export MLFLOW_BACKEND_STORE_URI=postgresql://USER:PASSWORD@HOST/DATABASE
 #
@@ -30,8 +30,8 @@ if [[ -f ~/mlflow/env ]]; then . ~/mlflow/env; fi
 export MLFLOW_BACKEND_STORE_URI=${MLFLOW_BACKEND_STORE_URI:-sqlite:///$HOME/mlflow/mlflow.db}
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true
 
-setsid nohup mlflow server --host "$listen" --port "$port" --workers 1 --allowed-hosts "localhost:*,127.0.0.1:*,$address:$port" \
-  --artifacts-destination "$artifacts" > ~/mlflow/log 2>&1 < /dev/null &
+setsid nohup mlflow server --host "$listen" --port "$port" --workers 1 --artifacts-destination "$artifacts" \
+  --allowed-hosts "localhost:*,127.0.0.1:*,$address:$port" > ~/mlflow/log 2>&1 < /dev/null &
 echo $! > ~/mlflow/pid
 
 for _ in {1..240}; do

@@ -301,7 +301,8 @@ def _check_mlflow(report: Report, ids: Mapping[str, str], tracking_uri: str) -> 
         parts = urllib.parse.urlsplit(tracking_uri)
         host = parts.hostname or ""
         bare = parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host)
-        request = urllib.request.Request(f"{urllib.parse.urlunsplit(bare).rstrip('/')}/health")
+        # Not /health: MLflow answers that under any host name.
+        request = urllib.request.Request(f"{urllib.parse.urlunsplit(bare).rstrip('/')}/")
         if parts.username:
             secret = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
             request.add_header("Authorization", "Basic " + base64.b64encode(secret.encode()).decode())

@@ -211,7 +211,7 @@ def test_the_token_is_on_and_nothing_is_open_to_the_world() -> None:
         for pod in pods(cluster):
             for variable in (each for container in pod["containers"] for each in container.get("env", ())):
                 secret = re.search("TOKEN|PASSWORD|SECRET|KEY|BACKEND_STORE", variable["name"])
-                assert not secret or "secretKeyRef" in variable["valueFrom"], variable
+                assert not secret or "secretKeyRef" in variable.get("valueFrom", ()), variable
 
 
 def test_only_rays_pods_reach_more_than_the_dashboard() -> None:
@@ -242,11 +242,17 @@ def test_mlflow_is_reached_under_the_names_that_it_allows_and_no_other() -> None
     assert uri == f"http://{cluster['metadata']['name']}-head-svc:5000"
     assert {"name": "mlflow", "containerPort": 5000} in ray["ports"]
     (allowed,) = re.findall(r'--allowed-hosts "([^"]*)"', sidecar()[1])
-    for host, expected in {uri.removeprefix("http://"): True, "localhost:5001": True, "css-ray.example.org:5000": False}.items():
+    for host, expected in {
+        uri.removeprefix("http://"): True,
+        "localhost:5001": True,
+        "css-ray.example.org:5000": False,
+    }.items():
         assert is_allowed_host_header(allowed.split(","), host) is expected, host
 
 
-@pytest.mark.parametrize(("secret", "uri"), [(None, "sqlite:////mlflow/mlflow.db"), ("postgresql://u:p@h/d", "postgresql://u:p@h/d")])
+@pytest.mark.parametrize(
+    ("secret", "uri"), [(None, "sqlite:////mlflow/mlflow.db"), ("postgresql://u:p@h/d", "postgresql://u:p@h/d")]
+)
 def test_the_database_is_sqlite_or_that_of_the_secret(secret: str | None, uri: str, tmp_path: Path) -> None:
     """Its address, with a password, goes by the environment: a command line is seen by all."""
     _, script = sidecar()
@@ -295,3 +301,38 @@ def test_the_job_runs_a_command_that_exists_and_may_be_started_again() -> None:
     assert all(option in known for option in arguments if option.startswith("--"))
     file = arguments[arguments.index("--file") + 1]
     assert (ROOT / Path(file).relative_to("/opt/css-ray")).is_file()
+
+
+def container(spec: dict[str, Any], group: str = "headGroupSpec") -> dict[str, Any]:
+    """Ray's container of a cluster's head, or of its workers."""
+    found = spec[group][0] if group == "workerGroupSpecs" else spec[group]
+    first: dict[str, Any] = found["template"]["spec"]["containers"][0]
+    return first
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "check"),
+    [
+        ("RayCluster", lambda spec: spec.update(authOptions={"mode": "disabled"}), test_the_token_is_on_and_nothing_is_open_to_the_world),
+        ("RayJob", lambda spec: spec["rayClusterSpec"].pop("authOptions"), test_the_token_is_on_and_nothing_is_open_to_the_world),
+        ("RayCluster", lambda spec: spec["headGroupSpec"].update(serviceType="LoadBalancer"), test_the_token_is_on_and_nothing_is_open_to_the_world),
+        ("RayCluster", lambda spec: container(spec)["env"].append({"name": "RAY_AUTH_TOKEN", "value": "x"}), test_the_token_is_on_and_nothing_is_open_to_the_world),
+        ("NetworkPolicy", lambda spec: spec["ingress"][0].pop("from"), test_only_rays_pods_reach_more_than_the_dashboard),
+        ("NetworkPolicy", lambda spec: spec["ingress"][1]["ports"].append({"protocol": "TCP", "port": 5000}), test_only_rays_pods_reach_more_than_the_dashboard),
+        ("RayCluster", lambda spec: container(spec)["ports"].pop(), test_mlflow_is_reached_under_the_names_that_it_allows_and_no_other),
+        ("RayCluster", lambda spec: container(spec)["volumeMounts"].pop(), test_volumes_are_there_and_shared),
+        ("RayJob", lambda spec: container(spec["rayClusterSpec"], "workerGroupSpecs")["volumeMounts"].pop(0), test_volumes_are_there_and_shared),
+        ("RayCluster", lambda spec: container(spec, "workerGroupSpecs").update(image="REGISTRY/css-ray:0.0.9"), test_pods_come_from_zero_and_all_run_one_image_of_the_pinned_ray),
+        ("RayJob", lambda spec: spec["rayClusterSpec"].update(rayVersion="2.59.0"), test_pods_come_from_zero_and_all_run_one_image_of_the_pinned_ray),
+        ("RayCluster", lambda spec: spec["workerGroupSpecs"][0].update(minReplicas=1), test_pods_come_from_zero_and_all_run_one_image_of_the_pinned_ray),
+        ("RayJob", lambda spec: spec.update(entrypoint=spec["entrypoint"] + " --forever"), test_the_job_runs_a_command_that_exists_and_may_be_started_again),
+    ],
+)  # fmt: skip
+def test_what_would_be_wrong_is_found(
+    kind: str, change: Callable[[dict[str, Any]], Any], check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = documents()
+    change(next(document["spec"] for document in changed if document["kind"] == kind))
+    monkeypatch.setitem(globals(), "documents", lambda: changed)
+    with pytest.raises((AssertionError, KeyError)):
+        check()

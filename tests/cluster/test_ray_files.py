@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def checked(config: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch)
 def bash(command: str, home: Path, **environment: str) -> str:
     """What a command prints on a machine whose home is `home`. Raises CalledProcessError where it fails."""
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"} | environment
-    return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(["/bin/bash", "-c", command], env=environment, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -84,7 +85,13 @@ def test_the_token_is_on_and_the_doors_are_shut(name: str) -> None:
 def test_the_nodes_get_what_the_installation_needs_and_nothing_that_changes_by_itself() -> None:
     """`ray up` reads every file below a mount, whatever rsync leaves out, and sets all nodes up anew when one has changed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    needed = {"pyproject.toml", "constraints.txt", "cluster", project["project"]["readme"], *project["project"]["license-files"]}
+    needed = {
+        "pyproject.toml",
+        "constraints.txt",
+        "cluster",
+        project["project"]["readme"],
+        *project["project"]["license-files"],
+    }
     needed |= {project["tool"]["setuptools"]["package-dir"].get(name, name) for name in ("css_ray", "css_ray_cli")}
     for name in FILES:
         mounts = load(name)["file_mounts"]
@@ -154,3 +161,23 @@ def test_what_must_be_chosen_is_marked(name: str) -> None:
     for line in (line for line in lines if not line.startswith("#")):
         if re.search(r"ami-0{8}|fs-0{8}|_ips?: .*10\.0\.0|ssh_private_key:|region:|max_workers:", line):
             assert "CHOOSE" in line, line
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["file_mounts"].pop("~/.ray/auth_token"),
+        lambda config: config["worker_start_ray_commands"].append("ray start --address=$RAY_HEAD_IP:6379"),
+        lambda config: config.update(worker_start_ray_commands=["ray start --address=$RAY_HEAD_IP:6379"]),
+        lambda config: config["head_start_ray_commands"].append(
+            config["head_start_ray_commands"].pop().replace("127.0.0.1", "0.0.0.0")
+        ),
+    ],
+)
+def test_an_open_door_is_found(name: str, change: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(name)
+    change(config)
+    monkeypatch.setitem(globals(), "load", lambda name: config)
+    with pytest.raises(AssertionError):
+        test_the_token_is_on_and_the_doors_are_shut(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -53,10 +54,8 @@ def home(tmp_path: Path) -> Iterator[Path]:
     yield folder
     file = folder / "mlflow" / "pid"
     if file.exists():
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(int(file.read_text()), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 @pytest.fixture
@@ -83,7 +82,13 @@ def test_the_server_answers_for_the_head_and_loopback_alone_and_keeps_all_in_its
     assert started.returncode == 0, started.stderr
 
     api = "/api/2.0/mlflow/experiments/search?max_results=1"
-    hosts = {f"head.lab:{port}": 200, "localhost:5001": 200, f"127.0.0.1:{port}": 200, "rebound.example.org": 403, "10.0.0.9:5000": 403}
+    hosts = {
+        f"head.lab:{port}": 200,
+        "localhost:5001": 200,
+        f"127.0.0.1:{port}": 200,
+        "rebound.example.org": 403,
+        "10.0.0.9:5000": 403,
+    }
     assert {host: answer(port, host, api) for host in hosts} == hosts
 
     # A database by the environment, whose address is on no command line.

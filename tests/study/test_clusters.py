@@ -119,13 +119,13 @@ def test_two_studies_at_once_one_is_stopped_and_goes_on(
     other.environment |= {key: far.environment[key] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     other.file.write_text(other.file.read_text().replace("study: small", "study: wide"))
     # Of one worker each, and of two on two nodes.
-    sets = ["resources.workers=2", "resources.concurrent_trials=1", "search=null"]
+    sets = ["resources.workers=2", "resources.concurrent_trials=1", "search=null", "train.iterations=400"]
     code, output = far.call("study", "submit", str(far.file), *at)
     assert code == 0, output
     wide = other.start(
         "study", "run", str(other.file), "--address", cluster.address, *(part for each in sets for part in ("--set", each))
     )
-    far.wait_for(lambda events: evaluations(events) >= 1, wide)
+    wait_far(far, cluster, lambda events: evaluations(events) >= 1)
     started = time.monotonic()
     code, output = far.call("study", "stop", "small", *at)
     assert code == 0 and "study resume small" in output, output
@@ -162,7 +162,7 @@ def test_a_head_that_dies_is_started_again_and_the_study_resumes(far: Place, clu
 @pytest.mark.long
 def test_a_trial_goes_on_with_as_many_workers_as_there_are(far: Place, cluster: LocalCluster) -> None:
     sets = ["resources.workers=[1,2]", "resources.concurrent_trials=1", "search=null", "train.iterations=200"]
-    sets.append("trials=[{method: {name: mean_teacher, row: MT}}]")
+    sets.append("trials=[{method: {name: mean_teacher, row: MT}}, {method: {name: cutmix, row: CutMix}}]")
     driver = far.start(
         "study", "run", str(far.file), "--address", cluster.address, *(part for each in sets for part in ("--set", each))
     )
@@ -177,19 +177,19 @@ def test_a_trial_goes_on_with_as_many_workers_as_there_are(far: Place, cluster: 
     assert sizes[:2] == [(0, 0, 2), (0, 0, 1)]
     (resized,) = (event for event in events if event["event"] == "run_resized")
     assert resized["before"] == 2 and resized["reason"].endswith("on 1 workers train it, 2 did before")
-    assert sizes[-1] == (1, 1, 2)  # the next trial found the node again
+    assert sizes[-1] == (2, 1, 2)  # the last trial found the node again
     steps = [
         event["step"] for event in events if event["event"] == "run_evaluated" and (event["trial"], event["split"]) == (0, 0)
     ]
     assert steps == list(range(10, 201, 10))
-    assert [event["status"] for event in events if event["event"] == "trial_finished"] == ["finished", "finished"]
-    # One worker's share of the batch is twice as large, the schedule the same: the learning rate at each step is that of the
-    # other trial, which had two.
+    assert [event["status"] for event in events if event["event"] == "trial_finished"] == ["finished"] * 3
+    # One worker's share of the batch is twice as large, the schedule the same: the learning rate at each step is that of a
+    # trial which had two.
     rates = {
         trial: [event["metrics"]["train/lr"] for event in events if event["event"] == "run_logged" and event["trial"] == trial]
-        for trial in (0, 1)
+        for trial in (0, 2)
     }
-    assert sorted(rates[0]) == sorted(rates[1])
+    assert sorted(rates[0]) == sorted(rates[2])
 
 
 @pytest.mark.long
@@ -212,7 +212,7 @@ def test_a_cluster_is_checked_node_by_node(far: Place, cluster: LocalCluster) ->
             "cluster", "check", "--address", cluster.address, "--tracking-uri", "http://ann:s3cret@127.0.0.1:9"
         )
         assert code == 1 and "s3cret" not in output
-        assert f"{address} has 0.1.0+" in output and "install the same there" in output
+        assert f"{address} has 0.1.0+" in output and "install the same there" in output, output
         assert "does not reach http://127.0.0.1:9" in output
         code, output = far.call("study", "run", str(far.file), "--address", cluster.address)
         assert code == 2 and f"node {address}" in output and "All nodes must run the same" in output, output
