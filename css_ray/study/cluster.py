@@ -97,6 +97,7 @@ def check_cluster(*, storage: str | None = None, tracking_uri: str | None = None
     """
     report = Report()
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    alive.sort(key=lambda node: str(node["NodeManagerAddress"]))
     for node in alive:
         try:
             report.nodes.append(_node(node))
