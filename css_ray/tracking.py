@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from css_ray.places import shown, without_secrets
 from css_ray.records import Event, Record, score_text
@@ -459,7 +460,9 @@ class Tracker:
         self._left_out = len(self._waiting)
         self._waiting.clear()
         _log.warning(
-            "MLflow at %s missed %d events and is left alone; `css-ray study sync` brings it level", self._uri, self._left_out
+            "MLflow at %s missed %d events and is left alone; `css-ray study sync` brings it level",
+            shown(self._uri),
+            self._left_out,
         )
 
     def close(self, timeout: float = 30.0) -> int:
@@ -485,7 +488,7 @@ class Tracker:
                         _log.warning(
                             "MLflow at %s is away, events wait in the journal: %s",
                             shown(self._uri),
-                            without_secrets(_cause(error)),
+                            _cause(error),
                         )
                         with self._changed:
                             self._room = self._most_waiting
@@ -634,7 +637,16 @@ def _connect(uri: str) -> MlflowClient:
         # Readers no longer block the writer, which makes several of them twice as fast. The file itself remembers it.
         with closing(sqlite3.connect(file, timeout=20)) as database:
             database.execute("PRAGMA journal_mode=wal")
-    return MlflowClient(tracking_uri=uri)
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https") and parts.username is not None:
+        # MLflow quotes its URI in what it raises and logs, but not what it is given this way.
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+        uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    try:
+        return MlflowClient(tracking_uri=uri)
+    except Exception as error:
+        raise ValueError(f"MLflow cannot open {shown(uri)}: {without_secrets(error).strip()}") from None
 
 
 def _sqlite_file(uri: str) -> Path | None:
@@ -731,7 +743,7 @@ def _cause(error: BaseException) -> str:
         if type(inner).__name__ in words:
             return words[type(inner).__name__]
         inner = inner.__cause__ or inner.__context__
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+    return next(iter(without_secrets(error).splitlines()), type(error).__name__)[:300]
 
 
 # ------------------------------------------------------------------------------------------------------------- the server
@@ -773,9 +785,10 @@ def start_server(
     _check_port(host, port)
     _connect(uri)  # prepares the SQLite file and its folder
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(port)]
-    command += ["--backend-store-uri", uri, "--artifacts-destination", str(artifact_root)]
+    command += ["--artifacts-destination", str(artifact_root)]
+    # The URI not as an argument: it may hold a password, and every user of the machine sees the arguments of all processes.
     # Without the job runner: 2 processes instead of 15, half a gigabyte instead of two and a half.
-    environment = os.environ | _SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = os.environ | _SETTINGS | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
         name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
@@ -795,7 +808,7 @@ def _wait_for_health(server: Server, timeout: float, output: IO[bytes]) -> None:
         if server.process.poll() is not None:
             output.seek(0)
             tail = output.read().decode(errors="replace").strip()[-1500:]
-            raise RuntimeError(f"the MLflow server ended with status {server.process.returncode}:\n{tail}")
+            raise RuntimeError(f"the MLflow server ended with status {server.process.returncode}:\n{without_secrets(tail)}")
         try:
             with direct.open(f"{server.url}/health", timeout=2) as answer:
                 if answer.status == 200:

@@ -27,7 +27,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from css_ray.config import Config, bounds_text
 from css_ray.methods import METHODS, Method
 from css_ray.models.segmenter import ModelConfig
-from css_ray.places import secret_in, shown
+from css_ray.places import secret_in, shown, without_secrets
 from css_ray.study.pruning import PRUNERS, Pruner
 from css_ray.training.settings import TrainConfig
 from css_ray.views import Views
@@ -37,9 +37,10 @@ class StudyError(ValueError):
     """A study file, or what it asks for, is wrong. `problems` holds one sentence each, with the path in the file."""
 
     def __init__(self, problems: Sequence[str], source: str = "the study") -> None:
-        self.problems = tuple(problems)
+        # A problem quotes the value that is wrong, which may be a URL with a secret.
+        self.problems = tuple(map(without_secrets, problems))
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        super().__init__(f"{count} in {source}:\n" + "\n".join(f"  {problem}" for problem in problems))
+        super().__init__(f"{count} in {shown(source)}:\n" + "\n".join(f"  {problem}" for problem in self.problems))
 
 
 class Section(BaseModel):
@@ -358,11 +359,11 @@ def _list_problem(data: Mapping[str, Any]) -> str | None:
 
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     """Read a study file, with `overrides` such as `train.iterations=100`. Raises StudyError, or FileNotFoundError."""
-    path = Path(path)
+    place, path = path, Path(path)
     if not path.exists():
         known = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.exists() else []
         near = difflib.get_close_matches(str(path), known, n=1)
-        raise FileNotFoundError(f"no study file {path}" + (f" (did you mean {near[0]}?)" if near else ""))
+        raise FileNotFoundError(f"no study file {shown(place)}" + (f" (did you mean {near[0]}?)" if near else ""))
     try:
         spec = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
