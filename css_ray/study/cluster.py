@@ -28,7 +28,7 @@ PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow")
 """Whose versions must be the same on all nodes: they decide what is trained, or what the nodes say to each other."""
 
 MAX_SKEW_SECONDS = 5.0
-"""By how much the clocks of two nodes may differ: the lock of a study on an object store goes by them."""
+"""By how much the clocks of two nodes may differ: the times in a journal, from which hours are counted, are of all nodes."""
 
 NODE_SECONDS = 120.0
 """How long a node may take to answer: its first process imports torch."""

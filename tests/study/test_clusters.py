@@ -201,6 +201,8 @@ def test_a_cluster_is_checked_node_by_node(far: Place, cluster: LocalCluster) ->
     assert f"all-reduce {HEAD} – 127.0.0.3" in output and "GB/s" in output
     assert "each node writes, and reads what the others wrote" in output
     assert list(shared.iterdir()) == []
+    code, output = far.call("cluster", "check", "--address", cluster.dashboard, "--storage", str(shared))
+    assert code == 0 and "each node writes" in output and "Running entrypoint" not in output, output
     # A node with other code, and an MLflow server that is not there.
     odd = far.folder / "odd"
     copy_code(odd)
