@@ -495,6 +495,7 @@ def _begun_definition(name: str, storage: str) -> schema.Study:
     if not specs:
         known = studies_in(storage) if is_uri(storage) or Path(storage).exists() else []
         raise StudyMissingError(
-            f"no study {shown(name)} in {shown(storage)}; " + (f"there are: {', '.join(known)}" if known else "it holds none yet")
+            f"no study {shown(name)} in {shown(storage)}; "
+            + (f"there are: {', '.join(known)}" if known else "it holds none yet")
         )
     return schema.parse(specs[-1], f"the journal of {name}")
