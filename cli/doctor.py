@@ -35,13 +35,15 @@ def doctor(storage: str, tracking_uri: str | None) -> None:
         ("ray", _ray),
         ("mlflow", lambda: _mlflow(storage, tracking_uri)),
     ]
+    from css_ray.places import without_secrets
+
     wrong = 0
     for name, check in checks:
         try:
             click.echo(f"ok     {name:9} {check()}")
         except Exception as error:
             wrong += 1
-            click.echo(f"WRONG  {name:9} {error}")
+            click.echo(f"WRONG  {name:9} {without_secrets(error)}")
     sys.exit(1 if wrong else 0)
 
 
@@ -88,8 +90,10 @@ def _devices() -> str:
 
 
 def _disk(storage: str) -> str:
+    from css_ray.places import shown
+
     if "://" in storage:
-        return f"{storage} is no local disk"
+        return f"{shown(storage)} is no local disk"
     folder = Path(storage).resolve()
     while not folder.exists():
         folder = folder.parent
@@ -113,6 +117,9 @@ def _ray() -> str:
     import ray
     import ray.dashboard.optional_deps
 
+    from css_ray.study.address import guard_token
+
+    guard_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(num_cpus=1, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import css_ray
+from css_ray.places import without_secrets
 
 COMMANDS = {
     "study": ("study", "Plan, run, resume and read studies."),
@@ -22,6 +23,14 @@ COMMANDS = {
 
 class Commands(click.Group):
     """A group whose commands are modules of this folder, imported on use."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            # A message quotes what was given, and what libraries say; both may hold a URL with a password.
+            error.message = without_secrets(error.message)  # type: ignore[misc]
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import ast
+import base64
 import json
+import socket
 import sqlite3
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,6 +19,7 @@ import yaml
 from click.testing import CliRunner
 from places import SPEC, Place
 
+from css_ray import tracking
 from css_ray.places import secret_in, shown, without_secrets
 from css_ray.study.schema import StudyError, parse
 
@@ -32,6 +40,12 @@ SECRET = "hunter2-7f3a"
         ("https://host/x?sig=abc&se=2026", "what looks like a secret (sig)"),
         ("https://host/x?X-Amz-Signature=1&X-Amz-Credential=2", "what looks like a secret (X-Amz-Signature, X-Amz-Credential)"),
         ("s3://bucket?access_key=", "what looks like a secret (access_key)"),
+        ("s3://AKIA:ab/cd+ef@bucket/x", "a user or a password"),  # as AWS writes them, not percent-encoded
+        ("http://ann:p@w@host/x", "a user or a password"),
+        ("http://ann:pw@[::1/x", "a user or a password"),  # no URL, and a password all the same
+        ("http://host:5000/a@b", ""),
+        ("http://[::1]:5000/a@b", ""),
+        ("see https://host/x and ask ann@host", ""),
     ],
 )
 def test_what_counts_as_a_secret(place: str, secret: str) -> None:
@@ -40,8 +54,13 @@ def test_what_counts_as_a_secret(place: str, secret: str) -> None:
 
 def test_places_and_messages_are_shown_without_them() -> None:
     assert shown("https://ann:pw@host:80/a?token=1") == "https://host:80/a"
-    message = "GET http://ann:pw@host/x failed; postgresql+psycopg://u:p%40@db/mlflow, http://host/a@b"
-    assert without_secrets(message) == "GET http://host/x failed; postgresql+psycopg://db/mlflow, http://host/a@b"
+    assert shown("s3://AKIA:ab/cd@bucket/x") == "s3://bucket/x"
+    assert shown("http://ann:p@w@[::1]:80/a#token=1") == "http://[::1]:80/a"
+    message = "GET http://ann:p/w@host/x failed; postgresql+psycopg://u:p%40@db/mlflow, http://host:80/a@b"
+    assert without_secrets(message) == "GET http://host/x failed; postgresql+psycopg://db/mlflow, http://host:80/a@b"
+    assert without_secrets("got 's3://b/x?region=eu&access_key=1&secret_key=2'") == (
+        "got 's3://b/x?region=eu&access_key=...&secret_key=...'"
+    )
 
 
 def test_a_study_file_with_secrets_is_refused_with_all_of_them() -> None:
@@ -87,18 +106,151 @@ def test_the_python_interface_refuses_it_too(tmp_path: Path) -> None:
         Study(definition, f"s3://AKIA:{SECRET}@bucket/x")
 
 
+# Wherever a place, or anything else, may be written, and so be quoted by the message that it is wrong there.
+SETS = [
+    "study=URL", "description=URL", "data=URL", "data.root=URL", "data.dataset=URL", "data.labelled_list=URL{x}", "train.lr=URL",
+    "tracking=URL", "tracking.uri=[URL]", "tracking.url=URL", "model.pretrained=URL", "splits=URL", "trials=[URL]", "data.root='URL",
+    "grid.model.pretrained=URL", "grid.model.pretrained=[false, URL, URL]", "search.pruners=[{name: URL}]",
+    "search.space.model.pretrained=URL", "search.space.model.pretrained={choice: [URL]}", "URL=1", "URL",
+]  # fmt: skip
+COMMANDS = [
+    *(["study", "plan", "FILE", "--set", each] for each in SETS),
+    ["study", "plan", "URL"], ["study", "run", "URL"], ["study", "URL"], ["URL"],
+    ["study", "run", "FILE", "--storage", "URL"], ["study", "run", "FILE", "--webhook", "URL:port"],
+    *(["study", each, "URL"] for each in ("status", "table", "resume", "sync", "confirm", "logs")),
+    ["study", "submit", "FILE", "--address", "http://127.0.0.1:9", "--storage", "URL"],
+    ["train", "FILE", "--set", "data.root=URL"],
+    ["data", "prepare", "URL", "--out", "o"], ["data", "prepare", "digits", "--out", "URL"],
+    ["data", "check", "URL"], ["data", "info", "URL"], ["data", "splits", "show", "URL", "--labelled", "3"],
+    ["ui", "--storage", "URL"], ["methods", "URL"], ["doctor", "URL"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "url", [f"s3://AKIA:ab/{SECRET}@bucket/x", f"ftp://ann:{SECRET}@127.0.0.1/x", f"ftp://h/x?token={SECRET}"]
+)
+def test_no_message_of_the_command_line_shows_one(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from css_ray_cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text(yaml.safe_dump(SPEC | {"data": SPEC["data"] | {"root": str(tmp_path / "d")}}))
+    for command in COMMANDS:
+        arguments = [part.replace("URL", url).replace("FILE", "study.yaml") for part in command]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code in (1, 2) and result.output, (command, result.output)
+        assert isinstance(result.exception, SystemExit), (command, result.exception)  # a message, no traceback
+        assert SECRET not in result.output, (command, result.output)
+
+
+# -------------------------------------------------------------------------------------------------------------------- MLflow
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """An MLflow without experiments that lets in whoever knows the password, and tells everybody else so."""
+
+    def do_GET(self) -> None:
+        known = self.headers.get("Authorization") == f"Basic {base64.b64encode(f'ann:{SECRET}'.encode()).decode()}"
+        answer = b'{"experiments": []}' if known else b'{"error_code": "UNAUTHENTICATED", "message": "who are you?"}'
+        self.send_response(200 if known else 401)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_POST = do_GET
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def mlflow_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")  # so that what css-ray sets is gone after the test
+        monkeypatch.delenv(name)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def test_a_password_of_mlflow_opens_it_and_is_not_told(mlflow_port: int) -> None:
+    told = tracking.check(f"http://ann:{SECRET}@127.0.0.1:{mlflow_port}")
+    assert told.endswith(f"0 experiments at http://127.0.0.1:{mlflow_port}")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://ann:{wrong}@127.0.0.1:{port}",
+        "http://ann:{wrong}@127.0.0.1:9",
+        "nosuch://ann:{wrong}@h/x",
+        "mysql+a+b://ann:{wrong}@h/x",
+    ],
+)
+def test_no_error_of_mlflow_shows_its_uri(uri: str, mlflow_port: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even the traceback, of which MLflow writes a part."""
+    uri = uri.format(wrong=f"{SECRET}-wrong", port=mlflow_port)
+    start = {"event": "study_started", "time": 0.0, "study": "small", "study_id": "1", "spec": {}, "versions": {}}
+    calls: list[Callable[[], object]] = [
+        lambda: tracking.check(uri),
+        lambda: tracking.read_records(uri, "small"),
+        lambda: tracking.log_tables(uri, "1", {}),
+        lambda: tracking.sync([start], uri),
+    ]
+    for call in calls:
+        with pytest.raises(Exception) as caught:
+            call()
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+    tracker = tracking.Tracker(uri)
+    tracker.record(start)
+    assert tracker.close(timeout=20) == 1
+    assert "MLflow at" in caplog.text and SECRET not in caplog.text
+
+
+def test_the_server_is_not_told_its_database_by_an_argument(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    """Everybody on the machine may read the arguments of a process, and none but its user the environment."""
+    started = {}
+
+    def popen(command: list[str], env: dict[str, str], **named: object) -> None:
+        started.update(command=command, env=env)
+        raise OSError("enough")
+
+    monkeypatch.setattr(tracking.subprocess, "Popen", popen)
+    uri = f"sqlite:///{tmp_path}/mlflow.db?password={SECRET}"
+    with pytest.raises(OSError, match="enough"):
+        tracking.start_server(uri, tmp_path, port=free_port)
+    assert SECRET not in " ".join(started["command"])
+    assert started["env"]["MLFLOW_BACKEND_STORE_URI"] == uri
+
+
 # ------------------------------------------------------------------------------------------------------------- a whole study
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder for Ray, whose sockets allow no path as long as pytest's."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_whole_study_leaves_no_secret_behind(tmp_path: Path) -> None:
+def test_a_whole_study_leaves_no_secret_behind(tmp_path: Path, short_path: Path) -> None:
     """Planted in the environment of the driver, which starts Ray: searched for in all that is written, and in MLflow."""
     from css_ray.data.catalogue import ensure_dataset
 
     ensure_dataset("digits", str(tmp_path / "digits"))
     place = Place(tmp_path, tmp_path / "digits")
-    ray = tmp_path / "r"
     planted = {
         "AWS_ACCESS_KEY_ID": f"{SECRET}-a",
         "AWS_SECRET_ACCESS_KEY": f"{SECRET}-b",
@@ -107,7 +259,9 @@ def test_a_whole_study_leaves_no_secret_behind(tmp_path: Path) -> None:
         "MY_TOKEN": f"{SECRET}-e",
         "CSS_RAY_WEBHOOK": f"http://ann:{SECRET}-f@127.0.0.1:9/{SECRET}-g?{SECRET}-h",
     }
-    place.environment |= planted | {"RAY_TMPDIR": str(ray)}
+    home = tmp_path / "home"
+    home.mkdir()
+    place.environment |= planted | {"RAY_TMPDIR": str(short_path), "HOME": str(home)}
     sets = ["search=null", "splits=[0]"]
     # One study whose MLflow does not answer, so that errors speak; one with MLflow's own file.
     place.environment["MLFLOW_TRACKING_URI"] = f"http://ann:{SECRET}-i@127.0.0.1:9"
@@ -121,10 +275,13 @@ def test_a_whole_study_leaves_no_secret_behind(tmp_path: Path) -> None:
     _, unwell = place.call("doctor")
     for output in (told, more, failed, unwell):
         assert SECRET not in output, output
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
-    assert any(ray in path.parents and path.suffix in (".log", ".out", ".err") for path in files)
+    files = [path for top in (tmp_path, short_path) for path in top.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert any(short_path in path.parents and path.suffix in (".log", ".out", ".err") for path in files)
     assert any(path.name == "mlflow.db" for path in files) and any(path.name == "journal.jsonl" for path in files)
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    token = home / ".ray" / "auth_token"
+    assert [path for path in files if token.read_bytes().strip() in path.read_bytes()] == [token]
+    assert token.parent.stat().st_mode & 0o077 == 0
     with sqlite3.connect(next(path for path in files if path.name == "mlflow.db")) as database:
         assert SECRET not in "\n".join(database.iterdump())
 
@@ -132,32 +289,50 @@ def test_a_whole_study_leaves_no_secret_behind(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- no code from storage
 
 
-def calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
-    return [(ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "pickle5", "jsonpickle"}
+RUNNERS = {
+    "eval", "exec", "compile", "builtins.eval", "builtins.exec", "os.system", "os.popen", "subprocess.getoutput",
+    "subprocess.getstatusoutput", "yaml.unsafe_load", "yaml.unsafe_load_all", "yaml.full_load", "yaml.full_load_all",
+    "pd.read_pickle", "pandas.read_pickle", "shutil.unpack_archive", "torch.jit.load", "torch.hub.load",
+}  # fmt: skip
 
 
 def dangers(text: str) -> list[str]:
     """What in a source file would run code that somebody else wrote."""
     tree, found = ast.parse(text), []
     for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        found += [
-            name for name in names if name.split(".")[0] in ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib")
-        ]
-    for name, call in calls(tree):
-        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        if (
-            (name in ("torch.load",) and given.get("weights_only") != "True")
-            or (name in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False")
-            or (name == "yaml.load" and given.get("Loader") not in ("_Loader", "yaml.SafeLoader"))
-            or name
-            in ("yaml.unsafe_load", "yaml.full_load", "eval", "exec", "os.system", "pd.read_pickle", "pandas.read_pickle")
-            or (name.endswith(".extractall") and "filter" not in given)
-            or given.get("shell") == "True"
-        ):
-            found.append(name)
+        if isinstance(node, ast.Import):
+            found += [each.name for each in node.names if UNPICKLERS & set(each.name.split("."))]
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{each.name}" for each in node.names}
+            # By its bare name a call could not be told from another.
+            found += sorted(name for name in names if UNPICKLERS & set(name.split(".")) or _is_loader(name) or name in RUNNERS)
+        elif isinstance(node, ast.ClassDef):
+            found += [base for base in map(ast.unparse, node.bases) if base.startswith("yaml.") and base != "yaml.SafeLoader"]
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if (
+                name in RUNNERS
+                or (_is_loader(name) and not _is_harmless(name, given))
+                or (name.endswith((".extractall", ".extract")) and given.get("filter") != "'data'")
+                or given.get("shell", "False") != "False"
+            ):
+                found.append(name)
     return found
+
+
+def _is_loader(name: str) -> bool:
+    return name in {"torch.load", "np.load", "numpy.load", "yaml.load", "yaml.load_all"}
+
+
+def _is_harmless(name: str, given: Mapping[str | None, str]) -> bool:
+    """Every class that inherits from one of yaml's inherits from its safe one, as is seen to above."""
+    if name == "torch.load":
+        return given.get("weights_only") == "True"
+    if name.startswith("yaml."):
+        return given.get("Loader") in ("_Loader", "yaml.SafeLoader")
+    return given.get("allow_pickle", "False") == "False"
 
 
 @pytest.mark.parametrize(
@@ -175,6 +350,13 @@ def test_nothing_that_is_read_is_run(path: Path) -> None:
     "text",
     [
         "import pickle",
+        "import ray.cloudpickle as p",
+        "from ray import cloudpickle",
+        "from torch import load",
+        "torch.load(path, weights_only=safe)",
+        "class Loader(yaml.FullLoader): ...",
+        "archive.extractall(folder, filter='fully_trusted')",
+        "subprocess.run(command, shell=chosen)",
         "from cloudpickle import loads",
         "import torch\ntorch.load(path)",
         "torch.load(path, weights_only=False)",

@@ -27,6 +27,7 @@ from typing import Any, Literal, Protocol
 import pyarrow.fs
 import ray
 import ray.tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.search import Searcher
 
 from css_ray.data.catalogue import ensure_dataset
@@ -34,7 +35,7 @@ from css_ray.data.storage import below, free_bytes, locate
 from css_ray.methods import METHODS
 from css_ray.places import shown
 from css_ray.records import Event, Ledger, Record, RunSizes, RunTimes, mean_std
-from css_ray.study.address import remember_address
+from css_ray.study.address import guard_token, remember_address
 from css_ray.study.cluster import check_code
 from css_ray.study.code import code_version
 from css_ray.study.journal import Journal, is_uri, study_folder
@@ -680,6 +681,9 @@ def connect(study: Study, address: str | None) -> int:
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     threads = str(study.resources.cpus_per_worker)
+    guard_token()
+    # Tune would hand on the driver's AWS keys in the runtime environment of its trials, which Ray writes to a log on each node.
+    ENV_VARS_TO_PROPAGATE.difference_update({name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")})
     ray.init(
         address=address,
         log_to_driver=False,
