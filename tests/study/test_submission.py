@@ -227,3 +227,27 @@ def test_a_node_that_is_unlike_the_others_is_named(odd: dict[str, Any], words: l
 
 def test_a_clock_is_not_blamed_for_a_slow_answer() -> None:
     assert compared(node("10.0.0.1", clock=(5.5, 1.0))).problems == []
+
+
+# ------------------------------------------------------------------------------------------------------------------- the token
+
+
+@pytest.mark.parametrize(
+    ("before", "given", "mode"),
+    [
+        ("", {}, "None"),
+        ("", {"RAY_AUTH_TOKEN": "0" * 64}, "token"),
+        ("", {"RAY_AUTH_TOKEN_PATH": "FILE"}, "token"),
+        ("", {"RAY_AUTH_TOKEN_PATH": "FILE", "RAY_AUTH_MODE": "disabled"}, "disabled"),
+        ("import ray;", {"RAY_AUTH_TOKEN_PATH": "FILE"}, "None"),  # too late: Ray has asked
+    ],
+)
+def test_a_token_that_is_there_is_used(before: str, given: dict[str, str], mode: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("0" * 64)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment |= {"HOME": str(tmp_path)} | {
+        name: value.replace("FILE", str(tmp_path / "token")) for name, value in given.items()
+    }
+    program = f"{before} import os, css_ray.study; print(os.environ.get('RAY_AUTH_MODE'))"
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == mode
