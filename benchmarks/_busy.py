@@ -8,6 +8,7 @@ ending trials leaves of a slot's time; starting the worker groups, once a slot, 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -45,6 +46,7 @@ def simulated(config: dict[str, Any]) -> None:
 
 def connect(study: Study, address: str | None) -> int:
     """As the runner does, with as many slots as we like."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # as the runner's own
     ray.init(num_cpus=SLOTS, log_to_driver=False, include_dashboard=False)
     return SLOTS
 

@@ -248,6 +248,6 @@ def test_a_token_that_is_there_is_used(before: str, given: dict[str, str], mode:
     environment |= {"HOME": str(tmp_path)} | {
         name: value.replace("FILE", str(tmp_path / "token")) for name, value in given.items()
     }
-    program = f"{before} import os, css_ray.study; print(os.environ.get('RAY_AUTH_MODE'))"
+    program = f"{before}import os, css_ray.study; print(os.environ.get('RAY_AUTH_MODE'))"
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == mode
