@@ -131,6 +131,8 @@ def test_an_endpoint_that_is_dead_is_given_up(
 # ------------------------------------------------------------------------------------------------------------------- journal
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("fault", PASSING, ids=named)
 def test_events_are_written_once_and_whole_under_faults(fault: Fault, store: FaultyStore) -> None:
     journal = Journal(store.url("kept/s"))
@@ -174,6 +176,8 @@ def test_reading_a_store_that_is_away_is_no_empty_journal(store: FaultyStore) ->
         Follower(store.url("kept/s")).new()
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_many_events_are_read_in_order(store: FaultyStore) -> None:
     for step in range(100):
         write(store, f"kept/s/journal/{step:09d}.json", json.dumps(logged(step)).encode())
@@ -288,6 +292,8 @@ def saving(content: bytes) -> Callable[[Path], None]:
     return write_files
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("fault", PASSING, ids=named)
 def test_checkpoints_survive_faults_that_pass(fault: Fault, store: FaultyStore, tmp_path: Path) -> None:
     contents = [bytes([number]) * 300_000 for number in (1, 2, 3)]
@@ -343,6 +349,8 @@ def test_a_checkpoint_that_cannot_be_fetched_is_not_taken_for_damaged(store: Fau
     assert (kept.fetch("000001", tmp_path) / "weights").read_bytes() == bytes(300_000)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("values", [10, 6_000_000], ids=["one request", "parts"])
 def test_the_best_weights_are_the_old_or_the_new(values: int, store: FaultyStore, tmp_path: Path) -> None:
     from css_ray.study.worker import _keeper
@@ -372,6 +380,8 @@ def digits(store: FaultyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return url
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("fault", PASSING, ids=named)
 def test_shards_are_fetched_whole_under_faults_that_pass(fault: Fault, store: FaultyStore, digits: str, tmp_path: Path) -> None:
     for path in ("dataset.json", "train-", "val-"):
