@@ -726,10 +726,13 @@ def train_one(study: Study, spec: RunSpec, folder: str, address: str | None) -> 
     connect(study, address)
     end: Event = {}
     slot = Slot(study.resources.model_dump(), _notes(folder), None if address is None else code_version())
-    for message in slot.train(_job(study, spec["trial"], [spec], folder, None)):
-        if "error" in message:
-            raise RuntimeError(message["error"])
-        end = message["events"][-1] if message["events"] else end
+    try:
+        for message in slot.train(_job(study, spec["trial"], [spec], folder, None)):
+            if "error" in message:
+                raise RuntimeError(message["error"])
+            end = message["events"][-1] if message["events"] else end
+    finally:
+        slot.end()
     return end
 
 

@@ -133,8 +133,7 @@ class Slot:
         self._count += 1
         number, failures = self._count, 0
         if self._alive and self._size != self._best_size(job["sizes"]):
-            self._handover.put(LEAVE, {})
-            self._fitting.join()  # type: ignore[union-attr]
+            self.end()
         self._ready(job["sizes"])
         while self._news():  # of a job before
             pass
@@ -173,6 +172,12 @@ class Slot:
                 counted = False
                 self._ready(job["sizes"])
                 self._handover.put(number, job)
+
+    def end(self) -> None:
+        """Have the workers leave, and wait until they have: before the next ones, or before this process leaves the cluster."""
+        if self._fitting is not None and self._alive:
+            self._handover.put(LEAVE, {})
+            self._fitting.join(IDLE_SECONDS)
 
     @property
     def _alive(self) -> bool:
