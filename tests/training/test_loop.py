@@ -378,9 +378,13 @@ def _uneven_rank(rank: int, folder: str, world_size: int) -> None:
         run(make_method("supervised"), config, make_batches=poisoned)
     except NonFiniteLossError as caught:
         error = str(caught)
-    result = {"steps": [metrics["train/step"] for _, metrics in diagnosed.logs], "scored": scored, "error": error}
-    torch.save(result, Path(folder) / f"result{rank}.pt")
     torch.distributed.destroy_process_group()
+    # A thread of gloo that is left may abort the process where it exits.
+    threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+    left = [name for name in threads if "gloo" in name]
+    steps = [metrics["train/step"] for _, metrics in diagnosed.logs]
+    result = {"steps": steps, "scored": scored, "error": error, "threads": left}
+    torch.save(result, Path(folder) / f"result{rank}.pt")
 
 
 def test_ranks_agree_on_what_only_one_of_them_sees() -> None:
@@ -389,6 +393,7 @@ def test_ranks_agree_on_what_only_one_of_them_sees() -> None:
         first, second = (torch.load(Path(folder) / f"result{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["steps"] == second["steps"] == [2.25, 4.25]  # the mean of step and step + 1/2
     assert first["scored"] == second["scored"] and first["scored"]["pseudo/kept/all"] == 100
+    assert first["threads"] == second["threads"] == []
     # The gradients spread it to rank 0 at step 4; both name the step at which it began.
     assert first["error"] == second["error"] and "loss 'sup' became nan at step 3; no checkpoint" in first["error"]
 
