@@ -684,6 +684,7 @@ def connect(study: Study, address: str | None) -> int:
     guard_token()
     # Tune would hand on the driver's AWS keys in the runtime environment of its trials, which Ray writes to a log on each node.
     ENV_VARS_TO_PROPAGATE.difference_update({name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")})
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(
         address=address,
         log_to_driver=False,
@@ -697,6 +698,9 @@ def connect(study: Study, address: str | None) -> int:
             "worker_process_setup_hook": remember_address,
         },
     )
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Ray's own handler of SIGTERM ends the process where it stands
+            signal.signal(number, handler)
     if address is not None:
         check_code()
     resources = study.resources

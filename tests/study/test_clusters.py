@@ -130,7 +130,7 @@ def test_two_studies_at_once_one_is_stopped_and_goes_on(
     code, output = far.call("study", "stop", "small", *at)
     assert code == 0 and "study resume small" in output, output
     assert time.monotonic() - started < 60
-    assert far.events()[-1]["event"] == "study_interrupted"
+    assert far.events()[-1]["event"] == "study_interrupted", far.call("study", "logs", "small", *at)[1]
     assert not drivers(cluster, "small")
     done = runs_finished(far.events())
     printed, _ = wide.communicate(timeout=400)

@@ -164,19 +164,25 @@ def test_a_rank_that_hangs_costs_a_retry(place: Place) -> None:
     assert not Path(f"/proc/{ranks[1]}").exists()
 
 
-def test_ctrl_c_ends_in_seconds_with_the_command_that_resumes(place: Place, undisturbed: Place) -> None:
+def test_an_interrupt_ends_in_seconds_with_the_command_that_resumes(place: Place, undisturbed: Place) -> None:
     driver = place.start("study", "run", str(place.file))
     place.wait_for(lambda events: evaluations(events) >= 1, driver)
     second_code, second = place.call("study", "resume", "small")
     assert second_code == 2 and "another driver is at work" in second
-    pressed = time.monotonic()
-    driver.send_signal(signal.SIGINT)
-    output, _ = driver.communicate(timeout=60)
-    assert driver.returncode == 130, output
-    assert "css-ray study resume small" in output
-    assert time.monotonic() - pressed < 15
-    code, output = place.call("study", "resume", "small")
-    assert code == 0, output
+    # Ctrl-C; then what systemd, Slurm and Ray's jobs send.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        sent = time.monotonic()
+        driver.send_signal(number)
+        output, _ = driver.communicate(timeout=60)
+        assert driver.returncode == 130, output
+        assert "css-ray study resume small" in output
+        assert time.monotonic() - sent < 15
+        assert place.events()[-1]["event"] == "study_interrupted"
+        before = evaluations(place.events())
+        driver = place.start("study", "resume", "small")
+        place.wait_for(lambda events, before=before: evaluations(events) > before, driver)  # type: ignore[misc]
+    output, _ = driver.communicate(timeout=500)
+    assert driver.returncode == 0, output
     check_same(place, undisturbed)
 
 
