@@ -12,16 +12,17 @@ RUN useradd --create-home --uid 1000 ray
 WORKDIR /opt/css-ray
 
 # First what changes rarely: the pinned packages, without the code, so that a change of the code does not install torch anew.
-# boto3 and psycopg are for MLflow: artifacts on S3, a database in PostgreSQL.
+# Those of the head as well: one image serves all pods.
 COPY constraints.txt pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-    > requirements.txt \
-    && pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt boto3 "psycopg[binary]==3.3.9"
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    print(*project['dependencies'], *project['optional-dependencies']['head'], sep='\n')" > requirements.txt \
+    && pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 
 COPY README.md LICENSE ./
 COPY css_ray css_ray
 COPY cli cli
 COPY studies studies
+COPY cluster/mlflow-auth.ini cluster/
 RUN pip install --no-cache-dir --no-deps .
 
 USER ray

@@ -131,7 +131,7 @@ def _ray() -> str:
 def _mlflow(storage: str, tracking_uri: str | None) -> str:
     import tempfile
 
-    from css_ray.places import shown, without_secrets
+    from css_ray.places import without_secrets
     from css_ray.tracking import check
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -140,8 +140,7 @@ def _mlflow(storage: str, tracking_uri: str | None) -> str:
             return check(uri)
         except Exception as error:
             raise Wrong(
-                f"nothing answers as MLflow at {shown(uri)} ({' '.join(without_secrets(error).split())[:200]}); "
-                "start one with `css-ray ui`, or drop the address"
+                f"{' '.join(without_secrets(error).split())[:400]}; start one with `css-ray ui`, or drop the address"
             ) from None
     # The storage's own file is made by the first study; a doctor leaves no trace.
     with tempfile.TemporaryDirectory() as folder:

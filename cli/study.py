@@ -382,6 +382,8 @@ def sync(name: str, storage: str) -> None:
             done = study_.sync()
     except click.ClickException:
         raise
+    except ConnectionError as error:
+        raise click.ClickException(str(error)) from None
     except Exception as error:
         raise click.ClickException(f"MLflow at {shown(uri)} did not take the events: {without_secrets(error)}") from None
     click.echo(
@@ -715,7 +717,7 @@ def _table(study_: Study, format_: str, **settings: Any) -> str:
         return study_.table(format_, **settings)  # type: ignore[arg-type]
     except LookupError as error:
         raise click.ClickException(f"{error}; bring it level with: css-ray study sync {study_.name}") from None
-    except ValueError as error:
+    except (ConnectionError, ValueError) as error:
         raise click.ClickException(str(error)) from None
 
 

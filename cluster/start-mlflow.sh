@@ -13,6 +13,9 @@
 #   export MLFLOW_BACKEND_STORE_URI=postgresql://USER:PASSWORD@HOST/DATABASE
 #
 # After a change there: kill "$(cat ~/mlflow/pid)" on the head, and `ray up` again.
+#
+# The server asks for a user and a password: those of ~/.mlflow/credentials on the head, which MLflow's clients read as well, and
+# which are made here where the file is missing.
 set -euo pipefail
 
 listen=$1 address=$2 artifacts=$3 port=${4:-5000}
@@ -30,7 +33,21 @@ if [[ -f ~/mlflow/env ]]; then . ~/mlflow/env; fi
 export MLFLOW_BACKEND_STORE_URI=${MLFLOW_BACKEND_STORE_URI:-sqlite:///$HOME/mlflow/mlflow.db}
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true
 
-setsid nohup mlflow server --host "$listen" --port "$port" --workers 1 --artifacts-destination "$artifacts" \
+credentials=~/.mlflow/credentials
+random() { python3 -c 'import secrets; print(secrets.token_hex(16))'; }
+value() { sed -n "s/^ *mlflow_tracking_$1 *= *//p" "$credentials"; }
+if [[ ! -f $credentials ]]; then
+  mkdir -p ~/.mlflow && chmod 700 ~/.mlflow
+  (umask 077 && printf '[mlflow]\nmlflow_tracking_username = css-ray\nmlflow_tracking_password = %s\n' "$(random)" > "$credentials")
+fi
+MLFLOW_AUTH_ADMIN_USERNAME=$(value username)
+MLFLOW_AUTH_ADMIN_PASSWORD=$(value password)
+MLFLOW_FLASK_SERVER_SECRET_KEY=$(random)
+MLFLOW_AUTH_CONFIG_PATH=$(cd "$(dirname "$0")" && pwd)/mlflow-auth.ini
+export MLFLOW_AUTH_ADMIN_USERNAME MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY MLFLOW_AUTH_CONFIG_PATH
+
+cd ~/mlflow
+setsid nohup mlflow server --app-name basic-auth --host "$listen" --port "$port" --workers 1 --artifacts-destination "$artifacts" \
   --allowed-hosts "localhost:*,127.0.0.1:*,$address:$port" > ~/mlflow/log 2>&1 < /dev/null &
 echo $! > ~/mlflow/pid
 

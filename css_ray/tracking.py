@@ -26,8 +26,8 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -402,7 +402,7 @@ def sync(events: Sequence[Event], uri: str, artifact_root: str | Path | None = N
         if _sqlite_file(uri) is not None or _refused(error):
             raise
         raise ConnectionError(
-            f"{_cause(error)}; try again once the server is back, what it has taken is skipped then"
+            f"MLflow at {shown(uri)} does not answer: {_cause(error)}; try again once it does: what it has taken is skipped"
         ) from error
     return SyncSummary(len(events), projection.runs_created, projection.points_sent)
 
@@ -550,11 +550,12 @@ def read_records(uri: str, study: str) -> list[Record]:
 
     Of several journals under one study name, the one that started last. Metric names that MLflow does not allow, texts longer
     than a tag, and values that are not finite come back as they were stored: replaced, cut, left out.
-    Raises LookupError if MLflow knows no study of that name.
+    Raises LookupError if MLflow knows no study of that name, ConnectionError where it does not answer.
     """
-    client = _connect(uri)
-    experiment = client.get_experiment_by_name(study)
-    found = _search(client, [experiment.experiment_id]) if experiment else []
+    with _answering(uri):
+        client = _connect(uri)
+        experiment = client.get_experiment_by_name(study)
+        found = _search(client, [experiment.experiment_id]) if experiment else []
     journals = [run for run in found if run.data.tags.get(_KIND) == "study"]
     if not journals:
         raise LookupError(f"MLflow at {shown(uri)} has no study {study!r}; write it with `css-ray study sync {study}`")
@@ -592,10 +593,11 @@ def _record(study: str, run: Run) -> Record:
 
 
 def check(uri: str) -> str:
-    """Reach MLflow at `uri` and say what is there. Raises what MLflow raises."""
+    """Reach MLflow at `uri` and say what is there. Raises ConnectionError where it does not answer."""
     from mlflow import __version__
 
-    experiments = _connect(uri).search_experiments()
+    with _answering(uri):
+        experiments = _connect(uri).search_experiments()
     return f"{__version__}, {len(experiments)} experiments at {shown(uri)}"
 
 
@@ -603,25 +605,37 @@ def log_tables(uri: str, study_id: str, tables: Mapping[str, str]) -> str:
     """Attach tables ({"results.md": text, "results.csv": text, ...}) to the study's run and return the run's id.
 
     A file of the same name is replaced. The first Markdown table also becomes the run's description.
-    Raises LookupError if MLflow does not know the study.
+    Raises LookupError if MLflow does not know the study, ConnectionError where it does not answer.
     """
-    client = _connect(uri)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found = [run for run in _search(client, experiments, f"tags.`{_KIND}` = 'study'") if run.data.tags[_STUDY_ID] == study_id]
-    if not found:
-        raise LookupError(
-            f"MLflow at {shown(uri)} has no study with the id {study_id!r}; write it with `css-ray study sync NAME`"
-        )
-    run_id: str = max(found, key=lambda run: run.info.start_time).info.run_id
-    for name, text in tables.items():
-        client.log_text(run_id, text, name)
-    notes = [text for name, text in tables.items() if name.endswith(".md")]
-    if notes:
-        client.set_tag(run_id, _NOTE, _cut(notes[0], _MAX_TAG))
+    with _answering(uri):
+        client = _connect(uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        found = _search(client, experiments, f"tags.`{_KIND}` = 'study'")
+        found = [run for run in found if run.data.tags[_STUDY_ID] == study_id]
+        if not found:
+            raise LookupError(
+                f"MLflow at {shown(uri)} has no study with the id {study_id!r}; write it with `css-ray study sync NAME`"
+            )
+        run_id: str = max(found, key=lambda run: run.info.start_time).info.run_id
+        for name, text in tables.items():
+            client.log_text(run_id, text, name)
+        notes = [text for name, text in tables.items() if name.endswith(".md")]
+        if notes:
+            client.set_tag(run_id, _NOTE, _cut(notes[0], _MAX_TAG))
     return run_id
 
 
 # -------------------------------------------------------------------------------------------------------------- connecting
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise ConnectionError(f"MLflow at {shown(uri)} does not answer: {_cause(error)}") from error
 
 
 def _connect(uri: str) -> MlflowClient:
@@ -738,6 +752,11 @@ def _cause(error: BaseException) -> str:
         "ConnectTimeoutError": f"no connection within {seconds} s",
         "ConnectionRefusedError": "the connection was refused",
     }
+    if "error code 401" in str(error):
+        return (
+            "it does not take the user and the password; give its own by MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or in ~/.mlflow/credentials"
+        )
     inner: BaseException | None = error
     while inner is not None:
         if type(inner).__name__ in words:

@@ -99,12 +99,16 @@ def test_a_server_that_hangs_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch
         assert [message for message in caplog.messages if address in message] == [told]
         # `sync` gives up after one such wait, and says what to do.
         started = time.monotonic()
-        with pytest.raises(ConnectionError, match="did not answer within 1 s; try again once the server is back"):
+        with pytest.raises(ConnectionError, match="did not answer within 1 s; try again once it does"):
             tracking.sync([STARTED], address)
         assert time.monotonic() - started < 30
         assert tracker.close(timeout=0) == 1
     with pytest.raises(ConnectionError, match="the connection was refused; try again"):
         tracking.sync([STARTED], address)
+    away = f"MLflow at {address} does not answer: the connection was refused"
+    for ask in (lambda: tracking.read_records(address, "any"), lambda: tracking.check(address)):
+        with pytest.raises(ConnectionError, match=away):
+            ask()
 
 
 def test_the_process_ends_though_a_request_hangs() -> None:
@@ -241,7 +245,7 @@ def test_a_real_server_that_goes_in_mid_study_gets_everything(
                 gate.open()
                 wait_until(lambda: not tracker._waiting)
         assert tracker.close(timeout=1) == len(journal) - 300
-        with pytest.raises(ConnectionError, match="try again once the server is back"):
+        with pytest.raises(ConnectionError, match="try again once it does"):
             tracking.sync(journal, gate.url)
         gate.open()
         tracking.sync(journal, gate.url)

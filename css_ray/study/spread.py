@@ -11,6 +11,7 @@ import ray
 import ray.exceptions
 
 from css_ray.data.writing import Map
+from css_ray.study.address import guard_token
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,6 +27,8 @@ def on_cluster(address: str | None) -> Iterator[Map]:
 
     Raises ConnectionError where there is no such cluster.
     """
+    if address is None:
+        guard_token()
     ray.init(
         address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False if address is None else None
     )

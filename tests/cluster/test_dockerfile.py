@@ -113,6 +113,9 @@ def copied_until(instruction: str, folder: Path) -> list[str]:
             *sources, target = arguments.split()
             for source in sources:
                 there = folder / (source if target == "./" else target)
+                if target.endswith("/"):
+                    there = folder / target / Path(source).name
+                    there.parent.mkdir(exist_ok=True)
                 (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, there)
         elif name == "RUN" and instruction in arguments:
             return arguments.split(" && ")
@@ -124,7 +127,7 @@ def test_the_packages_that_are_installed_first_are_those_of_the_project(tmp_path
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     subprocess.run(["/bin/sh", "-c", listing], cwd=tmp_path, env=environment, check=True)
     lines = (tmp_path / "requirements.txt").read_text().splitlines()
-    assert lines == PROJECT["project"]["dependencies"]
+    assert lines == PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["head"]
     assert "--requirement requirements.txt" in install and "--constraint constraints.txt" in install
 
 

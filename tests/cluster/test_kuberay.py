@@ -52,6 +52,7 @@ ENVIRONMENT = {
 }
 CONTAINER = fields(
     {"name": TEXT, "image": TEXT, "resources": RESOURCES, "volumeMounts": each(fields({"name": TEXT, "mountPath": TEXT}))},
+    workingDir=TEXT,
     command=each(TEXT),
     args=each(TEXT),
     env=each(ENVIRONMENT),
@@ -272,6 +273,31 @@ def test_mlflows_database_lies_in_a_volume_of_the_pod() -> None:
     assert uri["valueFrom"]["secretKeyRef"]["optional"] is True
 
 
+def secret(container: dict[str, Any], name: str) -> dict[str, Any]:
+    """Where a variable of a container comes from."""
+    (variable,) = (variable for variable in container["env"] if variable["name"] == name)
+    found: dict[str, Any] = variable["valueFrom"]["secretKeyRef"]
+    return found
+
+
+def test_mlflow_asks_for_the_password_that_the_drivers_have() -> None:
+    mlflow, script = sidecar()
+    assert "--app-name basic-auth" in script and "export MLFLOW_FLASK_SERVER_SECRET_KEY=" in script
+    names = {variable["name"]: variable.get("value") for variable in mlflow["env"]}
+    password = secret(mlflow, "MLFLOW_AUTH_ADMIN_PASSWORD")
+    assert "optional" not in password
+    for cluster in clusters():
+        driver = pods(cluster)[0]["containers"][0]
+        assert secret(driver, "MLFLOW_TRACKING_PASSWORD") == password
+        assert {"name": "MLFLOW_TRACKING_USERNAME", "value": names["MLFLOW_AUTH_ADMIN_USERNAME"]} in driver["env"]
+        for pod in pods(cluster)[1:]:
+            assert "env" not in pod["containers"][0]  # workers write nothing to MLflow
+    # The image has the file, and the table of users lies in the pod's own volume.
+    file = Path(names["MLFLOW_AUTH_CONFIG_PATH"] or "").relative_to("/opt/css-ray")
+    assert f"COPY {file} cluster/" in (ROOT / "Dockerfile").read_text()
+    assert "database_uri = sqlite:///users.db\n" in (ROOT / file).read_text() and mlflow["workingDir"] == "/mlflow"
+
+
 def test_pods_come_from_zero_and_all_run_one_image_of_the_pinned_ray() -> None:
     images = {container["image"] for cluster in clusters() for pod in pods(cluster) for container in pod["containers"]}
     assert len(images) == 1
@@ -320,6 +346,7 @@ def container(spec: dict[str, Any], group: str = "headGroupSpec") -> dict[str, A
         ("NetworkPolicy", lambda spec: spec["ingress"][0].pop("from"), test_only_rays_pods_reach_more_than_the_dashboard),
         ("NetworkPolicy", lambda spec: spec["ingress"][1]["ports"].append({"protocol": "TCP", "port": 5000}), test_only_rays_pods_reach_more_than_the_dashboard),
         ("RayCluster", lambda spec: container(spec)["ports"].pop(), test_mlflow_is_reached_under_the_names_that_it_allows_and_no_other),
+        ("RayCluster", lambda spec: container(spec)["env"].pop(), test_mlflow_asks_for_the_password_that_the_drivers_have),
         ("RayCluster", lambda spec: container(spec)["volumeMounts"].pop(), test_volumes_are_there_and_shared),
         ("RayJob", lambda spec: container(spec["rayClusterSpec"], "workerGroupSpecs")["volumeMounts"].pop(0), test_volumes_are_there_and_shared),
         ("RayCluster", lambda spec: container(spec, "workerGroupSpecs").update(image="REGISTRY/css-ray:0.0.9"), test_pods_come_from_zero_and_all_run_one_image_of_the_pinned_ray),
@@ -334,5 +361,5 @@ def test_what_would_be_wrong_is_found(
     changed = documents()
     change(next(document["spec"] for document in changed if document["kind"] == kind))
     monkeypatch.setitem(globals(), "documents", lambda: changed)
-    with pytest.raises((AssertionError, KeyError)):
+    with pytest.raises((AssertionError, KeyError, ValueError)):
         check()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import configparser
 import contextlib
 import os
 import shutil
@@ -25,9 +27,10 @@ def start(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
 
 
-def answer(port: int, host: str, path: str) -> int:
-    """The status of a request to the server of this machine under the name `host`."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Host": host})
+def answer(port: int, host: str, path: str, user: str = "") -> int:
+    """The status of a request to the server of this machine under the name `host`, by `user` ("name:password")."""
+    headers = {"Host": host} | ({"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"} if user else {})
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
             return int(reply.status)
@@ -71,9 +74,16 @@ def test_it_is_bash() -> None:
         subprocess.run([shellcheck, "--exclude=SC1090", str(SCRIPT)], check=True)
 
 
+def credentials(home: Path) -> tuple[str, str]:
+    """User and password, read as MLflow's clients do."""
+    file = configparser.ConfigParser()
+    file.read(home / ".mlflow" / "credentials")
+    return file["mlflow"]["mlflow_tracking_username"], file["mlflow"]["mlflow_tracking_password"]
+
+
 @pytest.mark.slow
-def test_the_server_answers_for_the_head_and_loopback_alone_and_keeps_all_in_its_places(
-    home: Path, port: int, tmp_path: Path
+def test_the_server_answers_the_user_under_the_heads_name_and_keeps_all_in_its_places(
+    home: Path, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "mlflow").mkdir()
     (home / "mlflow" / "env").write_text(f"export MLFLOW_BACKEND_STORE_URI=sqlite:///{home}/planted-secret.db\n")
@@ -89,15 +99,34 @@ def test_the_server_answers_for_the_head_and_loopback_alone_and_keeps_all_in_its
         "rebound.example.org": 403,
         "10.0.0.9:5000": 403,
     }
-    assert {host: answer(port, host, api) for host in hosts} == hosts
+    name, password = credentials(home)
+    assert {host: answer(port, host, api, f"{name}:{password}") for host in hosts} == hosts
+    assert (home / ".mlflow" / "credentials").stat().st_mode & 0o777 == 0o600
+    assert name == "css-ray" and len(password) == 32 and password not in (home / "mlflow" / "log").read_text()
+    for path in ("/", api, "/ajax-api/2.0/mlflow/experiments/search?max_results=1", "/graphql", "/signup"):
+        for stranger in ("", f"{name}:guess", f"admin:{password}"):
+            assert answer(port, "localhost:5001", path, stranger) == 401, (path, stranger)
 
     # A database by the environment, whose address is on no command line.
     assert (home / "planted-secret.db").exists() and not (home / "mlflow" / "mlflow.db").exists()
-    assert f"--port {port}" in command_lines() and "planted-secret" not in command_lines()
+    lines = command_lines()
+    assert f"--port {port}" in lines and "planted-secret" not in lines and password not in lines
 
+    # A driver: first with a password of its own, then on the head, where the file lies.
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"http://127.0.0.1:{port}")
+    from css_ray.tracking import check
+
+    url = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "guess")
+    with pytest.raises(
+        ConnectionError, match="does not take the user and the password; give its own by MLFLOW_TRACKING_USERNAME"
+    ):
+        check(url)
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    assert "1 experiments" in check(url)
+    client = MlflowClient(url)
     run = client.create_run(client.create_experiment("study")).info.run_id
     client.log_text(run, "a table", "results.md")
     assert [file.read_text() for file in artifacts.rglob("results.md")] == ["a table"]
@@ -105,7 +134,7 @@ def test_the_server_answers_for_the_head_and_loopback_alone_and_keeps_all_in_its
     # Run again, as the next `ray up` does.
     pid = (home / "mlflow" / "pid").read_text()
     assert start(home, "127.0.0.1", "head.lab", str(artifacts), str(port)).returncode == 0
-    assert (home / "mlflow" / "pid").read_text() == pid
+    assert (home / "mlflow" / "pid").read_text() == pid and credentials(home) == (name, password)
 
 
 @pytest.mark.slow

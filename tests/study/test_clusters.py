@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -221,6 +224,27 @@ def test_a_cluster_is_checked_node_by_node(far: Place, cluster: LocalCluster) ->
         assert far.events() == []
     finally:
         cluster.kill(address)
+    # MLflow as a head runs it, behind a password.
+    home = far.folder / "home"
+    home.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = Path(__file__).parents[2] / "cluster" / "start-mlflow.sh"
+    environment = {"HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["bash", str(script), "127.0.0.1", "127.0.0.1", str(far.folder / "artifacts"), str(port)]
+    subprocess.run(command, env=environment, check=True, timeout=250)
+    try:
+        at = ["--address", cluster.address, "--tracking-uri", f"http://127.0.0.1:{port}"]
+        code, output = far.call("cluster", "check", *at)
+        assert code == 1 and "does not take the user and the password; give its own by" in output, output
+        file = configparser.ConfigParser()
+        file.read(home / ".mlflow" / "credentials")
+        far.environment |= {name.upper(): value for name, value in file["mlflow"].items()}
+        code, output = far.call("cluster", "check", *at)
+        assert code == 0 and f"mlflow at http://127.0.0.1:{port} answers each node, and takes the password" in output, output
+    finally:
+        os.killpg(int((home / "mlflow" / "pid").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.long
