@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import statistics
 import sys
@@ -199,6 +200,7 @@ def measure(folder: Path, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
     hand-over to MLflow; `cpu` of the whole process for one training.
     """
     torch.set_num_threads(1)
+    logging.getLogger("css_ray.tracking").setLevel(logging.ERROR)  # each of a hundred trackers would tell of the outage
     hung, stopped = Gate(), Gate()
     stopped.stop()
     uris: dict[str, str | None] = {"off": None, "hung": hung.url, "stopped": stopped.url, "up": default_uri(folder)}
