@@ -59,8 +59,15 @@ def check(ctx: click.Context, address: str, storage: str | None, tracking_uri: s
 
 
 def _from_afar(address: str, typed: dict[str, str | None]) -> None:
+    from css_ray.places import secret_in, shown
     from css_ray.study.submission import Cluster, ClusterError
 
+    for option, value in typed.items():
+        if secret := secret_in(value or ""):
+            raise BadInput(
+                f"{option}: {shown(value or '')} comes with {secret}, which would stand in the cluster's logs; give it there, "
+                "in the environment that Ray is started in"
+            )
     try:
         well, printed = Cluster(address).call("cluster", "check", *(str(part) for pair in typed.items() for part in pair))
     except ClusterError as error:

@@ -98,6 +98,16 @@ def test_a_storage_with_a_secret_is_refused(command: list[str], tmp_path: Path) 
         assert SECRET not in result.output
 
 
+@pytest.mark.parametrize("option", ["--storage", "--tracking-uri"])
+def test_a_check_from_afar_sends_none(option: str) -> None:
+    from css_ray_cli.main import main
+
+    command = ["cluster", "check", "--address", "http://127.0.0.1:9", option, f"http://ann:{SECRET}@there:5000"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2 and f"{option}: http://there:5000 comes with a user or a password" in result.output
+    assert SECRET not in result.output
+
+
 def test_the_python_interface_refuses_it_too(tmp_path: Path) -> None:
     from css_ray import Study
 

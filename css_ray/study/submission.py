@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from css_ray.data.storage import is_url
-from css_ray.places import shown
+from css_ray.places import secret_in, shown
 from css_ray.study.code import code_version, copy_code
 from css_ray.study.journal import Journal
 from css_ray.study.schema import Study, StudyError
@@ -86,7 +86,7 @@ class Cluster:
         """Have the cluster run a study; or go on with the one of that name, with `overrides` of it.
 
         storage: a URL, or an absolute path that all nodes see. Raises StudyError where a path in the study means nothing on
-        another machine, ClusterError where the study is at work already, or the cluster refuses.
+        another machine or an override holds a secret, ClusterError where the study is at work already, or the cluster refuses.
         """
         name = study if isinstance(study, str) else study.name
         problems = [] if isinstance(study, str) else _homely(study)
@@ -94,6 +94,12 @@ class Cluster:
             problems.append(
                 f"--storage: {storage} is a path of this machine; give an absolute one that all nodes see, or a URL (s3://...)"
             )
+        for key, _, value in (override.partition("=") for override in overrides):
+            if secret := secret_in(value):
+                problems.append(
+                    f"--set {key}: {shown(value)} comes with {secret}, which would stand in the cluster's logs; give it there, "
+                    "in the environment that Ray is started in"
+                )
         if problems:
             raise StudyError(problems, f"{name}, as a study for a cluster")
         for there in self.studies():

@@ -84,6 +84,15 @@ def test_paths_that_mean_nothing_elsewhere_are_refused_all_at_once() -> None:
     assert "--storage: runs is a path of this machine" in told
 
 
+def test_an_override_with_a_secret_is_refused() -> None:
+    with pytest.raises(StudyError) as caught:
+        Silent().submit("mine", "/mnt/shared/studies", ["splits=[0]", "tracking.uri=http://ann:s3cret@mlflow:5000"])
+    (problem,) = caught.value.problems
+    assert (
+        problem.startswith("--set tracking.uri: http://mlflow:5000 comes with a user or a password") and "s3cret" not in problem
+    )
+
+
 def test_the_code_that_travels_is_the_code_that_runs_here(tmp_path: Path) -> None:
     copy_code(tmp_path)
     assert not list(tmp_path.rglob("__pycache__"))
