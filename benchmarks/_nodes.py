@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 HEAD = "127.0.0.2"
@@ -58,10 +58,13 @@ class LocalCluster:
         for number in range(1, nodes + 1):
             self.add(number)
 
-    def add(self, number: int, *, cores: int = 1, **environment: str) -> str:
-        """Start the node `number`, counted from 1; returns its address when it has joined."""
+    def add(self, number: int, *, cores: int = 1, hidden: Sequence[Path] = (), **environment: str) -> str:
+        """Start the node `number`, counted from 1; returns its address when it has joined.
+
+        hidden: folders that are empty there, as on a machine of its own; needs the right to mount (see `can_hide`).
+        """
         address = f"127.0.0.{2 + number}"
-        self._start(address, ["--address", self.address, "--num-cpus", str(cores)], environment)
+        self._start(address, ["--address", self.address, "--num-cpus", str(cores)], environment, hidden)
         return address
 
     def kill(self, address: str) -> None:
@@ -96,11 +99,18 @@ class LocalCluster:
         logs = sorted(self.folder.glob("node-*.log"))
         return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-500:]}" for log in logs)
 
-    def _start(self, address: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+    def _start(self, address: str, arguments: list[str], environment: Mapping[str, str], hidden: Sequence[Path] = ()) -> None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--node-ip-address", address, *arguments]
         # A folder of each node's own, as on machines of their own: they would take each other's files away.
         command += ["--temp-dir", f"{self.scratch}/{address.rpartition('.')[2]}"]
         command += ["--object-store-memory", "100000000", "--disable-usage-stats", "--block"]
+        if hidden:
+            command = [
+                *_HIDE,
+                "; ".join([*(f"mount -t tmpfs none {folder}" for folder in hidden), 'exec "$@"']),
+                "sh",
+                *command,
+            ]
         path = self.folder / f"node-{address}.log"
         with path.open("wb") as log:
             self.processes[address] = subprocess.Popen(
@@ -121,6 +131,18 @@ class LocalCluster:
         except urllib.error.HTTPError:
             return True  # it wants the token
         except OSError:
+            return False
+
+
+_HIDE = ["unshare", "--mount", "sh", "-ec"]
+
+
+def can_hide() -> bool:
+    """Whether this user may mount, in a mount namespace of its own: root may, in a container often not."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return subprocess.run([*_HIDE, f"mount -t tmpfs none {folder}"], capture_output=True).returncode == 0
+        except FileNotFoundError:
             return False
 
 

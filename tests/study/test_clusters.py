@@ -19,7 +19,7 @@ from places import Place, check_same, evaluations, runs_finished
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
 
-from benchmarks._nodes import HEAD, LocalCluster
+from benchmarks._nodes import HEAD, LocalCluster, can_hide
 from css_ray.study.code import code_version, copy_code
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -265,6 +265,27 @@ def test_the_data_is_copied_once_to_each_node(
     for cache in caches.values():
         (copy,) = (folder for folder in cache.iterdir() if folder.is_dir())
         assert (copy / "dataset.json").read_bytes() == (data / "dataset.json").read_bytes()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not can_hide(), reason="this user may not mount, so nodes of one machine see all of it")
+def test_nodes_need_nothing_of_the_drivers_machine_but_the_storage_and_the_data(
+    far: Place, cluster: LocalCluster, undisturbed: Place, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    (temporary / "mark").touch()
+    head = Path(cluster.scratch) / HEAD.rpartition(".")[2]
+    for number in (1, 2):
+        address = f"127.0.0.{2 + number}"
+        cluster.kill(address)
+        cluster.add(number, hidden=[temporary, head])
+        there = Path(f"/proc/{cluster.processes[address].pid}/root")
+        assert list((there / temporary.relative_to("/")).iterdir()) == list((there / head.relative_to("/")).iterdir()) == []
+    far.environment["TMPDIR"] = str(temporary)
+    code, output = far.call("study", "run", str(far.file), "--address", cluster.address)
+    assert code == 0, output
+    check_same(far, undisturbed)
 
 
 def read_table(place: Place, name: str) -> list[dict[str, Any]]:
