@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-
-# DistributedDataParallel imports this at its first use, and its functions then keep the process group of that moment as
-# their default argument: gloo's threads outlive destroy_process_group and can abort the process where it exits
-# ("terminate called without an active exception"). Imported before there is a group, they keep nothing.
-import torch.distributed.nn.functional
 from torch import Tensor
+
+if dist.is_available():
+    # DistributedDataParallel imports this at its first use, and its functions then keep the process group of that moment as
+    # their default argument: gloo's threads outlive destroy_process_group and can abort the process where it exits
+    # ("terminate called without an active exception"). Imported before there is a group, they keep nothing.
+    import torch.distributed.nn.functional
 
 
 def _grouped() -> bool:

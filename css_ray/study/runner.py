@@ -700,7 +700,8 @@ def connect(study: Study, address: str | None) -> int:
     )
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray's own handler of SIGTERM ends the process where it stands
-            signal.signal(number, handler)
+            if handler is not None:  # None: it was not Python's
+                signal.signal(number, handler)
     if address is not None:
         check_code()
     resources = study.resources
