@@ -38,6 +38,7 @@ random() { python3 -c 'import secrets; print(secrets.token_hex(16))'; }
 value() { sed -n "s/^ *mlflow_tracking_$1 *= *//p" "$credentials"; }
 if [[ ! -f $credentials ]]; then
   mkdir -p ~/.mlflow && chmod 700 ~/.mlflow
+  rm -f ~/mlflow/users.db  # it holds an earlier password, which nobody knows any more
   (umask 077 && printf '[mlflow]\nmlflow_tracking_username = css-ray\nmlflow_tracking_password = %s\n' "$(random)" > "$credentials")
 fi
 MLFLOW_AUTH_ADMIN_USERNAME=$(value username)

@@ -139,6 +139,8 @@ def test_the_server_answers_the_user_under_the_heads_name_and_keeps_all_in_its_p
 
 @pytest.mark.slow
 def test_sqlite_is_the_default_and_lies_in_a_folder_for_the_user_alone(home: Path, port: int, tmp_path: Path) -> None:
+    (home / "mlflow").mkdir()
+    (home / "mlflow" / "users.db").write_text("of a password that was lost")
     assert start(home, "127.0.0.1", "head.lab", str(tmp_path / "artifacts"), str(port)).returncode == 0
     assert (home / "mlflow" / "mlflow.db").exists() and (home / "mlflow").stat().st_mode & 0o777 == 0o700
 
