@@ -59,7 +59,7 @@ def check(ctx: click.Context, address: str, storage: str | None, tracking_uri: s
 
 
 def _from_afar(address: str, typed: dict[str, str | None]) -> None:
-    from css_ray.places import secret_in, shown
+    from css_ray.secrets import secret_in, shown
     from css_ray.study.submission import Cluster, ClusterError
 
     for option, value in typed.items():

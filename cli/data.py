@@ -63,7 +63,7 @@ def prepare(
     """
     from css_ray.data import catalogue
     from css_ray.data.writing import in_processes, num_cores
-    from css_ray.places import shown
+    from css_ray.secrets import shown
 
     with contextlib.ExitStack() as stack:
         try:
@@ -92,9 +92,9 @@ def check(place: str, processes: int | None) -> None:
     stand twice, validation images among the training images. Exits with 1 if anything is found.
     """
     from css_ray.data.check import check_dataset
-    from css_ray.data.storage import read_description
+    from css_ray.data.remote import read_description
     from css_ray.data.writing import in_processes, num_cores
-    from css_ray.places import shown
+    from css_ray.secrets import shown
 
     try:
         described = read_description(place)
@@ -144,7 +144,7 @@ def info(place: str, sheet: str | None) -> None:
 def _describe(place: str) -> DataSet:
     """Open a prepared data set and print what its description says; decodes nothing."""
     from css_ray.data.shards import open_dataset
-    from css_ray.places import shown
+    from css_ray.secrets import shown
 
     try:
         dataset = open_dataset(place)

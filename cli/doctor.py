@@ -35,7 +35,7 @@ def doctor(storage: str, tracking_uri: str | None) -> None:
         ("ray", _ray),
         ("mlflow", lambda: _mlflow(storage, tracking_uri)),
     ]
-    from css_ray.places import without_secrets
+    from css_ray.secrets import without_secrets
 
     wrong = 0
     for name, check in checks:
@@ -90,7 +90,7 @@ def _devices() -> str:
 
 
 def _disk(storage: str) -> str:
-    from css_ray.places import shown
+    from css_ray.secrets import shown
 
     if "://" in storage:
         return f"{shown(storage)} is no local disk"
@@ -131,7 +131,7 @@ def _ray() -> str:
 def _mlflow(storage: str, tracking_uri: str | None) -> str:
     import tempfile
 
-    from css_ray.places import without_secrets
+    from css_ray.secrets import without_secrets
     from css_ray.tracking import check
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import css_ray
-from css_ray.places import without_secrets
+from css_ray.secrets import without_secrets
 
 COMMANDS = {
     "study": ("study", "Plan, run, resume and read studies."),

@@ -33,7 +33,7 @@ WATCH_SECONDS = 1.0  # between two looks at the journal of a study that another 
 
 def _plain_storage(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     """A storage is printed, journaled and sent to nodes: it must hold no secret."""
-    from css_ray.places import secret_in, shown
+    from css_ray.secrets import secret_in, shown
 
     if secret := secret_in(value):
         raise BadInput(
@@ -374,7 +374,7 @@ def pseudo_labels(name: str, storage: str, format_: str, at: str | None, ddof: i
 def sync(name: str, storage: str) -> None:
     """Bring MLflow level with the journal of the study NAME."""
     study_ = _open(name, storage)
-    from css_ray.places import shown, without_secrets
+    from css_ray.secrets import shown, without_secrets
 
     uri = study_.tracking_uri
     try:
@@ -634,14 +634,15 @@ def _tell(study_: Study, status: str, on_finish: str | None, webhook: str | None
 
 def _watch(name: str, storage: str, console: Console) -> int:
     """Follow the study from its journal until it ends; returns the exit code that says how."""
-    from css_ray.study.journal import Follower, is_uri, study_folder
+    from css_ray.storage import is_url
+    from css_ray.study.journal import Follower, study_folder
     from css_ray.study.progress import Progress
     from css_ray.study.schema import parse
 
     from .view import MAX_ROWS, View, Watcher
 
     follower = Follower(study_folder(storage, name))
-    pause = WATCH_SECONDS * (10 if is_uri(storage) else 1)  # an object store is listed anew each time
+    pause = WATCH_SECONDS * (10 if is_url(storage) else 1)  # an object store is listed anew each time
     watcher = None
 
     def look() -> list[Any]:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from css_ray.places import secret_in, shown, without_secrets
 from css_ray.records import Ledger, Record, score_text
 from css_ray.reports import paper, render
 from css_ray.reports.pseudo_labels import pseudo_label_table
 from css_ray.reports.table import make_table, trial_table
+from css_ray.secrets import secret_in, shown, without_secrets
+from css_ray.storage import is_url
 from css_ray.study import schema
-from css_ray.study.journal import Follower, Journal, StudyMissingError, is_uri, studies_in, study_folder
+from css_ray.study.journal import Follower, Journal, StudyMissingError, studies_in, study_folder
 from css_ray.study.progress import Progress, TrialProgress
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class Study:
         if set:
             raise ValueError(f"set is for a study file; {text} is a study that has begun, with the settings of its journal")
         # The query of a URL is of the storage, whose last folder is the study's.
-        text, mark, query = text.partition("?") if is_uri(text) else (text, "", "")
+        text, mark, query = text.partition("?") if is_url(text) else (text, "", "")
         above, slash, name = text.rstrip("/").rpartition("/")
         if slash and storage is None:
             place = (above or "/") + mark + query
@@ -493,7 +494,7 @@ def _begun_definition(name: str, storage: str) -> schema.Study:
     # The latest: a study may have been given more since it began.
     specs = [event["spec"] for event in Journal(study_folder(storage, name)).events if "spec" in event]
     if not specs:
-        known = studies_in(storage) if is_uri(storage) or Path(storage).exists() else []
+        known = studies_in(storage) if is_url(storage) or Path(storage).exists() else []
         raise StudyMissingError(
             f"no study {shown(name)} in {shown(storage)}; "
             + (f"there are: {', '.join(known)}" if known else "it holds none yet")

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from css_ray.places import shown, without_secrets
 from css_ray.records import Event, Record, score_text
+from css_ray.secrets import shown, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

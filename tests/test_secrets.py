@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from places import SPEC, Place
 
 from css_ray import tracking
-from css_ray.places import secret_in, shown, without_secrets
+from css_ray.secrets import secret_in, shown, without_secrets
 from css_ray.study.schema import StudyError, parse
 
 ROOT = Path(__file__).parent.parent

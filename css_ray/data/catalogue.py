@@ -7,13 +7,14 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from css_ray.places import shown
+from css_ray.data.remote import DESCRIPTION
+from css_ray.secrets import shown
+from css_ray.storage import is_url
 
 from .cityscapes import cityscapes_source
 from .digits import digits_source
 from .folder import folder_source
 from .shards import DataSet, open_dataset
-from .storage import DESCRIPTION, is_url
 from .voc import voc_source
 from .writing import Map, Source, in_processes, write_dataset
 

@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from css_ray.places import shown
+from css_ray.data.remote import DESCRIPTION, local_copy, read_description
+from css_ray.secrets import shown
+from css_ray.storage import is_url, plain_name
 
 from ..types import IGNORE_INDEX
 from .files import image_size
 from .problems import Problems
 from .shards import FORMAT, SCHEMA, SUBSETS, Shards, decode_rgb
-from .storage import DESCRIPTION, is_url, local_copy, plain_name, read_description
 from .writing import Map, in_processes
 
 
@@ -65,7 +66,7 @@ def check_dataset(
     if described.get("format") != FORMAT:
         raise ValueError(f"{shown(root)} has format {described.get('format')}, this version reads {FORMAT}; prepare it again")
     tasks = [
-        _File(name, folder / plain_name(record["name"], folder), record, len(described["class_names"]))
+        _File(name, folder / plain_name(record["name"], folder / DESCRIPTION), record, len(described["class_names"]))
         for name in SUBSETS
         for record in described["subsets"][name]["files"]
     ]

@@ -32,9 +32,10 @@ from urllib.parse import unquote, urlsplit
 
 from torchvision.datasets import SBDataset, VOCSegmentation, voc
 
+from css_ray.storage import locked, unfinished
+
 from .problems import joined
 from .shards import SUBSETS
-from .storage import locked, unfinished
 
 STALL_SECONDS = 30.0
 """So long may a server say nothing; then it is asked again."""

@@ -25,12 +25,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from css_ray.places import shown
+from css_ray.secrets import shown
+from css_ray.storage import locate
 
 from .files import IMAGE_SUFFIXES
 from .problems import Problems, joined
 from .shards import DataSet
-from .storage import locate
 
 
 class ListError(ValueError):

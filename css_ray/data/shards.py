@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from .storage import DESCRIPTION, is_url, local_copy, plain_name, read_description
+from css_ray.data.remote import DESCRIPTION, local_copy, read_description
+from css_ray.storage import is_url, plain_name
 
 FORMAT = 2
 SUBSETS = ("train", "val")
@@ -198,7 +199,7 @@ def open_dataset(root: str | Path) -> DataSet:
     for name in SUBSETS:
         files = described["subsets"][name]["files"]
         for file in files:
-            path = folder / plain_name(file["name"], folder)
+            path = folder / plain_name(file["name"], folder / DESCRIPTION)
             if not path.is_file():
                 problems.append(f"{path.name} is gone")
             elif (size := path.stat().st_size) != file["bytes"]:

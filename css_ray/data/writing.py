@@ -30,12 +30,13 @@ import pyarrow.fs
 from numpy.typing import NDArray
 from PIL import Image
 
-from css_ray.places import shown
+from css_ray.data.remote import DESCRIPTION, read_description
+from css_ray.secrets import shown
+from css_ray.storage import is_url, locate, locked, sync, unfinished
 
 from ..types import IGNORE_INDEX
 from .problems import Problems
 from .shards import FORMAT, SCHEMA, SUBSETS, DatasetInfo
-from .storage import DESCRIPTION, is_url, locate, locked, read_description, sync, unfinished
 
 SHARD_BYTES = 16 * 2**20
 """About how many bytes of files a shard holds: enough to stream, and few enough to share out among processes."""

@@ -15,7 +15,7 @@ import pyarrow.fs
 import torch
 
 from css_ray import distributed
-from css_ray.data.storage import free_bytes, is_url, locate, receive, send
+from css_ray.storage import free_bytes, is_url, locate, receive, send
 
 COMPLETE = "complete.json"
 """Written last: a folder without it was interrupted, and counts for nothing."""

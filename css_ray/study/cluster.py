@@ -18,8 +18,8 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from css_ray.data.storage import below, is_url
-from css_ray.places import shown
+from css_ray.secrets import shown
+from css_ray.storage import below, is_url
 from css_ray.study.code import code_version
 
 _log = logging.getLogger(__name__)
@@ -245,7 +245,7 @@ def _check_storage(report: Report, ids: Mapping[str, str], storage: str) -> None
     place = below(absolute, f"css-ray-check-{uuid.uuid4().hex[:8]}")
 
     def write(name: str) -> None:
-        from css_ray.data.storage import locate
+        from css_ray.storage import locate
 
         filesystem, root = locate(place)
         filesystem.create_dir(root, recursive=True)
@@ -253,7 +253,7 @@ def _check_storage(report: Report, ids: Mapping[str, str], storage: str) -> None
             file.write(name.encode())
 
     def read(names: list[str]) -> list[str]:
-        from css_ray.data.storage import locate
+        from css_ray.storage import locate
 
         filesystem, root = locate(place)
         missing = []
@@ -267,7 +267,7 @@ def _check_storage(report: Report, ids: Mapping[str, str], storage: str) -> None
         return missing
 
     def remove() -> None:
-        from css_ray.data.storage import locate
+        from css_ray.storage import locate
 
         filesystem, root = locate(place)
         filesystem.delete_dir(root)

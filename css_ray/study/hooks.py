@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from css_ray.places import shown
+from css_ray.secrets import shown
 
 COMMAND_SECONDS = 60.0
 """How long the command may take; then it is killed with all it has started."""

@@ -24,9 +24,9 @@ from typing import Any, Protocol
 
 import pyarrow.fs
 
-from css_ray.data.storage import below, locate, read_blocks
-from css_ray.places import shown
 from css_ray.records import Event
+from css_ray.secrets import shown
+from css_ray.storage import below, is_url, locate, read_blocks
 
 _log = logging.getLogger(__name__)
 
@@ -54,19 +54,14 @@ class StudyMissingError(LookupError):
     """The storage holds no study of that name."""
 
 
-def is_uri(storage: str) -> bool:
-    """True for `scheme://...`, False for a path."""
-    return "://" in storage
-
-
 def study_folder(storage: str, name: str) -> str:
     """The folder of a study, absolute where it is a local path, so that every process of the cluster means the same place."""
-    return below(storage if is_uri(storage) else Path(storage).resolve(), name)
+    return below(storage if is_url(storage) else Path(storage).resolve(), name)
 
 
 def studies_in(storage: str) -> list[str]:
     """Names of the studies that a storage holds."""
-    if not is_uri(storage):
+    if not is_url(storage):
         return sorted(path.parent.name for path in Path(storage).glob("*/journal.jsonl"))
     filesystem, root = locate(storage)
     entries = filesystem.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
@@ -87,7 +82,7 @@ class Journal:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.error: OSError | StudyLockedError | None = None
-        self._store: _Store = _Objects(folder) if is_uri(folder) else _File(Path(folder))
+        self._store: _Store = _Objects(folder) if is_url(folder) else _File(Path(folder))
         self.read()
 
     def read(self) -> None:
@@ -149,7 +144,7 @@ class Follower:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._store: _Store = _Objects(folder) if is_uri(folder) else _File(Path(folder))
+        self._store: _Store = _Objects(folder) if is_url(folder) else _File(Path(folder))
         self._mark: int | str | None = None
         self._count = 0
 

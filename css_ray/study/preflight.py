@@ -14,11 +14,11 @@ from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.lists import ListError
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import Split
-from css_ray.data.storage import free_bytes
 from css_ray.methods import METHODS
 from css_ray.models.encoders import make_encoder
-from css_ray.places import shown
 from css_ray.records import Event
+from css_ray.secrets import shown
+from css_ray.storage import free_bytes
 from css_ray.study.run import build_method, choose_split, list_files, method_config, split_key
 from css_ray.study.schema import Study, StudyError, TrialSpec, ends, fresh_splits
 from css_ray.training.optimizer import make_optimizer

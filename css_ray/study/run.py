@@ -18,9 +18,9 @@ from css_ray.data.lists import listed_ids
 from css_ray.data.loaders import make_train_loader, make_unlabelled_val_loader, make_val_loader
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import Split, listed_split, make_split
-from css_ray.data.storage import locate
 from css_ray.methods import METHODS, Method
 from css_ray.models.segmenter import ModelConfig, make_segmenter
+from css_ray.storage import locate
 from css_ray.training.loop import Fit, fit
 from css_ray.training.memory import keep_freed_memory
 from css_ray.training.reporter import Reporter

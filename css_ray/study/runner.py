@@ -31,14 +31,14 @@ from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.search import Searcher
 
 from css_ray.data.catalogue import ensure_dataset
-from css_ray.data.storage import below, free_bytes, locate
 from css_ray.methods import METHODS
-from css_ray.places import shown
 from css_ray.records import Event, Ledger, Record, RunSizes, RunTimes, mean_std
+from css_ray.secrets import shown
+from css_ray.storage import below, free_bytes, is_url, locate
 from css_ray.study.address import guard_token, remember_address
 from css_ray.study.cluster import check_code
 from css_ray.study.code import code_version
-from css_ray.study.journal import Journal, is_uri, study_folder
+from css_ray.study.journal import Journal, study_folder
 from css_ray.study.pruning import LEADERS, Seen
 from css_ray.study.reclaim import driver_config, reclaim
 from css_ray.study.run import Lists, RunSpec, method_config, prepare, run_spec, split_key, write_ids
@@ -90,7 +90,7 @@ def tracking_uri(study: Study, storage: str) -> str:
 
     An object store holds no SQLite file: there the file lies in the folder `runs` of this machine.
     """
-    return study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri("runs" if is_uri(storage) else storage)
+    return study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri("runs" if is_url(storage) else storage)
 
 
 def trial_value(study: Study, runs: Sequence[Record]) -> dict[str, Any]:

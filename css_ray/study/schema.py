@@ -27,7 +27,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from css_ray.config import Config, bounds_text
 from css_ray.methods import METHODS, Method
 from css_ray.models.segmenter import ModelConfig
-from css_ray.places import secret_in, shown, without_secrets
+from css_ray.secrets import secret_in, shown, without_secrets
 from css_ray.study.pruning import PRUNERS, Pruner
 from css_ray.training.settings import TrainConfig
 from css_ray.views import Views

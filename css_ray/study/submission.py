@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from css_ray.data.storage import is_url
-from css_ray.places import secret_in, shown
+from css_ray.secrets import secret_in, shown
+from css_ray.storage import is_url
 from css_ray.study.code import code_version, copy_code
 from css_ray.study.journal import Journal
 from css_ray.study.schema import Study, StudyError

@@ -24,8 +24,8 @@ from ray.util.queue import Queue
 from torch import Tensor
 
 from css_ray import distributed
-from css_ray.data.storage import below, is_url, locate, send
 from css_ray.records import Event
+from css_ray.storage import below, is_url, locate, send
 from css_ray.study.checkpoints import Checkpoints
 from css_ray.study.code import code_version
 from css_ray.study.run import execute, prepare

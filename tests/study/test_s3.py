@@ -15,11 +15,13 @@ import pytest
 import torch
 import yaml
 
-from css_ray.data import storage
+from css_ray import storage
+from css_ray.data import remote
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.digits import digits_source
-from css_ray.data.storage import below, local_copy
+from css_ray.data.remote import local_copy
 from css_ray.data.writing import write_dataset
+from css_ray.storage import below
 from css_ray.study import journal as journal_module
 from css_ray.study.checkpoints import Checkpoints
 from css_ray.study.journal import Follower, Journal, JournalError, StudyLockedError, studies_in, study_folder
@@ -374,7 +376,7 @@ def test_the_best_weights_are_the_old_or_the_new(values: int, store: FaultyStore
 @pytest.fixture
 def digits(store: FaultyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of a small data set, of which this machine has no copy."""
-    monkeypatch.setenv(storage.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(remote.CACHE_VARIABLE, str(tmp_path / "cache"))
     url = store.url("kept/digits")
     write_dataset(url, digits_source(num_train=12, num_val=4))
     return url

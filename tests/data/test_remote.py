@@ -15,13 +15,14 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-from css_ray.data import storage, writing
+from css_ray.data import remote, writing
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.digits import digits_source
+from css_ray.data.remote import local_copy
 from css_ray.data.shards import open_dataset
-from css_ray.data.storage import below, local_copy, locate, receive, send
 from css_ray.data.writing import in_processes, write_dataset
-from css_ray.places import shown
+from css_ray.secrets import shown
+from css_ray.storage import below, locate, receive, send
 
 
 class Bucket:
@@ -57,7 +58,7 @@ def bucket(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv(storage.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(remote.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(writing, "SHARD_BYTES", 30_000)
     made = Bucket(server)
     yield made
@@ -140,13 +141,13 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
 
 AT_ONCE = """
 import sys
-from css_ray.data import storage
+from css_ray.data import remote
 fetched = []
-real = storage._fetch
-storage._fetch = lambda *arguments: (fetched.append(1), real(*arguments))
+real = remote._fetch
+remote._fetch = lambda *arguments: (fetched.append(1), real(*arguments))
 print("ready", flush=True)
 sys.stdin.readline()
-folder = storage.local_copy(sys.argv[1])
+folder = remote.local_copy(sys.argv[1])
 print(len(fetched), (folder / "dataset.json").is_file())
 """
 
@@ -226,11 +227,11 @@ def test_files_are_sent_and_received_whole(bucket: Bucket, tmp_path: Path) -> No
 
 
 def test_the_cache_lies_where_users_expect_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in (storage.CACHE_VARIABLE, "XDG_CACHE_HOME"):
+    for name in (remote.CACHE_VARIABLE, "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert storage.cache_folder() == tmp_path / ".cache" / "css-ray"
+    assert remote.cache_folder() == tmp_path / ".cache" / "css-ray"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert storage.cache_folder() == tmp_path / "xdg" / "css-ray"
-    monkeypatch.setenv(storage.CACHE_VARIABLE, os.fspath(tmp_path / "mine"))
-    assert storage.cache_folder() == tmp_path / "mine"
+    assert remote.cache_folder() == tmp_path / "xdg" / "css-ray"
+    monkeypatch.setenv(remote.CACHE_VARIABLE, os.fspath(tmp_path / "mine"))
+    assert remote.cache_folder() == tmp_path / "mine"

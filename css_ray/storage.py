@@ -1,27 +1,19 @@
-"""Where prepared data sets lie: in a folder, or at a URL that pyarrow's file systems open (`s3://...`), copied once a node."""
+"""Folders and URLs alike: where a study, a data set or a checkpoint lies, read and written by pyarrow's file systems."""
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
 
-from css_ray.places import shown
-
-DESCRIPTION = "dataset.json"
-CACHE_VARIABLE = "CSS_RAY_CACHE"
+from css_ray.secrets import shown
 
 ATTEMPTS = 6
 """How often a request to S3 is made until one is answered. Up to 1, 2, 4, 8, 16 s pass in between, on average half as much."""
@@ -30,7 +22,6 @@ CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 20.0
 """How long S3 may take to accept a connection, and to say anything on it, before an attempt counts as failed."""
 
-_STREAMS = 8  # files fetched at the same time; one S3 stream fills no network card
 _BLOCK = 2**23  # bytes fetched by one request
 
 
@@ -130,96 +121,14 @@ def free_bytes(place: str | Path) -> int | None:
     return shutil.disk_usage(folder).free
 
 
-def read_description(place: str | Path) -> dict[str, Any] | None:
-    """What `dataset.json` says; None where there is none.
+def plain_name(name: str, source: str | Path) -> str:
+    """The name of a file as somebody else wrote it, in a description or a store.
 
-    Raises ValueError if it is no JSON, OSError if the place cannot be reached.
+    Raises:
+        ValueError: It would lead out of the folder that it is meant for. `source` says who wrote it.
     """
-    filesystem, path = locate(place)
-    try:
-        text = b"".join(read_blocks(filesystem, f"{path}/{DESCRIPTION}"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        described = json.loads(text)
-    except ValueError:
-        raise ValueError(f"{shown(place)}/{DESCRIPTION} is no JSON; delete the folder and prepare it again") from None
-    if not isinstance(described, dict):
-        raise ValueError(f"{shown(place)}/{DESCRIPTION} describes no data set; delete the folder and prepare it again")
-    return described
-
-
-def cache_folder() -> Path:
-    """Where copies of remote data sets are kept: $CSS_RAY_CACHE, or css-ray in the user's cache folder."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "css-ray"
-
-
-def local_copy(url: str) -> Path:
-    """The folder of this machine that holds the data set at `url`; it is fetched if it is not here yet.
-
-    A copy is known by the hash of its content, so that a data set prepared anew is fetched anew, and two URLs of one data set
-    share a copy. Several processes may ask at once: one fetches, the others wait. Each file's hash is compared before the copy
-    counts, and nothing that an interrupted copy leaves is ever read.
-
-    Raises FileNotFoundError if no data set is there, OSError if it cannot be reached or the disk is too small for it.
-    """
-    described = read_description(url)
-    if described is None:
-        raise FileNotFoundError(
-            f"{shown(url)} holds no prepared data set (no {DESCRIPTION}); make one by: "
-            f"css-ray data prepare NAME_OR_YAML --out {shown(url)}"
-        )
-    # Somebody else may have written the description: no part of it leads out of the cache.
-    folder = cache_folder() / re.sub(r"[^\w-]", "_", f"{described['name']}-{described['content'][:16]}")
-    if (folder / DESCRIPTION).is_file():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        if (folder / DESCRIPTION).is_file():
-            return folder
-        shutil.rmtree(folder, ignore_errors=True)
-        files = [file for subset in described["subsets"].values() for file in subset["files"]]
-        needed, free = sum(file["bytes"] for file in files), shutil.disk_usage(folder.parent).free
-        if needed > free:
-            raise OSError(
-                f"a copy of {shown(url)} takes {needed / 1e9:.2f} GB, {folder.parent} has {free / 1e9:.2f} GB free; "
-                f"make room, or point {CACHE_VARIABLE} to a larger disk"
-            )
-        with unfinished(folder) as growing:
-            _fetch(url, files, growing)
-            (growing / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n")
-            sync(growing / DESCRIPTION)
-    return folder
-
-
-def _fetch(url: str, files: list[Mapping[str, Any]], folder: Path) -> None:
-    filesystem, root = locate(url)
-
-    def fetch(file: Mapping[str, Any]) -> None:
-        digest, name = hashlib.sha256(), plain_name(file["name"], url)
-        with open(folder / name, "wb") as target:
-            for block in read_blocks(filesystem, f"{root}/{name}"):
-                digest.update(block)
-                target.write(block)
-            target.flush()
-            os.fsync(target.fileno())
-        if digest.hexdigest() != file["sha256"]:
-            raise OSError(
-                f"{shown(url)}/{name} has the SHA-256 {digest.hexdigest()[:12]}, its data set says {file['sha256'][:12]}: "
-                "it was damaged or replaced; prepare the data set again"
-            )
-
-    with ThreadPoolExecutor(_STREAMS) as pool:
-        for _ in pool.map(fetch, files):
-            pass
-
-
-def plain_name(name: str, place: str | Path) -> str:
-    """A file's name in a description that others may have written. Raises ValueError if it leads out of the folder."""
     if Path(name).name != name or name in ("", ".", ".."):
-        raise ValueError(f"{shown(place)}/{DESCRIPTION} names the file {name!r}, no plain name; prepare the data set again")
+        raise ValueError(f"{shown(source)} names the file {name!r}, which is not a plain name; make that folder again")
     return name
 
 
