@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
-from journals import SPEC, FakeRunner, Telling, mixed
 
 from css_ray import Study
 from css_ray.study.journal import Journal, StudyMissingError
 from css_ray.study.schema import StudyError
+from tests.journals import SPEC, FakeRunner, Telling, mixed
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/ is not installed
 
 from benchmarks import Row, UnavailableError, __main__, _contrast, _images, gpu
 from css_ray.models import ModelConfig

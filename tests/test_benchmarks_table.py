@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/ is not installed
 
 from benchmarks import UnavailableError, _table
 from benchmarks._table import Configuration, Table, at_random, by_tpe, halves, orders, read, replay, searches

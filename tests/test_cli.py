@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from journals import PRUNED, FakeRunner, Telling, mixed
+
+from tests.journals import PRUNED, FakeRunner, Telling, mixed
 
 ROOT = Path(__file__).parent.parent
 CLI = [sys.executable, "-c", "from css_ray_cli.main import main; main()"]

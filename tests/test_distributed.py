@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from contract import make_batch, make_method
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,10 +19,6 @@ from css_ray.methods import CSS
 from css_ray.methods.prototypes import Prototypes
 from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
-
-sys.path.append(str(Path(__file__).parent / "methods"))
-
-from contract import make_batch, make_method
 
 NUM_CLASSES = 4
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from places import SPEC, Place
 
 from css_ray import tracking
 from css_ray.secrets import secret_in, shown, without_secrets
 from css_ray.study.schema import StudyError, parse
+from tests.places import SPEC, Place
 
 ROOT = Path(__file__).parent.parent
 SECRET = "hunter2-7f3a"
@@ -235,7 +235,7 @@ def test_the_server_is_not_told_its_database_by_an_argument(
         started.update(command=command, env=env)
         raise OSError("enough")
 
-    monkeypatch.setattr(tracking.subprocess, "Popen", popen)
+    monkeypatch.setattr("subprocess.Popen", popen)
     uri = f"sqlite:///{tmp_path}/mlflow.db?password={SECRET}"
     with pytest.raises(OSError, match="enough"):
         tracking.start_server(uri, tmp_path, port=free_port)

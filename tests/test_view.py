@@ -8,11 +8,11 @@ import time
 from typing import Any
 
 import pytest
-from journals import PRUNED, SPEC, Telling, mixed
 from rich.console import Console
 
 from css_ray.study.progress import Progress, fold
 from css_ray_cli.view import View, Watcher, fitting, sparkline
+from tests.journals import PRUNED, SPEC, Telling, mixed
 
 
 def progress_of(telling: Telling) -> Progress:

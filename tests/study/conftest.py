@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # tests/ is no package
-
-from places import Place
+from tests.places import Place
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
-
 from benchmarks.chaos import MARK, SPLITS, check_journal, check_nothing_left, listening, sockets_of
 
 Events = list[dict[str, Any]]

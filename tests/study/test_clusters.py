@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from places import Place, check_same, evaluations, runs_finished
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
 
 from benchmarks._nodes import HEAD, LocalCluster, can_hide
 from css_ray.study.code import code_version, copy_code
+from tests.places import Place, check_same, evaluations, runs_finished
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

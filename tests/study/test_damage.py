@@ -15,8 +15,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from journals import Telling
-from places import Place, check_same, evaluations
 
 from css_ray.study.checkpoints import COMPLETE, Checkpoints
 from css_ray.study.journal import Journal, StudyLockedError
@@ -30,6 +28,8 @@ from css_ray.training.checkpoint import (
     write_checkpoint,
     write_tensors,
 )
+from tests.journals import Telling
+from tests.places import Place, check_same, evaluations
 
 # --------------------------------------------------------------------------------------------------------------- one file
 

@@ -5,21 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 
-from css_ray.study.pruning import PRUNERS, Pruner, Seen, bracket_of, forecast, prospect, rungs
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))  # benchmarks/ is not installed
-
 from benchmarks import _pruning
+from css_ray.study.pruning import PRUNERS, Pruner, Seen, bracket_of, forecast, prospect, rungs
 
 # Residuals -1, 0, 1 and 1, 0, -1 around trial and split: s² = 4 / 2 = 2 with 2 degrees of freedom.
 BEST, SECOND = {0: 60.0, 1: 70.0, 2: 80.0}, {0: 62.0, 1: 70.0, 2: 78.0}

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from places import SPEC, Place, check_same, evaluations, runs_finished
+
+from tests.places import SPEC, Place, check_same, evaluations, runs_finished
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

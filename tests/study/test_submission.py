@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from places import SPEC
 
 from css_ray.study import cluster as module
 from css_ray.study.cluster import Node, Report
 from css_ray.study.code import code_version, copy_code
 from css_ray.study.schema import StudyError, parse
 from css_ray.study.submission import Cluster, is_jobs_address
+from tests.places import SPEC
 
 NOBODY = "http://127.0.0.1:9"
 

@@ -18,6 +18,11 @@ import pytest
 
 from css_ray import tracking
 from css_ray.records import Event, records_from_events
+from css_ray.tracking import client as mlflow_client
+from css_ray.tracking import forms
+from css_ray.tracking import projection as projection_module
+from css_ray.tracking import server as server_module
+from css_ray.tracking import tracker as tracker_module
 
 Content = dict[str, list[tuple[Any, ...]]]
 CLASSES = ["sky", "tv/monitor", "bike (rider)"]
@@ -216,8 +221,8 @@ def test_trial_shows_its_score_and_says_what_is_missing(uri: str) -> None:
 def test_replay_changes_nothing(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = tracking.sync(whole_journal(), uri)
     before = content(uri)
-    clients = [Flaky(tracking._connect(uri), set(), after=True)]
-    monkeypatch.setattr(tracking, "_connect", lambda uri: clients[0])
+    clients = [Flaky(mlflow_client.connect(uri), set(), after=True)]
+    monkeypatch.setattr(projection_module, "connect", lambda uri: clients[0])
     second = tracking.sync(whole_journal(), uri)
     # Two questions suffice to see that nothing is to be done.
     assert clients[0].names == ["get_experiment_by_name", "search_runs"]
@@ -360,8 +365,8 @@ def test_records_from_mlflow_equal_records_from_events(uri: str) -> None:
 
 @pytest.mark.parametrize("value", ["css", "12", "true", "", '"', "NaN", " 1", "[1", 3, 0.1, 1e-30, True, None, [1, "a"], "é"])
 def test_parameters_keep_their_value_and_type(value: object) -> None:
-    text = tracking._encode(value)
-    assert tracking._decode(text) == value and type(tracking._decode(text)) is type(value)
+    text = forms.encode(value)
+    assert forms.decode(text) == value and type(forms.decode(text)) is type(value)
 
 
 def test_two_journals_of_one_study_do_not_mix(uri: str) -> None:
@@ -486,10 +491,10 @@ def test_study_neither_waits_for_a_dead_server_nor_loses_events(
 def test_events_wait_for_the_server_and_arrive_in_order(
     uri: str, whole_content: Content, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    connect = tracking._connect
+    connect = mlflow_client.connect
     clients = [Flaky(connect(uri), {3, 14, 15, 40}, after=True)]
-    monkeypatch.setattr(tracking, "_connect", lambda uri: clients[0])
-    monkeypatch.setattr(tracking, "_EVENTS_A_BATCH", 10)
+    monkeypatch.setattr(projection_module, "connect", lambda uri: clients[0])
+    monkeypatch.setattr(tracker_module, "_EVENTS_A_BATCH", 10)
     tracker = tracking.Tracker(uri, longest_pause=0.01)
     for event in whole_journal():
         tracker.record(event)
@@ -541,7 +546,7 @@ def test_server_that_cannot_start_says_why(free_port: int, tmp_path: Path, monke
     script.write_text("#!/bin/sh\necho no such module\nexit 3\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    monkeypatch.setattr(tracking, "_connect", lambda uri: None)
+    monkeypatch.setattr(server_module, "connect", lambda uri: None)
     with pytest.raises(RuntimeError, match=r"status 3:\nno such module"):
         tracking.start_server(tracking.default_uri(tmp_path), tmp_path, port=free_port)
 
@@ -578,4 +583,4 @@ def test_server_that_comes_late_gets_everything(free_port: int, uri: str, tmp_pa
         )
     finally:
         server.stop()
-    tracking._check_port("127.0.0.1", free_port)  # raises while anything of the server is left
+    server_module._check_port("127.0.0.1", free_port)  # raises while anything of the server is left

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/ is not installed
-
 from benchmarks._outage import Gate
 from css_ray import tracking
 from css_ray.records import Event, records_from_events
+from css_ray.tracking import projection
+from css_ray.tracking.client import connect
 
 STARTED = {"event": "study_started", "time": 1.0, "study": "toy", "study_id": "id", "spec": {}, "versions": {}}
 
@@ -159,8 +159,8 @@ class Breakable:
 
 @pytest.fixture
 def breakable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Breakable:
-    client = Breakable(tracking._connect(tracking.default_uri(tmp_path)))
-    monkeypatch.setattr(tracking, "_connect", lambda uri: client)
+    client = Breakable(connect(tracking.default_uri(tmp_path)))
+    monkeypatch.setattr(projection, "connect", lambda uri: client)
     return client
 
 
@@ -218,7 +218,7 @@ def test_a_clock_that_jumped_back_leaves_every_point(tmp_path: Path, journal: li
     assert tracking.sync(jumped[:300], uri).points_sent == 297
     assert tracking.sync(jumped, uri).points_sent == 102
     assert [record.step for record in tracking.read_records(uri, "toy")] == [399]
-    assert points(Breakable(tracking._connect(uri))) == list(range(1, 400))
+    assert points(Breakable(connect(uri))) == list(range(1, 400))
 
 
 @pytest.mark.slow
@@ -251,7 +251,7 @@ def test_a_real_server_that_goes_in_mid_study_gets_everything(
         tracking.sync(journal, gate.url)
         (record,) = tracking.read_records(gate.url, "toy")
         assert (record.step, record.status) == (records_from_events(journal)[0].step, "running") == (399, "running")
-        assert points(Breakable(tracking._connect(uri))) == list(range(1, 400))
+        assert points(Breakable(connect(uri))) == list(range(1, 400))
     finally:
         gate.stop()
         server.stop()
