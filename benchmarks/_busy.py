@@ -19,7 +19,7 @@ import ray.tune
 
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.study import runner
-from css_ray.study.schema import Study, parse
+from css_ray.study.definition import StudyDefinition, parse
 
 TRIALS, SLOTS, SECONDS, REPORTS = 40, 8, 60.0, 20
 ITERATIONS = 1000
@@ -44,7 +44,7 @@ def simulated(config: dict[str, Any]) -> None:
     tell("run_finished", step=ITERATIONS, last=metrics, best=metrics, best_step=ITERATIONS, seconds=time.time() - started)
 
 
-def connect(study: Study, address: str | None) -> int:
+def connect(study: StudyDefinition, address: str | None) -> int:
     """As the runner does, with as many slots as we like."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # as the runner's own
     ray.init(num_cpus=SLOTS, log_to_driver=False, include_dashboard=False)

@@ -16,9 +16,9 @@ from typing import Any
 from benchmarks._reader import private_megabytes
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.records import Event
+from css_ray.study.definition import StudyDefinition, parse
 from css_ray.study.progress import Progress
 from css_ray.study.runner import Runner
-from css_ray.study.schema import Study, parse
 
 TRIALS, SPLITS, REPORTS, ITERATIONS, COMPARED = 1000, 3, 20, 1000, 100
 
@@ -28,14 +28,14 @@ class _NoMLflow:
 
 
 class _View:
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: StudyDefinition) -> None:
         self.progress = Progress(study)
 
     def event(self, event: Event) -> None:
         self.progress.event(event)
 
 
-def _study(folder: Path) -> Study:
+def _study(folder: Path) -> StudyDefinition:
     return parse(
         {
             "study": "large",

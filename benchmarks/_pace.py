@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.study.definition import StudyDefinition, parse
 from css_ray.study.run import execute, prepare, run_spec
 from css_ray.study.runner import Runner
-from css_ray.study.schema import Study, parse
 from css_ray.training.reporter import SilentReporter
 
 STEPS, REPORT_EVERY, RUNS = 600, 50, 3
@@ -36,7 +36,7 @@ class _Timed(SilentReporter):
         self.times[step] = time.time()
 
 
-def _study(data: Path) -> Study:
+def _study(data: Path) -> StudyDefinition:
     return parse(
         {
             "study": "pace",
@@ -60,7 +60,7 @@ def _milliseconds(times: Mapping[int, float]) -> float:
     return (times[STEPS] - times[REPORT_EVERY]) / (STEPS - REPORT_EVERY) * 1000
 
 
-def _plain(study: Study, split: int) -> float:
+def _plain(study: StudyDefinition, split: int) -> float:
     reporter = _Timed()
     execute(prepare(run_spec(study, study.grid_trials()[0], split)), reporter)
     return _milliseconds(reporter.times)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from css_ray.study.pruning import prospect
+from css_ray.study.pruning.paired import prospect
 
 FIGURE = Path(__file__).parent.parent / "docs" / "pruning.svg"
 SPLIT_STD = 4.5  # the paper's at 92 labelled images
@@ -42,7 +42,7 @@ def paired(candidate: Scores, incumbent: Scores, finished: Scores) -> bool:
         [dict(enumerate(row)) for row in finished],
         range(len(incumbent)),
     )
-    return found is not None and found.hopeless
+    return found is not None and found.should_prune
 
 
 def wilcoxon(p_threshold: float) -> Rule:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.study.definition import StudyDefinition, read
 from css_ray.study.run import execute, prepare, run_spec
 from css_ray.study.runner import Runner
 from css_ray.study.sampling import Sampling
-from css_ray.study.schema import Study, read
 from css_ray.training.loop import NonFiniteLossError
 from css_ray.training.reporter import SilentReporter
 
@@ -40,7 +40,7 @@ SPACE = {
 ITERATIONS, EVALUATE_EVERY = 160, 16
 
 
-def table_study() -> Study:
+def table_study() -> StudyDefinition:
     """The quick start with the table's size, drawn at random."""
     sets = [
         f"train.iterations={ITERATIONS}",

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.study.definition import parse
 from css_ray.study.runner import Runner
-from css_ray.study.schema import parse
 
 TRIALS, SPLITS = 5, 2
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import Row, UnavailableError
-from css_ray.study.pruning import PRUNERS, Pruner, Seen
+from css_ray.study.definition import Distribution, Search
+from css_ray.study.pruning import PRUNERS, Pruner, PruningContext
 from css_ray.study.sampling import Result, Sampling
-from css_ray.study.schema import Distribution, Search
 
 WITHIN = 0.2
 """A search has arrived when it has trained a configuration whose mean is at most so many mIoU below the table's best."""
@@ -180,7 +180,7 @@ def replay(
     running: dict[int, deque[tuple[int, int, float | None]]] = {}
 
     def judge(trial: int, split: int) -> None:
-        seen = Seen(
+        seen = PruningContext(
             trial=trial, split=split, splits=table.splits, iterations=table.iterations, curves=curves, values=values,
             scores=scores, pruned=study.pruned,
         )  # fmt: skip

@@ -17,8 +17,8 @@ def methods(name: str | None, settings: tuple[str, ...]) -> None:
 
     A preset may depend on other settings: `css-ray methods css pseudo_labelling=cross`.
     """
+    from css_ray.messages import did_you_mean
     from css_ray.methods import METHODS
-    from css_ray.study.schema import did_you_mean
 
     if name is None:
         for key, method in METHODS.items():
@@ -51,7 +51,7 @@ def _parsed(settings: tuple[str, ...]) -> dict[str, Any]:
 
 def _configs(method: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """The Config of each preset, checked as a study's would be."""
-    from css_ray.study.schema import StudyError, check_settings
+    from css_ray.study.definition import StudyError, check_settings
 
     try:
         return {preset: check_settings(method, preset, settings) for preset in method.presets}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from css_ray.api import Study
-    from css_ray.study import schema
+    from css_ray.study import definition as schema
     from css_ray.study.submission import Cluster, Submitted
 
     from .view import Watcher
@@ -398,8 +398,8 @@ def sync(name: str, storage: str) -> None:
 @contextmanager
 def _bad_input() -> Iterator[None]:
     """What the user can mend is told as such, with exit code 2."""
+    from css_ray.study.definition import StudyError
     from css_ray.study.journal import JournalError, StudyLockedError, StudyMissingError
-    from css_ray.study.schema import StudyError
 
     try:
         yield
@@ -407,9 +407,9 @@ def _bad_input() -> Iterator[None]:
         raise BadInput(str(error)) from None
 
 
-def read_study(file: str, overrides: Sequence[str]) -> schema.Study:
+def read_study(file: str, overrides: Sequence[str]) -> schema.StudyDefinition:
     """The study in `file`, or BadInput with every problem."""
-    from css_ray.study.schema import read
+    from css_ray.study.definition import read
 
     try:
         with _bad_input():
@@ -530,7 +530,7 @@ def _cluster(address: str | None) -> str:
 
 def _drive(
     study_: Study,
-    definition: schema.Study | None,
+    definition: schema.StudyDefinition | None,
     go: Callable[[Watcher], Any],
     address: str | None,
     on_finish: str | None,
@@ -635,9 +635,9 @@ def _tell(study_: Study, status: str, on_finish: str | None, webhook: str | None
 def _watch(name: str, storage: str, console: Console) -> int:
     """Follow the study from its journal until it ends; returns the exit code that says how."""
     from css_ray.storage import is_url
+    from css_ray.study.definition import parse
     from css_ray.study.journal import Follower, study_folder
     from css_ray.study.progress import Progress
-    from css_ray.study.schema import parse
 
     from .view import MAX_ROWS, View, Watcher
 

@@ -13,7 +13,7 @@ from .errors import BadInput
 from .study import read_study, set_option
 
 if TYPE_CHECKING:
-    from css_ray.study.schema import Study
+    from css_ray.study.definition import StudyDefinition
 
 
 @click.command()
@@ -106,7 +106,7 @@ def _claim(folder: Path, spec: dict[str, Any]) -> None:
     mark.write_text(text)
 
 
-def _train_with_ray(study: Study, spec: dict[str, Any], out: Path, address: str | None) -> None:
+def _train_with_ray(study: StudyDefinition, spec: dict[str, Any], out: Path, address: str | None) -> None:
     """The same run on the study's workers, and its last word."""
     from css_ray.study.runner import train_one
 

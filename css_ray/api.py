@@ -1,6 +1,6 @@
 """`css_ray.Study`: a study in Python, from its file to its tables. The command line is a thin layer over it.
 
-Where both are in sight, `definition` means the checked study file, a `css_ray.study.schema.Study`.
+Where both are in sight, `definition` means the checked study file, a `css_ray.study.definition.StudyDefinition`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from css_ray.reports.pseudo_labels import pseudo_label_table
 from css_ray.reports.table import make_table, trial_table
 from css_ray.secrets import secret_in, shown, without_secrets
 from css_ray.storage import is_url
-from css_ray.study import schema
+from css_ray.study import definition as schema
 from css_ray.study.journal import Follower, Journal, StudyMissingError, studies_in, study_folder
 from css_ray.study.progress import Progress, TrialProgress
 
@@ -66,7 +66,7 @@ class Plan:
     allowed but hardly meant; estimate: what it would cost, None if that was not measured. `print(plan)` tells it all.
     """
 
-    definition: schema.Study
+    definition: schema.StudyDefinition
     trials: tuple[schema.TrialSpec, ...]
     disk_bytes: int
     warnings: tuple[str, ...]
@@ -126,7 +126,7 @@ class Study:
     definition: the study file, checked. storage: where the study lives: a folder, or a URI such as `s3://bucket/studies`.
     """
 
-    def __init__(self, definition: schema.Study, storage: str = DEFAULT_STORAGE) -> None:
+    def __init__(self, definition: schema.StudyDefinition, storage: str = DEFAULT_STORAGE) -> None:
         if secret := secret_in(storage):
             raise ValueError(
                 f"storage: {shown(storage)} comes with {secret}; give it by the environment (AWS_ACCESS_KEY_ID and "
@@ -277,7 +277,7 @@ class Study:
 
     def _drive(
         self,
-        definition: schema.Study,
+        definition: schema.StudyDefinition,
         address: str | None,
         observer: Observer | None,
         warn: Callable[[str], None],
@@ -489,7 +489,7 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[str]:
         raise ValueError(f"set takes plain values (numbers, text, lists, mappings): {error}") from None
 
 
-def _begun_definition(name: str, storage: str) -> schema.Study:
+def _begun_definition(name: str, storage: str) -> schema.StudyDefinition:
     """The study of that name as its journal tells it. Raises StudyMissingError with the names that exist."""
     # The latest: a study may have been given more since it began.
     specs = [event["spec"] for event in Journal(study_folder(storage, name)).events if "spec" in event]

@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses: each knob states its bounds once, beside its default.
 
 A part of css-ray is configured by a frozen, keyword-only dataclass that derives from `Config` and whose fields are made by
-`knob`. Built in Python, a wrong value raises at once; loaded from YAML, `css_ray.study.schema` reads the same bounds and
+`knob`. Built in Python, a wrong value raises at once; loaded from YAML, `css_ray.study.definition` reads the same bounds and
 reports all problems of a file together. Nothing here needs more than the standard library.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from css_ray.study.schema import parse
+from css_ray.study.definition import parse
 
 SPEC: dict[str, Any] = {
     "study": "small",

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from css_ray import Study
+from css_ray.study.definition import StudyError
 from css_ray.study.journal import Journal, StudyMissingError
-from css_ray.study.schema import StudyError
 from tests.journals import SPEC, FakeRunner, Telling, mixed
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import UnavailableError, _table
 from benchmarks._table import Configuration, Table, at_random, by_tpe, halves, orders, read, replay, searches
+from css_ray.study.definition import Distribution
 from css_ray.study.sampling import Result
-from css_ray.study.schema import Distribution
 
 SPACE = {"weight": Distribution("loguniform", (0.01, 1.0)), "threshold": Distribution("uniform", (0.5, 0.9))}
 PAIRED = [{"name": "paired"}]

@@ -220,7 +220,7 @@ def test_every_command_of_the_readme_exists() -> None:
 
 
 def test_the_study_of_the_readme_is_one() -> None:
-    from css_ray.study.schema import parse
+    from css_ray.study.definition import parse
 
     (block,) = [block for block in (ROOT / "README.md").read_text().split("```yaml")[1:] if block.lstrip().startswith("study:")]
     study = parse(yaml.safe_load(block.split("```")[0]), "README.md")

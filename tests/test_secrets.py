@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from css_ray import tracking
 from css_ray.secrets import secret_in, shown, without_secrets
-from css_ray.study.schema import StudyError, parse
+from css_ray.study.definition import StudyError, parse
 from tests.places import SPEC, Place
 
 ROOT = Path(__file__).parent.parent

@@ -19,8 +19,8 @@ from css_ray.models.encoders import make_encoder
 from css_ray.records import Event
 from css_ray.secrets import shown
 from css_ray.storage import free_bytes
+from css_ray.study.definition import StudyDefinition, StudyError, TrialSpec, ends, fresh_splits
 from css_ray.study.run import build_method, choose_split, list_files, method_config, split_key
-from css_ray.study.schema import Study, StudyError, TrialSpec, ends, fresh_splits
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
 from css_ray.types import Batch
@@ -29,7 +29,7 @@ ASSUMED_CLASSES = 21
 """What a data set that does not say its classes is taken for where only sizes and times matter."""
 
 
-def check(study: Study, *, local: bool, folder: str | None = None, events: Sequence[Event] = ()) -> list[str]:
+def check(study: StudyDefinition, *, local: bool, folder: str | None = None, events: Sequence[Event] = ()) -> list[str]:
     """Raise StudyError with every problem that would stop a trial later; return what is allowed but hardly meant.
 
     local: the study runs on this machine, so that its GPUs are counted here; a cluster's are counted once it is joined.
@@ -76,7 +76,7 @@ def check(study: Study, *, local: bool, folder: str | None = None, events: Seque
     return _warnings(trials, datasets) + _same_images(study, trials, splits) + small_disk
 
 
-def needed_bytes(study: Study) -> int:
+def needed_bytes(study: StudyDefinition) -> int:
     """What the files of a study take on its disk at most, in bytes: weights and checkpoints in float32.
 
     Of each run the best weights; of each trial that is kept (see `Keep`) its last checkpoint; of each that runs two
@@ -113,7 +113,7 @@ def _file_sizes(trial: TrialSpec) -> tuple[int, int]:
     return weights, state + momentum
 
 
-def _small_disk(study: Study, folder: str) -> list[str]:
+def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
     """A disk that will hardly hold the study; it would pause when that is full."""
     needed, free = needed_bytes(study), free_bytes(folder)
     if free is None or free >= needed + study.keep.min_free_gb * 1e9:
@@ -124,7 +124,7 @@ def _small_disk(study: Study, folder: str) -> list[str]:
     ]
 
 
-def _begun(study: Study, events: Sequence[Event]) -> dict[int, TrialSpec]:
+def _begun(study: StudyDefinition, events: Sequence[Event]) -> dict[int, TrialSpec]:
     """The trials that a study which goes on has begun, by index."""
     grid = study.grid_trials()
     starts = {event["trial"]: event for event in events if event["event"] == "trial_started"}
@@ -137,7 +137,7 @@ def _begun(study: Study, events: Sequence[Event]) -> dict[int, TrialSpec]:
 
 
 def _splits(
-    study: Study, trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]
+    study: StudyDefinition, trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]
 ) -> tuple[dict[Hashable, Split], list[str]]:
     """The splits of all trials by `split_key`, each made or read once, and what is wrong with the others."""
     splits: dict[Hashable, Split] = {}
@@ -160,7 +160,7 @@ def _splits(
     return splits, problems
 
 
-def _unlabelled(study: Study, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[str]:
+def _unlabelled(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[str]:
     """A method that learns from unlabelled images needs some."""
     problems: dict[int, str] = {}
     for trial in trials:
@@ -199,7 +199,7 @@ def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], e
     return problems
 
 
-def _same_images(study: Study, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[str]:
+def _same_images(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[str]:
     """Splits that are one and the same tell nothing about the choice of the images."""
     warnings = []
     for trial in trials:
@@ -240,7 +240,7 @@ def _models(trials: Sequence[TrialSpec]) -> list[str]:
     return problems
 
 
-def _batches(study: Study, trials: Sequence[TrialSpec]) -> list[str]:
+def _batches(study: StudyDefinition, trials: Sequence[TrialSpec]) -> list[str]:
     """Batch statistics need two images where they are not shared over GPUs."""
     resources = study.resources
     small = dict.fromkeys(
@@ -269,7 +269,7 @@ class Estimate:
     seconds: float
 
 
-def estimate(study: Study) -> Estimate:
+def estimate(study: StudyDefinition) -> Estimate:
     """Time a few steps of every row on random images of the study's size, one worker's share of the batch, on this machine.
 
     It needs no data set. The first step of each row warms up and is not counted.
@@ -294,7 +294,7 @@ def estimate(study: Study) -> Estimate:
 TIMED_STEPS = 3
 
 
-def _seconds_a_step(study: Study, trial: TrialSpec, device: torch.device) -> float:
+def _seconds_a_step(study: StudyDefinition, trial: TrialSpec, device: torch.device) -> float:
     data = trial.settings["data"]
     num_classes = data["num_classes"] or ASSUMED_CLASSES
     method = build_method(trial.settings, num_classes).to(device)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from css_ray.records import Event, RunSizes, RunTimes, WallTime, mean_std
-from css_ray.study.schema import Study, parse
+from css_ray.study.definition import StudyDefinition, parse
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class Progress:
     troubles: of runs and trials that failed, were pruned or went on after a failure, in the order they became known.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: StudyDefinition) -> None:
         self.study = study
         self.trials: dict[int, TrialProgress] = {}
         self.running: dict[int, TrialProgress] = {}
@@ -334,7 +334,7 @@ class Progress:
         return mean_std([run.score for run in trial.runs.values() if run.status == "finished" and run.score is not None])
 
 
-def fold(study: Study, events: Iterable[Event]) -> Progress:
+def fold(study: StudyDefinition, events: Iterable[Event]) -> Progress:
     """The progress that `events` of `study` add up to."""
     progress = Progress(study)
     for event in events:

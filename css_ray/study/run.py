@@ -28,7 +28,7 @@ from css_ray.training.settings import TrainConfig
 from css_ray.views import Views
 
 if TYPE_CHECKING:
-    from css_ray.study.schema import Study, TrialSpec
+    from css_ray.study.definition import StudyDefinition, TrialSpec
 
 RunSpec = dict[str, Any]
 """Plain values, so that it crosses processes: trial, split, seed, settings (see TrialSpec), and lists once they were read."""
@@ -37,9 +37,9 @@ Lists = dict[str, list[str] | None]
 """The ids of a listed split: labelled, and unlabelled or None for all other training images."""
 
 
-def run_spec(study: Study, trial: TrialSpec, split: int) -> RunSpec:
+def run_spec(study: StudyDefinition, trial: TrialSpec, split: int) -> RunSpec:
     """The run of `trial` on `split`. Its seed depends on the split alone, so that all trials meet the same luck on it."""
-    from css_ray.study.schema import absolute_paths
+    from css_ray.study.definition.study import absolute_paths
 
     settings = absolute_paths(trial.settings)
     return {"trial": trial.index, "split": split, "seed": study.seed + split, "settings": settings}

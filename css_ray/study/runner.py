@@ -38,12 +38,12 @@ from css_ray.storage import below, free_bytes, is_url, locate
 from css_ray.study.address import guard_token, remember_address
 from css_ray.study.cluster import check_code
 from css_ray.study.code import code_version
+from css_ray.study.definition import Resources, StudyDefinition, TrialSpec
 from css_ray.study.journal import Journal, study_folder
-from css_ray.study.pruning import LEADERS, Seen
+from css_ray.study.pruning import LEADERS, PruningContext
 from css_ray.study.reclaim import driver_config, reclaim
 from css_ray.study.run import Lists, RunSpec, method_config, prepare, run_spec, split_key, write_ids
 from css_ray.study.sampling import Result, Sampling, suggestion_lag
-from css_ray.study.schema import Resources, Study, TrialSpec
 from css_ray.study.slot import Job, Slot, last_line, run_trial
 from css_ray.study.verdicts import Verdicts
 from css_ray.tracking import Tracker, default_uri
@@ -79,13 +79,13 @@ class Outcome:
     """
 
     status: Literal["finished", "failed", "budget", "interrupted"]
-    study: Study
+    study: StudyDefinition
     records: list[Record]
     unsent: int
     reason: str = ""
 
 
-def tracking_uri(study: Study, storage: str) -> str:
+def tracking_uri(study: StudyDefinition, storage: str) -> str:
     """Where MLflow records the study: as it says, as MLFLOW_TRACKING_URI says, or an SQLite file in the storage.
 
     An object store holds no SQLite file: there the file lies in the folder `runs` of this machine.
@@ -93,7 +93,7 @@ def tracking_uri(study: Study, storage: str) -> str:
     return study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri("runs" if is_url(storage) else storage)
 
 
-def trial_value(study: Study, runs: Sequence[Record]) -> dict[str, Any]:
+def trial_value(study: StudyDefinition, runs: Sequence[Record]) -> dict[str, Any]:
     """What the `trial_finished` event says of a trial's runs: values by split, their mean, std (ddof 1) and count."""
     values = {
         str(run.split): getattr(run, study.objective.at)[study.objective.metric] for run in runs if run.status == "finished"
@@ -105,7 +105,9 @@ def trial_value(study: Study, runs: Sequence[Record]) -> dict[str, Any]:
 class Runner:
     """Runs or resumes one study to its end. Raises JournalError where its journal is damaged."""
 
-    def __init__(self, study: Study, storage: str, *, address: str | None = None, observer: Observer | None = None) -> None:
+    def __init__(
+        self, study: StudyDefinition, storage: str, *, address: str | None = None, observer: Observer | None = None
+    ) -> None:
         self.study = study
         self.grid = study.grid_trials()
         self.storage = storage
@@ -465,7 +467,7 @@ class Runner:
 
     def _reason_to_prune(self, told: Event) -> str | None:
         ledger = self.ledger
-        seen = Seen(
+        context = PruningContext(
             trial=told["trial"],
             split=told["split"],
             splits=self.study.splits,
@@ -477,7 +479,7 @@ class Runner:
             pruned=ledger.pruned.keys(),
         )
         # All are asked: one of Optuna's keeps its own count of what it has seen.
-        verdicts = [verdict for pruner in self.pruners if (verdict := pruner.judge(seen)) is not None]
+        verdicts = [verdict for pruner in self.pruners if (verdict := pruner.judge(context)) is not None]
         return f"{verdicts[0].pruner}: {verdicts[0].reason}" if verdicts else None
 
     def end(self, trial: int, error: str | None) -> None:
@@ -659,7 +661,7 @@ class _Listener(ray.tune.Callback):  # type: ignore[misc]
 # ------------------------------------------------------------------------------------------------------------------------- Ray
 
 
-def connect(study: Study, address: str | None) -> int:
+def connect(study: StudyDefinition, address: str | None) -> int:
     """Start Ray here, or join the cluster at `address`; returns how many trials run side by side.
 
     On this machine as many as fit; on a cluster as many as the study wants, since an autoscaler may bring nodes.
@@ -722,7 +724,7 @@ def connect(study: Study, address: str | None) -> int:
     return min(fits, resources.concurrent_trials)
 
 
-def train_one(study: Study, spec: RunSpec, folder: str, address: str | None) -> Event:
+def train_one(study: StudyDefinition, spec: RunSpec, folder: str, address: str | None) -> Event:
     """Train one run on the study's workers under Ray Train, without Tune; returns its `run_finished` or `run_failed` event.
 
     folder: where its checkpoints and best weights go; the same folder goes on from the last checkpoint.
@@ -741,7 +743,7 @@ def train_one(study: Study, spec: RunSpec, folder: str, address: str | None) -> 
     return end
 
 
-def _job(study: Study, trial: int, runs: Sequence[RunSpec], folder: str, verdicts: Verdicts | None) -> Job:
+def _job(study: StudyDefinition, trial: int, runs: Sequence[RunSpec], folder: str, verdicts: Verdicts | None) -> Job:
     """What the ranks of a slot need to train `runs` of a trial; `folder` is where its checkpoints and weights go."""
     return {
         "trial": trial,

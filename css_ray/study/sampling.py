@@ -20,7 +20,7 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import TrialState
 
-from css_ray.study.schema import Distribution, Objective, Search, contains, points_of
+from css_ray.study.definition import Distribution, Objective, Search, contains, points_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

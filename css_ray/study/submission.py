@@ -26,8 +26,8 @@ import yaml
 from css_ray.secrets import secret_in, shown
 from css_ray.storage import is_url
 from css_ray.study.code import code_version, copy_code
+from css_ray.study.definition import StudyDefinition, StudyError
 from css_ray.study.journal import Journal
-from css_ray.study.schema import Study, StudyError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -82,7 +82,7 @@ class Cluster:
         with self._answering():
             self._client = _client(address)
 
-    def submit(self, study: Study | str, storage: str, overrides: Sequence[str] = ()) -> Submitted:
+    def submit(self, study: StudyDefinition | str, storage: str, overrides: Sequence[str] = ()) -> Submitted:
         """Have the cluster run a study; or go on with the one of that name, with `overrides` of it.
 
         storage: a URL, or an absolute path that all nodes see. Raises StudyError where a path in the study means nothing on
@@ -166,10 +166,10 @@ class Cluster:
         # Before what the command prints stands what Ray says of the job.
         return status == "SUCCEEDED", printed.partition(f"{shlex.join(arguments)}\n")[2] or printed
 
-    def _start(self, job: str, command: Sequence[str], study: Study | str | None, metadata: dict[str, str]) -> str:
+    def _start(self, job: str, command: Sequence[str], study: StudyDefinition | str | None, metadata: dict[str, str]) -> str:
         with tempfile.TemporaryDirectory() as scratch, self._answering():
             copy_code(Path(scratch))
-            if isinstance(study, Study):
+            if isinstance(study, StudyDefinition):
                 (Path(scratch) / STUDY_FILE).write_text(yaml.safe_dump(dict(study.spec), sort_keys=False))
             self._client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "css_ray_cli", *command]),
@@ -253,11 +253,11 @@ def _client(address: str) -> JobSubmissionClient:
     return JobSubmissionClient(address)
 
 
-def _homely(study: Study) -> list[str]:
+def _homely(study: StudyDefinition) -> list[str]:
     """The paths in a study that mean something in this folder of this machine alone."""
     trials = study.grid_trials()
     if study.search is not None and not trials:
-        from css_ray.study.schema import ends
+        from css_ray.study.definition import ends
 
         trials = [study.search_trial(0, study.search.first[0] if study.search.first else ends(study.space)[0])]
     places = (("data", "root"), ("data", "labelled_list"), ("data", "unlabelled_list"), ("model", "pretrained"))

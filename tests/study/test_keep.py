@@ -11,10 +11,10 @@ from css_ray.data.catalogue import ensure_dataset
 from css_ray.records import Event
 from css_ray.study import preflight
 from css_ray.study import runner as module
+from css_ray.study.definition import StudyDefinition, StudyError, parse
 from css_ray.study.preflight import check, needed_bytes
 from css_ray.study.run import execute, prepare, run_spec
 from css_ray.study.runner import Runner
-from css_ray.study.schema import Study, StudyError, parse
 from css_ray.training.checkpoint import write_tensors
 from css_ray.training.reporter import SilentReporter
 
@@ -23,7 +23,7 @@ class _NoMLflow:
     def record(self, event: Event) -> None: ...
 
 
-def small(tmp_path: Path, **changes: Any) -> Study:
+def small(tmp_path: Path, **changes: Any) -> StudyDefinition:
     ensure_dataset("digits", str(tmp_path / "digits"))
     return parse(
         {
@@ -52,7 +52,7 @@ def small(tmp_path: Path, **changes: Any) -> Study:
     )
 
 
-def driver(study: Study, tmp_path: Path) -> Runner:
+def driver(study: StudyDefinition, tmp_path: Path) -> Runner:
     runner = Runner(study, str(tmp_path / "runs"))
     runner.tracker = _NoMLflow()  # type: ignore[assignment]
     return runner

@@ -13,8 +13,8 @@ from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import make_split
 from css_ray.study import preflight
+from css_ray.study.definition import StudyDefinition, StudyError, parse
 from css_ray.study.run import prepare, run_spec
-from css_ray.study.schema import Study, StudyError, parse
 
 SPEC: dict[str, Any] = {
     "study": "listed",
@@ -54,14 +54,14 @@ def lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "3"
 
 
-def study(root: str, *, unlabelled: bool = True, **changes: Any) -> Study:
+def study(root: str, *, unlabelled: bool = True, **changes: Any) -> StudyDefinition:
     data = {**DATA, "root": root, "labelled_list": "{labelled}/{split}/labeled.txt"}
     if unlabelled:
         data["unlabelled_list"] = "{labelled}/{split}/unlabeled.txt"
     return parse({**SPEC, "data": data | changes.pop("data", {})} | changes)
 
 
-def refused(wrong: Study, events: list[dict[str, Any]] | None = None) -> list[str]:
+def refused(wrong: StudyDefinition, events: list[dict[str, Any]] | None = None) -> list[str]:
     with pytest.raises(StudyError) as caught:
         preflight.check(wrong, local=True, events=events or ())
     return list(caught.value.problems)
@@ -123,7 +123,7 @@ def test_splits_of_the_same_images_are_a_warning(root: str) -> None:
     assert preflight.check(same, local=True) == ["splits 0, 1 with 3 labels have the same images: only their seeds differ"]
 
 
-def started(given: Study, trials: list[int]) -> list[dict[str, Any]]:
+def started(given: StudyDefinition, trials: list[int]) -> list[dict[str, Any]]:
     """What a journal says of runs that have begun."""
     events: list[dict[str, Any]] = []
     for trial in (given.grid_trials()[index] for index in trials):

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from css_ray.records import RunTimes
+from css_ray.study.definition import parse
 from css_ray.study.progress import Progress, fold
-from css_ray.study.schema import parse
 
 SPEC: dict[str, Any] = {
     "study": "small",

@@ -14,7 +14,9 @@ import optuna
 import pytest
 
 from benchmarks import _pruning
-from css_ray.study.pruning import PRUNERS, Pruner, Seen, bracket_of, forecast, prospect, rungs
+from css_ray.study.pruning import PRUNERS, Pruner, PruningContext
+from css_ray.study.pruning.curves import bracket_of, rungs
+from css_ray.study.pruning.paired import forecast, prospect
 
 # Residuals -1, 0, 1 and 1, 0, -1 around trial and split: s² = 4 / 2 = 2 with 2 degrees of freedom.
 BEST, SECOND = {0: 60.0, 1: 70.0, 2: 80.0}, {0: 62.0, 1: 70.0, 2: 78.0}
@@ -52,16 +54,16 @@ def test_a_prospect_by_hand() -> None:
     # Split 0 is 9 below the mean of the splits, so 56 there is 65 on all, 5 below the best trial's 70.
     assert one.behind == pytest.approx(4) and one.expected == pytest.approx(5)
     assert one.margin == pytest.approx(t_quantile_2(0.025) * math.sqrt(2 * (1 - 1 / 3) * (1 + 1 / 2)))
-    assert not one.hopeless
+    assert not one.should_prune
     two = prospect({0: 56.0, 1: 66.0}, BEST, [BEST, SECOND], (0, 1, 2), false_prune_rate=0.2)
     assert two is not None and two.behind == pytest.approx(4) and two.expected == pytest.approx(4.5)
     assert two.margin == pytest.approx(t_quantile_2(0.1) * math.sqrt(2 * (1 / 2 - 1 / 3) * 1.5))
-    assert two.hopeless
+    assert two.should_prune
 
 
 def test_the_margin_uses_the_prior_until_the_spread_is_known() -> None:
     alone = prospect({0: 0.0}, BEST, [BEST], (0, 1, 2))
-    assert alone is not None and alone.margin == math.inf and not alone.hopeless
+    assert alone is not None and alone.margin == math.inf and not alone.should_prune
     assumed = prospect({0: 0.0}, BEST, [BEST], (0, 1, 2), prior_std=0.5)
     # t with 4 degrees of freedom at 0.975, from the tables; one trial tells of the splits.
     assert assumed is not None and assumed.margin == pytest.approx(2.7764451 * 0.5 * math.sqrt((1 - 1 / 3) * 2))
@@ -89,9 +91,9 @@ def test_wrong_verdicts_stay_within_the_rate(splits: int, trials: int) -> None:
         finished, candidate = drawn[:-1], drawn[-1]
         incumbent = finished[finished.mean(axis=1).argmax()]
         level = candidate + incumbent.mean() - candidate.mean()
-        verdicts = [found(level[:done], incumbent, finished, false_prune_rate=0.1).hopeless for done in range(1, splits)]
+        verdicts = [found(level[:done], incumbent, finished, false_prune_rate=0.1).should_prune for done in range(1, splits)]
         wrong += any(verdicts)
-        worse += found(level[:1] - 8, incumbent, finished, false_prune_rate=0.1).hopeless
+        worse += found(level[:1] - 8, incumbent, finished, false_prune_rate=0.1).should_prune
     # Three standard errors above the rate; and it is used, not kept far from.
     assert 0.04 < wrong / repeats < 0.1 + 3 * math.sqrt(0.1 * 0.9 / repeats)
     assert worse / repeats > (0.6 if trials == 2 else 0.95)
@@ -99,7 +101,7 @@ def test_wrong_verdicts_stay_within_the_rate(splits: int, trials: int) -> None:
 
 def test_a_worse_trial_is_never_safer() -> None:
     drawn = table(np.random.default_rng(1), 6, 3)
-    verdicts = [found(drawn[0][:1] - by, drawn[0], drawn).hopeless for by in np.linspace(-5, 20, 100)]
+    verdicts = [found(drawn[0][:1] - by, drawn[0], drawn).should_prune for by in np.linspace(-5, 20, 100)]
     assert verdicts == sorted(verdicts) and not verdicts[0] and verdicts[-1]
 
 
@@ -125,11 +127,11 @@ def test_a_trial_ahead_on_every_split_goes_on() -> None:
         finished = table(generator, 4, 3)
         incumbent = finished[finished.mean(axis=1).argmax()]
         ahead = incumbent[:2] + generator.random(2) * 0.1
-        assert not found(ahead, incumbent, finished, false_prune_rate=0.5).hopeless
+        assert not found(ahead, incumbent, finished, false_prune_rate=0.5).should_prune
     # However bad the prediction: the best trial was poor on split 0, and made up for it.
     odd = [{0: 50.0, 1: 90.0, 2: 90.0}, {0: 70.0, 1: 70.0, 2: 70.0}, {0: 71.0, 1: 71.0, 2: 71.0}, {0: 69.5, 1: 69.0, 2: 69.0}]
     one = prospect({0: 50.0}, odd[0], odd, (0, 1, 2), false_prune_rate=0.5)
-    assert one is not None and one.expected > one.margin and not one.hopeless
+    assert one is not None and one.expected > one.margin and not one.should_prune
 
 
 def test_only_the_better_trials_tell_the_spread() -> None:
@@ -138,9 +140,9 @@ def test_only_the_better_trials_tell_the_spread() -> None:
     assert found([50.0], good[0], [*good, *collapsed]) == found([50.0], good[0], good)
 
 
-def seen(trial: int = 2, split: int = 0, **changes: Any) -> Seen:
+def seen(trial: int = 2, split: int = 0, **changes: Any) -> PruningContext:
     defaults: dict[str, Any] = {"trial": trial, "split": split, "splits": (0, 1, 2), "iterations": 100}
-    return Seen(**{**defaults, **changes})
+    return PruningContext(**{**defaults, **changes})
 
 
 def test_the_paired_rule_says_why() -> None:
@@ -173,7 +175,7 @@ def test_a_forecast_by_hand() -> None:
     first = forecast(({}, 20.0), PAIR[0], PAIR, (0, 1, 2), 0, false_prune_rate=0.1)
     assert first is not None and (first.done, first.total, first.behind, first.expected) == (0, 3, 10.0, 10.0)
     # Variances of what is to come: 0, 8 and 8.
-    assert first.margin == pytest.approx(t_quantile_2(0.1) * math.sqrt(16 / 3 * 1.5)) and first.hopeless
+    assert first.margin == pytest.approx(t_quantile_2(0.1) * math.sqrt(16 / 3 * 1.5)) and first.should_prune
     later = forecast(({0: 56.0}, 20.0), PAIR[0], PAIR, (0, 1, 2), 1, false_prune_rate=0.1)
     # So far 45 and 48 of 70: 23.5 are to come; the candidate has 38.
     assert later is not None and (later.done, later.behind, later.expected) == (1, 7.0, 70 - 38 - 23.5)
@@ -473,7 +475,7 @@ def steps(trials: np.ndarray, rule: Pruner, fresh: bool = False) -> Iterator[tup
 
     def judge(trial: int, split: int) -> bool:
         asked = type(rule)(rule.config) if fresh else rule
-        given = Seen(
+        given = PruningContext(
             trial=trial,
             split=split,
             splits=(0, 1, 2),

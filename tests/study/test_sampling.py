@@ -9,8 +9,8 @@ from pathlib import Path
 import optuna
 import pytest
 
+from css_ray.study.definition import Distribution, Objective, Search
 from css_ray.study.sampling import Result, Sampling
-from css_ray.study.schema import Distribution, Objective, Search
 
 ROOT = Path(__file__).parent.parent.parent
 SPACE = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from css_ray.study.schema import StudyError, extend, parse, read
+from css_ray.study.definition import StudyError, extend, parse, read
 
 ROOT = Path(__file__).parent.parent.parent
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
@@ -240,10 +240,10 @@ def test_unknown_presets_are_named() -> None:
 
 
 def test_a_mapping_may_take_over_another() -> None:
-    from css_ray.study.schema import _Loader
+    from css_ray.study.definition.file import StudyLoader
 
     text = "a: &a {name: css, row: A}\nb: {<<: *a, row: B}\n"
-    assert yaml.load(text, Loader=_Loader) == {"a": {"name": "css", "row": "A"}, "b": {"name": "css", "row": "B"}}
+    assert yaml.load(text, Loader=StudyLoader) == {"a": {"name": "css", "row": "A"}, "b": {"name": "css", "row": "B"}}
 
 
 LIST = "splits/{labelled}/{split}/labeled.txt"
@@ -395,7 +395,7 @@ def test_what_an_extension_may_not_touch_is_said_at_once() -> None:
     [(2, (4, 6), [2]), (4, (4, 6), []), ([1, 8], (16, 16), [1, 2, 4, 8]), ([2, 8], (4, 6), [2]), ([5, 7], (16, 16), [])],
 )
 def test_which_numbers_of_workers_share_the_batches(workers: Any, batches: tuple[int, int], sizes: list[int]) -> None:
-    from css_ray.study.schema import Resources
+    from css_ray.study.definition import Resources
 
     data = dict(zip(("labelled_batch", "unlabelled_batch"), batches, strict=True))
     assert Resources(workers=workers).sizes(data) == sizes

@@ -11,7 +11,7 @@ import pytest
 from ray.exceptions import OutOfMemoryError
 
 from css_ray.study import slot as module
-from css_ray.study.schema import Resources
+from css_ray.study.definition import Resources
 from css_ray.study.slot import Slot, last_line, reason_of
 
 STANDS_STILL = """

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from css_ray.study import cluster as module
 from css_ray.study.cluster import Node, Report
 from css_ray.study.code import code_version, copy_code
-from css_ray.study.schema import StudyError, parse
+from css_ray.study.definition import StudyError, parse
 from css_ray.study.submission import Cluster, is_jobs_address
 from tests.places import SPEC
 
