@@ -8,13 +8,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from css_ray.events import TrialStarted
 from css_ray.methods import METHODS
 from css_ray.models.segmenter import ModelConfig
 from css_ray.study.definition.sections import Budget, Data, Keep, Objective, Resources, Search, Table, Tracking
 from css_ray.study.definition.space import Distribution
+from css_ray.study.paths import absolute_paths
 from css_ray.study.pruning import PRUNERS, Pruner
 from css_ray.training.settings import TrainConfig
 from css_ray.views import Views
@@ -62,14 +63,18 @@ class StudyDefinition:
     def grid_trials(self) -> list[TrialSpec]:
         """The trials that are known before anything runs: the product of the grid's lists, the last key varying fastest, and
         after it those that are listed one by one."""
-        product = itertools.product(*self.grid.values()) if self.grid else ()
-        points = [dict(zip(self.grid, point, strict=True)) for point in product]
-        return [self._trial(index, "grid", point) for index, point in enumerate([*points, *self.trials])]
+        return [self._trial(index, "grid", point) for index, point in enumerate(self._points())]
 
     def search_trial(self, index: int, drawn: Mapping[str, Any]) -> TrialSpec:
         """The trial of the search at `index` (counted after the grid's) with the `drawn` settings."""
         assert self.search is not None
         return self._trial(index, "search", {"method": self.search.method, **drawn})
+
+    def trial_begun(self, start: TrialStarted) -> TrialSpec:
+        """The trial that began with this event."""
+        if start.source == "grid":
+            return self._trial(start.trial, "grid", self._points()[start.trial])
+        return self.search_trial(start.trial, {path: start.params[path] for path in self.space})
 
     def resolved(self) -> dict[str, Any]:
         """The spec with every default of data, views, model and train written out and every path absolute, for the journal.
@@ -95,6 +100,16 @@ class StudyDefinition:
         """Trials of the grid and the search together."""
         in_grid = math.prod(map(len, self.grid.values())) if self.grid else 0
         return in_grid + len(self.trials) + (self.search.trials if self.search else 0)
+
+    def planned_iterations(self) -> list[int]:
+        """The steps of one run of each trial; of a trial still to be drawn, the study's own setting."""
+        in_grid = [trial.settings["train"]["iterations"] for trial in self.grid_trials()]
+        return in_grid + [self.train.iterations] * (self.num_trials - len(in_grid))
+
+    def _points(self) -> list[Mapping[str, Any]]:
+        """What each trial of the grid sets."""
+        product = itertools.product(*self.grid.values()) if self.grid else ()
+        return [*(dict(zip(self.grid, point, strict=True)) for point in product), *self.trials]
 
     def _trial(self, index: int, source: Literal["grid", "search"], point: Mapping[str, Any]) -> TrialSpec:
         settings: dict[str, dict[str, Any]] = {
@@ -126,21 +141,6 @@ class StudyDefinition:
             raise ValueError(problem)
         settings["method"] = {"name": name, "preset": preset, **values}
         return TrialSpec(index, row, source, params, settings)
-
-
-def absolute_paths(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A copy of the sections in which local paths no longer depend on the current folder; a worker's is another."""
-    located = {section: dict(values) for section, values in settings.items()}
-    for section, key in (
-        ("data", "root"),
-        ("data", "labelled_list"),
-        ("data", "unlabelled_list"),
-        ("model", "pretrained"),
-    ):
-        path = located[section][key]
-        if isinstance(path, str) and "://" not in path:
-            located[section][key] = str(Path(path).resolve())
-    return located
 
 
 def batch_problems(data: Mapping[str, Any], resources: Resources) -> list[str]:

@@ -232,7 +232,7 @@ def keep_driving(run: Sequence[str], resume: Sequence[str], folder: str) -> int:
         if stopped:
             return code if code >= 0 else 130
         events = Journal(folder).events
-        last = next((event["event"] for event in reversed(events) if event["event"].startswith("study_")), "")
+        last = next((event.kind for event in reversed(events) if event.kind.startswith("study_")), "")
         ended = code in (0, 2, 130) or (code > 0 and last == "study_finished")
         fruitless = fruitless + 1 if len(events) == known else 1
         known = len(events)
