@@ -21,12 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from css_ray.secrets import secret_in, shown
 from css_ray.storage import is_url
 from css_ray.study.code import code_version, copy_code
-from css_ray.study.definition import StudyDefinition, StudyError
+from css_ray.study.definition import StudyDefinition, StudyError, to_yaml
 from css_ray.study.journal import Journal
 
 if TYPE_CHECKING:
@@ -170,7 +168,7 @@ class Cluster:
         with tempfile.TemporaryDirectory() as scratch, self._answering():
             copy_code(Path(scratch))
             if isinstance(study, StudyDefinition):
-                (Path(scratch) / STUDY_FILE).write_text(yaml.safe_dump(dict(study.spec), sort_keys=False))
+                (Path(scratch) / STUDY_FILE).write_text(to_yaml(study))
             self._client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "css_ray_cli", *command]),
                 submission_id=job,

@@ -37,6 +37,11 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> StudyDefinition:
     return parse(spec, str(path))
 
 
+def to_yaml(study: StudyDefinition) -> str:
+    """The text of a file that is read as `study`."""
+    return yaml.safe_dump(dict(study.spec), sort_keys=False)
+
+
 def parse(spec: Mapping[str, Any], source: str = "the study") -> StudyDefinition:
     """Check a mapping and return the study. Raises StudyError that lists every problem found."""
     checker = Checker(dict(spec))
