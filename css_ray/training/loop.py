@@ -16,12 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from css_ray import distributed
 from css_ray.methods.base import Method
-from css_ray.models.segmenter import Segmenter
 from css_ray.training.checkpoint import STATE_FILE, read_random_state, read_tensors, set_random_state, write_checkpoint
 from css_ray.training.evaluate import evaluate, evaluation_metrics, pseudo_label_quality
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import Reporter
 from css_ray.training.settings import TrainConfig
+from css_ray.training.step import place_method, train_step
 from css_ray.types import Batch, Losses
 
 
@@ -75,15 +75,7 @@ def fit(
     window = crop if config.evaluation == "sliding_window" else None
     if config.evaluation == "sliding_window" and window is None:
         raise ValueError("evaluation is sliding_window and crop is None; give the training crop, which is the window's side")
-    method.to(device)
-    if config.channels_last:
-        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.compile:
-        # In place, so that the names in state_dict stay; `predict`, which meets images of any size, is not part of forward and
-        # runs as it is.
-        for part in method.modules():
-            if isinstance(part, Segmenter):
-                part.compile()  # type: ignore[no-untyped-call]
+    place_method(method, config, device)
     optimizer = make_optimizer(method, config)
     progress = _Progress()
     torch.manual_seed(seed * 1_000_003 + distributed.rank())
@@ -108,13 +100,7 @@ def fit(
     )
     for batch in batches:
         lr = set_learning_rate(optimizer, config, progress.step)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
-            losses: Losses = module(batch.to(device), progress.step / config.iterations)
-            total = losses.total
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        method.after_step()
+        losses = train_step(module, method, optimizer, batch.to(device), progress.step / config.iterations, config)
         progress.step += 1
         curves.add(progress.step, losses)
 
@@ -123,7 +109,7 @@ def fit(
         if evaluating or progress.step % config.log_every == 0:
             means = curves.means(lr, last_good)
             reporter.logged(progress.step, means | _diagnostics(losses))
-        del losses, total  # what a diagnostic holds on to would lie beside the next step's activations
+        del losses  # what a diagnostic holds on to would lie beside the next step's activations
         if evaluating:
             _agree_on_buffers(method)
             evaluation = evaluate(method.predictor(), val_batches, device, window=window, average=config.window_average)
