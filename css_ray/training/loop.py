@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from css_ray import distributed
 from css_ray.methods.base import Method
+from css_ray.models.segmenter import Segmenter
 from css_ray.training.checkpoint import STATE_FILE, read_random_state, read_tensors, set_random_state, write_checkpoint
 from css_ray.training.evaluate import evaluate, evaluation_metrics, pseudo_label_quality
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
@@ -56,7 +57,7 @@ def fit(
     crop: int | None = None,
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
-    keep_best: Callable[[dict[str, Tensor]], None] = lambda state: None,
+    keep_best: Callable[[Segmenter, int, dict[str, float]], None] = lambda predictor, step, metrics: None,
 ) -> Fit:
     """Train `method` and evaluate its predictor every `config.evaluate_every` steps and after the last.
 
@@ -67,7 +68,7 @@ def fit(
     crop: side in pixels of the training crop, which is the window where `config.evaluation` is sliding_window.
     checkpoint: a folder that the reporter's `write_checkpoint` filled; the run goes on from there, bit for bit where
     the number of ranks is the same and the device computes deterministically (the CPU does, with as many threads).
-    keep_best(state): called on rank 0 with the predictor's weights after an evaluation that is better than all before.
+    keep_best(predictor, step, metrics): called on rank 0 after an evaluation that is better than all before.
 
     Raises NonFiniteLossError with the step, the loss's name and where the last good checkpoint is; ValueError, before the
     first step, where the evaluation needs a crop and has none.
@@ -122,7 +123,7 @@ def fit(
             if not progress.best or metrics["val/miou"] > progress.best["val/miou"]:
                 progress.best, progress.best_step = metrics, progress.step
                 if distributed.rank() == 0:
-                    keep_best(method.predictor().state_dict())
+                    keep_best(method.predictor(), progress.step, metrics)
 
             def write(folder: Path) -> None:
                 shared = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress.state()}
