@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from css_ray.study import runner as module
 from css_ray.study.definition import StudyDefinition, StudyError, parse
 from css_ray.study.preflight import check, needed_bytes
 from css_ray.study.run import execute, prepare, run_spec
-from css_ray.training.checkpoint import write_tensors
+from css_ray.training.best import write_best
 from css_ray.training.reporter import SilentReporter
 
 
@@ -163,14 +164,14 @@ def test_a_study_says_what_its_disk_must_hold(method: str, tmp_path: Path) -> No
     """Against the files that one run writes: best weights, and a checkpoint."""
     study = small(tmp_path, grid={"method": [{"name": method}]}, search=None, splits=[0])
     prepared = prepare(run_spec(study, study.grid_trials()[0], 0))
-    weights = tmp_path / "best.pt"
+    weights = tmp_path / "best.pt"  # best.json has two kilobytes, whatever the network
 
     class Keeper(SilentReporter):
         def evaluated(self, step: int, metrics: Any, write_checkpoint: Any) -> None:
             (tmp_path / "checkpoint").mkdir()
             write_checkpoint(tmp_path / "checkpoint")
 
-    execute(prepared, Keeper(), keep_best=lambda state: write_tensors(weights, state))
+    execute(prepared, Keeper(), keep_best=partial(write_best, tmp_path))
     checkpoint = sum(file.stat().st_size for file in (tmp_path / "checkpoint").iterdir())
     # One kept, and three of the trial that runs.
     written = weights.stat().st_size + 4 * checkpoint

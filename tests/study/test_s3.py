@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs
 import pytest
@@ -25,6 +28,7 @@ from css_ray.execution.checkpoints import Checkpoints
 from css_ray.storage import below
 from css_ray.study import journal as journal_module
 from css_ray.study.journal import Follower, Journal, JournalError, StudyLockedError, studies_in, study_folder
+from css_ray.training.best import BestDescription
 from css_ray.training.checkpoint import read_tensors
 from tests.faults import CREDENTIALS, Fault, FaultyStore, faulty_s3
 from tests.places import Place
@@ -358,15 +362,19 @@ def test_the_best_weights_are_the_old_or_the_new(values: int, store: FaultyStore
     from css_ray.execution.worker import _keeper
 
     keep = _keeper(below(store.url("kept/s"), "models", "split_0"))
-    keep({"weight": torch.zeros(values)})
+    about: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(BestDescription))
+    keep({"weight": torch.zeros(values)}, BestDescription(**about | {"step": 1}))
     store.fail(Fault("busy", times=2), Fault("cut_response", "PUT"))
-    keep({"weight": torch.ones(values)})
+    keep({"weight": torch.ones(values)}, BestDescription(**about | {"step": 2}))
     store.fail(Fault("cut_request", "PUT", "best.pt", bytes=100, times=99))
     with pytest.raises(OSError, match=r"best\.pt.*kept"):
-        keep({"weight": torch.full((values,), 2.0)})
+        keep({"weight": torch.full((values,), 2.0)}, BestDescription(**about | {"step": 3}))
     store.heal()
-    assert store.names("kept/s") == ["models/split_0/best.pt"]
-    (tmp_path / "best.pt").write_bytes(read(store, "kept/s/models/split_0/best.pt"))
+    assert store.names("kept/s") == ["models/split_0/best.json", "models/split_0/best.pt"]
+    described = json.loads(read(store, "kept/s/models/split_0/best.json"))
+    weights = read(store, "kept/s/models/split_0/best.pt")
+    assert described["step"] == 2 and described["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    (tmp_path / "best.pt").write_bytes(weights)
     assert torch.equal(read_tensors(tmp_path / "best.pt")["weight"], torch.ones(values))
 
 
