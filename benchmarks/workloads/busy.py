@@ -1,8 +1,8 @@
-"""How busy the slots of a study are: `python -m benchmarks._busy FOLDER`, in a process of its own.
+"""How busy the slots of a study are: `python -m benchmarks.workloads.busy FOLDER`, in a process of its own.
 
 40 equal trials on 8 slots, through the real driver and Tune with its processes. The slots are simulated: in the place of a
-worker group each trial's process waits for 60 s and tells what workers would. So the share is what handing out, judging and
-ending trials leaves of a slot's time; starting the worker groups, once a slot, is measured by `_startup`. Prints the share.
+worker group each trial's process waits for 60 s and reports what workers would. So the share is what handing out, judging and
+ending trials leaves of a slot's time; starting the worker groups, once per slot, is measured by `startup`. Prints the share.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ from typing import Any
 import ray
 import ray.tune
 
+from benchmarks.workloads.driver import run_started
 from css_ray.data.catalogue import ensure_dataset
-from css_ray.study import runner
-from css_ray.study.definition import StudyDefinition, parse
+from css_ray.events import Event, RunEvaluated, RunFinished, TrialFinished, TrialStarted
+from css_ray.execution.handover import Message
+from css_ray.execution.tune import tune
+from css_ray.study.definition import parse
+from css_ray.study.driver import Driver
+from css_ray.study.job import Job
+from css_ray.study.journal import Journal
 
 TRIALS, SLOTS, SECONDS, REPORTS = 40, 8, 60.0, 20
 ITERATIONS = 1000
@@ -27,28 +33,24 @@ ITERATIONS = 1000
 
 def simulated(config: dict[str, Any]) -> None:
     """A trial that takes SECONDS on its one split."""
-    job = config["job"]
+    job = Job.from_json(config["job"])
     started = time.time()
-    about = {"trial": job["trial"], "split": job["runs"][0]["split"]}
+    trial, split = job.trial, job.runs[0].split
     metrics = {"val/miou": 50.0, **{f"val/iou/{name}": 50.0 for name in "abcdef"}}
 
-    def tell(kind: str, **content: Any) -> None:
-        ray.tune.report({"events": [{"event": kind, "time": time.time(), **about, **content}]})
+    def report(event: Event) -> None:
+        ray.tune.report(Message(events=[event]).to_json())
 
-    tell(
-        "run_started", seed=0, dataset="digits", split_hash="", num_labelled=24, num_unlabelled=376, class_names=list("abcdef")
-    )
-    for report in range(1, REPORTS + 1):
-        time.sleep(max(0.0, started + report * SECONDS / REPORTS - time.time()))
-        tell("run_evaluated", step=report * ITERATIONS // REPORTS, metrics=metrics)
-    tell("run_finished", step=ITERATIONS, last=metrics, best=metrics, best_step=ITERATIONS, seconds=time.time() - started)
-
-
-def connect(study: StudyDefinition, address: str | None) -> int:
-    """As the runner does, with as many slots as we like."""
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # as the runner's own
-    ray.init(num_cpus=SLOTS, log_to_driver=False, include_dashboard=False)
-    return SLOTS
+    report(run_started(trial, split))
+    for number in range(1, REPORTS + 1):
+        time.sleep(max(0.0, started + number * SECONDS / REPORTS - time.time()))
+        report(RunEvaluated.now(trial=trial, split=split, step=number * ITERATIONS // REPORTS, metrics=metrics))
+    seconds = time.time() - started
+    report(
+        RunFinished.now(
+            trial=trial, split=split, step=ITERATIONS, last=metrics, best=metrics, best_step=ITERATIONS, seconds=seconds
+        )
+    )  # fmt: skip
 
 
 def main(folder: Path) -> None:
@@ -70,13 +72,19 @@ def main(folder: Path) -> None:
             "resources": {"concurrent_trials": SLOTS},
         }
     )  # fmt: skip
-    runner.connect, runner.run_trial = connect, simulated
-    outcome = runner.Runner(study, str(folder / "runs")).run(resume=False)
-    assert outcome.status == "finished", outcome
-    events = [json.loads(line) for line in (folder / "runs" / "busy" / "journal.jsonl").read_text().splitlines()]
-    begun = min(event["time"] for event in events if event["event"] == "trial_started")
-    ended = max(event["time"] for event in events if event["event"] == "trial_finished")
-    trained = sum(event["seconds"] for event in events if event["event"] == "run_finished")
+    driver = Driver(study, str(folder / "runs"))
+    # A runner would start no more slots than this machine has cores, which simulated ones do not need.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    ray.init(num_cpus=SLOTS, log_to_driver=False, include_dashboard=False)
+    with driver.driving():
+        driver.begin_or_resume()
+        tune(driver, SLOTS, None, trainable=simulated)
+        driver.finish()
+    assert driver.outcome().status == "finished", driver.outcome()
+    events = Journal(driver.folder).events
+    begun = min(event.time for event in events if isinstance(event, TrialStarted))
+    ended = max(event.time for event in events if isinstance(event, TrialFinished))
+    trained = sum(event.seconds for event in events if isinstance(event, RunFinished))
     print(json.dumps({"share": trained / (SLOTS * (ended - begun))}))
 
 

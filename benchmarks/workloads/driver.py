@@ -1,42 +1,42 @@
-"""What a large study costs its driver, in a process of its own: `python -m benchmarks._driver FOLDER`.
+"""What a large study costs its driver, in a process of its own: `python -m benchmarks.workloads.driver FOLDER`.
 
-The driver is real (suggestions, journal with its fsyncs, ledger, pruners, progress); the trials are simulated: their events
-come at once, as workers would tell them. MLflow is left out: it has a thread of its own.
+The driver is real (suggestions, journal with its fsyncs, standing, pruners), and so is what the live view does with each event;
+the trials are simulated: their events come without a pause. MLflow is left out: it has a thread of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from benchmarks._reader import private_megabytes
+from benchmarks.workloads.reader import private_megabytes
 from css_ray.data.catalogue import ensure_dataset
-from css_ray.execution.runner import Runner
-from css_ray.records import Event
-from css_ray.study.definition import StudyDefinition, parse
-from css_ray.study.progress import Progress
+from css_ray.events import Event, RunEvaluated, RunFinished, RunStarted
+from css_ray.standing import Standing
+from css_ray.study.definition import StudyDefinition, TrialSpec, parse
+from css_ray.study.driver import Driver
 
 TRIALS, SPLITS, REPORTS, ITERATIONS, COMPARED = 1000, 3, 20, 1000, 100
 
 
-class _NoMLflow:
-    def record(self, event: Event) -> None: ...
+class View:
+    """Takes each event into account once more, as the live view of a study does."""
 
-
-class _View:
     def __init__(self, study: StudyDefinition) -> None:
-        self.progress = Progress(study)
+        self.standing = Standing(parse, study)
 
     def event(self, event: Event) -> None:
-        self.progress.event(event)
+        self.standing.add(event)
 
 
-def _study(folder: Path) -> StudyDefinition:
-    return parse(
+def large_study(folder: Path) -> StudyDefinition:
+    """A search of TRIALS trials x SPLITS splits; `folder` is for its data."""
+    study = parse(
         {
             "study": "large",
             "data": {
@@ -52,52 +52,68 @@ def _study(folder: Path) -> StudyDefinition:
             },
         }
     )  # fmt: skip
+    ensure_dataset("digits", study.data.root)
+    return study
 
 
-def _drive(runner: Runner) -> list[float]:
+@contextlib.contextmanager
+def driving_without_mlflow(driver: Driver) -> Iterator[None]:
+    """Hold the study's lock and begin the study, as `Driver.driving` and a runner do."""
+    with driver.journal.driving():
+        driver.journal.forget()
+        driver.begin_or_resume()
+        yield
+
+
+def next_trial(driver: Driver) -> TrialSpec:
+    """The driver's next trial, which has begun. No other is under way."""
+    trial = driver.next_trial(set())
+    assert isinstance(trial, TrialSpec)
+    driver.begin(trial)
+    return trial
+
+
+def run_started(trial: int, split: int) -> RunStarted:
+    """What the first rank of a run on the digits reports."""
+    return RunStarted.now(
+        trial=trial, split=split, seed=0, dataset="digits", split_hash="", num_labelled=24, num_unlabelled=376,
+        class_names=list("abcdef"),
+    )  # fmt: skip
+
+
+def _drive(driver: Driver) -> list[float]:
     """Take the study through all its trials; the processor time of each, in seconds."""
     draw = random.Random(0)
     seconds = []
-    runner.emit("study_started", study="large", study_id="id", spec=runner.study.resolved(), versions={})
     for _ in range(TRIALS):
         started = time.process_time()
-        trial = runner.next_trial(set())
-        assert trial is not None and not isinstance(trial, str)
-        runner.begin(trial)
+        trial = next_trial(driver).index
         level = draw.gauss(60, 1)
         for split in range(SPLITS):
-            about: dict[str, Any] = {"trial": trial.index, "split": split}
-            told = [{"event": "run_started", "seed": 0, "dataset": "digits", "split_hash": "", "num_labelled": 24,
-                     "num_unlabelled": 376, "class_names": list("abcdef")}]  # fmt: skip
+            driver.hear(run_started(trial, split))
             for step in range(ITERATIONS // REPORTS, ITERATIONS + 1, ITERATIONS // REPORTS):
                 metrics = {f"val/iou/{name}": draw.gauss(level, 1) for name in "abcdef"} | {"val/miou": draw.gauss(level, 1)}
-                told.append({"event": "run_evaluated", "step": step, "metrics": metrics})
-            ended = {"step": ITERATIONS, "last": metrics, "best": metrics, "best_step": step, "seconds": 9.0}
-            told.append({"event": "run_finished", **ended})
-            for event in told:
-                runner.take({"time": time.time(), **about, **event})
-                if event["event"] in ("run_evaluated", "run_finished"):
-                    runner.judge({**about, **event})
-        runner.end(trial.index, None)
+                driver.hear(RunEvaluated.now(trial=trial, split=split, step=step, metrics=metrics))
+            driver.hear(
+                RunFinished.now(
+                    trial=trial, split=split, step=step, last=metrics, best=metrics, best_step=step, seconds=9.0
+                )
+            )  # fmt: skip
+        driver.end(trial, None)
         seconds.append(time.process_time() - started)
     return seconds
 
 
 def main(folder: Path) -> None:
-    study = _study(folder)
-    ensure_dataset("digits", study.data.root)
-    runner = Runner(study, str(folder / "runs"), observer=_View(study))
-    runner.tracker = _NoMLflow()  # type: ignore[assignment]
-    runner.journal.forget()  # as `run` does
-    seconds = _drive(runner)
+    study = large_study(folder)
+    driver = Driver(study, str(folder / "runs"), View(study))
+    with driving_without_mlflow(driver):
+        seconds = _drive(driver)
     private = private_megabytes()
     started = time.perf_counter()
-    again = Runner(study, str(folder / "runs"))
-    progress = Progress(study)
-    for event in again.journal.events:
-        progress.event(event)
+    again = Driver(study, str(folder / "runs"))
     replay = time.perf_counter() - started
-    assert len(again.ledger.ends) == TRIALS == progress.trials_ended
+    assert again.standing.trials_ended == TRIALS
     print(
         json.dumps({"first": sum(seconds[:COMPARED]), "last": sum(seconds[-COMPARED:]), "private": private, "replay": replay})
     )

@@ -26,7 +26,7 @@ class Steps:
         self.device, self.settings = torch.device(device), settings
         self.method = CSS(lambda: make_segmenter(model, CLASSES), CSS.Config(), Views()).to(device).train()
         if settings.channels_last:
-            self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.method.to(memory_format=torch.channels_last)
         if settings.compile:
             self.method.student.compile()
             self.method.teacher.model.compile()
@@ -50,7 +50,7 @@ class Steps:
             self.method.teacher(labelled)
             total = _sum(self.method.student(labelled)) + _sum(self.method.student(unlabelled))
         self.method.student.zero_grad(set_to_none=True)
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
