@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks._nodes import HEAD, LocalCluster, can_hide
+from benchmarks.workloads.nodes import HEAD, LocalCluster, can_hide
 from css_ray.study.code import code_version, copy_code
 from tests.places import Place, check_same, evaluations, runs_finished
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks._outage import Gate
+from benchmarks.workloads.gate import Gate
 from css_ray import tracking
 from css_ray.records import Event, records_from_events
 from css_ray.tracking import projection

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks import _images
+from benchmarks.workloads import pil_views
 from css_ray.types import IGNORE_INDEX
 from css_ray.views import Views
 
@@ -34,9 +34,9 @@ class _Files(Dataset[tuple[Arrays, Arrays]]):
         """Images and labels."""
         found = []
         for path in random.sample(self.labelled, self.batch):
-            items = Image.open(path).convert("RGB"), Image.open(path.with_suffix(".png"))
-            items = _images.scale_and_crop(items, self.crop, self.views.scale, (IGNORE_INDEX,))
-            found.append(_images.colours(_images.flip(items, self.views), self.views))
+            loaded = Image.open(path).convert("RGB"), Image.open(path.with_suffix(".png"))
+            items = pil_views.scale_and_crop(loaded, self.crop, self.views.scale, (IGNORE_INDEX,))
+            found.append(pil_views.colours(pil_views.flip(items, self.views), self.views))
         return (
             torch.stack([_image_tensor(image) for image, _ in found]),
             torch.stack([torch.from_numpy(np.array(labels, dtype=np.int64)) for _, labels in found]),
@@ -47,9 +47,9 @@ class _Files(Dataset[tuple[Arrays, Arrays]]):
         weak, strong = [], []
         for path in random.sample(self.unlabelled, self.batch):
             image = Image.open(path).convert("RGB")
-            weak.append(_images.pad_and_crop((image, Image.new("L", image.size, 1)), self.crop, (0,)))
-            strong.append(_images.scale_and_crop(weak[-1], self.crop, self.views.strong_scale, (0,)))
-        strong = [_images.flip(_images.colours(items, self.views), self.views) for items in _images.cut_mix(strong)]
+            weak.append(pil_views.pad_and_crop((image, Image.new("L", image.size, 1)), self.crop, (0,)))
+            strong.append(pil_views.scale_and_crop(weak[-1], self.crop, self.views.strong_scale, (0,)))
+        strong = [pil_views.flip(pil_views.colours(items, self.views), self.views) for items in pil_views.cut_mix(strong)]
         return tuple(
             torch.stack(tensors)
             for view in (weak, strong)

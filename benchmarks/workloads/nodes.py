@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,14 +15,10 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.workloads.processes import free_port
+
 HEAD = "127.0.0.2"
 """The head's address; the other nodes count on from it. Ray replaces 127.0.0.1 by one that others can reach."""
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind((HEAD, 0))
-        return int(opened.getsockname()[1])
 
 
 class LocalCluster:
@@ -45,7 +40,7 @@ class LocalCluster:
         }
         # Short: Ray's sockets lie there, and the path of a socket has 107 bytes at most.
         self.scratch = tempfile.mkdtemp(prefix="cssray-", dir="/tmp")
-        self.port, self.dashboard_port = free_port(), free_port()
+        self.port, self.dashboard_port = free_port(HEAD), free_port(HEAD)
         self.address, self.dashboard = f"{HEAD}:{self.port}", f"http://127.0.0.1:{self.dashboard_port}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import Row, _loose, _photographs, _prepare, compare
-from benchmarks._reader import memory_of_reader
+from benchmarks import Row, compare
+from benchmarks.workloads import loose_files, photographs, prepare
+from benchmarks.workloads.reader import memory_of_reader
 from css_ray.data.loaders import make_train_loader
 from css_ray.data.splits import Split
 from css_ray.methods import Supervised
@@ -29,15 +30,15 @@ def rows() -> Iterator[Row]:
     torch.set_num_threads(1)  # what a worker has by default
     keep_freed_memory()  # as a run on a CPU does; both sides have it
     with tempfile.TemporaryDirectory() as folder:
-        paths = _photographs.write_loose(Path(folder), FILES)
+        paths = photographs.write_loose(Path(folder), FILES)
         yield _batches(Path(folder), paths)
         yield from _access(Path(folder), paths)
-    yield _prepare.row()
+    yield prepare.row()
 
 
 def _batches(folder: Path, paths: list[Path]) -> Row:
     """Batches as the student sees them, from one worker process, its start included."""
-    dataset = _photographs.write_prepared(folder / "prepared", paths, FILES)
+    dataset = photographs.write_prepared(folder / "prepared", paths, FILES)
     split = Split(0, dataset.train.ids[:LABELLED], dataset.train.ids[LABELLED:], "")
     views = Views()
     tiny = ModelConfig(encoder="tiny", output_stride=4, pretrained=False)
@@ -53,18 +54,18 @@ def _batches(folder: Path, paths: list[Path]) -> Row:
                 method.strong_colours(batch.labelled_images)
                 strong_view(method, batch.unlabelled_images, [batch.unlabelled_valid], [0], partner="local")
 
-    def loose() -> None:
+    def other() -> None:
         given = paths[:LABELLED], paths[LABELLED:]
-        for _ in _loose.batches(*given, crop=CROP, batch=BATCH, views=views, num_steps=STEPS):
+        for _ in loose_files.batches(*given, crop=CROP, batch=BATCH, views=views, num_steps=STEPS):
             pass
 
     name = f"{BATCH} + {BATCH} images of {CROP} from shards, one worker process, vs loose files"
-    return compare(name, ours, loose, 1 / 2)
+    return compare(name, ours, other, 1 / 2)
 
 
 def _access(folder: Path, paths: list[Path]) -> Iterator[Row]:
     """Single images of a large data set, decoded with their masks."""
-    shards = _photographs.write_prepared(folder / "large", paths, LARGE).train
+    shards = photographs.write_prepared(folder / "large", paths, LARGE).train
     draw, reads = random.Random(0), 500
 
     def at_random() -> None:

@@ -7,17 +7,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from benchmarks import Row, UnavailableError
-from benchmarks._steps import Steps
+from benchmarks.workloads.steps import Steps
 from css_ray.models import ModelConfig
 from css_ray.training.settings import TrainConfig
 
+PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
 SETTINGS = [
     TrainConfig(precision=precision, channels_last=channels_last, compile=compiled)
-    for precision, channels_last, compiled in itertools.product(("fp32", "bf16"), (False, True), (False, True))
+    for precision, channels_last, compiled in itertools.product(PRECISIONS, (False, True), (False, True))
 ]
 
 

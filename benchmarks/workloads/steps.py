@@ -42,7 +42,7 @@ class Steps:
             self.method.teacher(labelled)
             total = _sum(self.method.student(labelled)) + _sum(self.method.student(unlabelled))
         self.method.student.zero_grad(set_to_none=True)
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
 
 
 def _sum(prediction: Prediction) -> Tensor:

@@ -1,9 +1,8 @@
-"""Records the table that the benchmark of pruning replays: `python -m benchmarks._record`.
+"""Records the table that `replay` runs studies over: `python -m benchmarks.recorded.record`.
 
 200 settings of the quick start's search, drawn at random from a space as wide as one who knows nothing would give it, each
-trained by its network on three splits; a line of
-`benchmarks/recorded.jsonl` a configuration: its settings and, by split, its val mIoU in percent at every EVALUATE_EVERY steps.
-It takes an hour or two on two CPU cores; stopped, it goes on where it was.
+trained by its network on three splits. `recorded.jsonl` has one line per configuration: its settings and, by split, its val
+mIoU in percent at every EVALUATE_EVERY steps. It takes an hour or two on two CPU cores; stopped, it continues where it was.
 """
 
 from __future__ import annotations
@@ -13,21 +12,22 @@ import json
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import ROOT
+from benchmarks.recorded import TABLE
 from css_ray.data.catalogue import ensure_dataset
-from css_ray.execution.runner import Runner
 from css_ray.study.definition import StudyDefinition, read
-from css_ray.study.run import execute, prepare, run_spec
+from css_ray.study.driver import Driver
+from css_ray.study.inputs import prepare
+from css_ray.study.run import execute, run_spec
 from css_ray.study.sampling import Sampling
 from css_ray.training.loop import NonFiniteLossError
 from css_ray.training.reporter import SilentReporter
 
-TABLE = Path(__file__).parent / "recorded.jsonl"
-STUDY = Path(__file__).parent.parent / "studies" / "quickstart.yaml"
+STUDY = ROOT / "studies" / "quickstart.yaml"
 CONFIGURATIONS, SPLITS = 200, (0, 1, 2)
 SPACE = {
     "method.prototype_decay": {"uniform": [0.5, 0.999]},
@@ -75,7 +75,7 @@ def main() -> None:
     study = table_study()
     ensure_dataset(study.data.dataset, study.data.root)
     assert study.search is not None
-    sampling = Sampling(study.search, study.space, study.objective, Runner(study, tempfile.gettempdir()).feasible)
+    sampling = Sampling(study.search, study.space, study.objective, Driver(study, tempfile.gettempdir()).feasible)
     drawn: list[dict[str, Any]] = []
     for _ in range(CONFIGURATIONS):
         drawn.append(sampling.suggest(drawn, []))

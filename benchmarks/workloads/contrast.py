@@ -39,7 +39,7 @@ def ours(given: Inputs, negatives: Negatives) -> None:
     contrastive_loss(
         representations, given.labels, given.hard, value, seen, temperature=TEMPERATURE, num_queries=given.queries,
         num_negatives=given.negatives, negatives=negatives,
-    ).backward()  # fmt: skip
+    ).backward()  # type: ignore[no-untyped-call]  # fmt: skip
 
 
 def published(given: Inputs) -> None:
@@ -70,7 +70,7 @@ def published(given: Inputs) -> None:
             others = [other for other in range(len(present)) if other != number]
             similarity = F.cosine_similarity(prototypes[label][None], prototypes[[present[other] for other in others]], dim=1)
             distribution = torch.distributions.Categorical((similarity / TEMPERATURE).softmax(dim=0))
-            classes = distribution.sample((given.queries, given.negatives))
+            classes = distribution.sample((given.queries, given.negatives))  # type: ignore[no-untyped-call]
             counts = torch.tensor([len(all_pixels[other]) for other in others])
             within = (torch.rand(classes.shape) * counts[classes]).long()
             places = (counts.cumsum(dim=0) - counts)[classes] + within
@@ -79,4 +79,4 @@ def published(given: Inputs) -> None:
             keys = torch.cat([positive, pool[places.flatten()].view(*places.shape, -1)], dim=1)  # [Q, N + 1, D]
         logits = F.cosine_similarity(anchors.unsqueeze(1), keys, dim=2)
         loss = loss + F.cross_entropy(logits / TEMPERATURE, torch.zeros(given.queries, dtype=torch.long))
-    (loss / len(present)).backward()
+    (loss / len(present)).backward()  # type: ignore[no-untyped-call]

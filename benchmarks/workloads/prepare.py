@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks import Row, compare
-from benchmarks._photographs import CLASSES, write_loose
+from benchmarks.workloads.photographs import CLASSES, write_loose
 from css_ray.data.catalogue import prepare
 from css_ray.data.writing import in_processes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -16,8 +15,10 @@ from typing import Any
 import yaml
 
 from benchmarks import Row
-from benchmarks._nodes import LocalCluster
+from benchmarks.workloads.nodes import LocalCluster
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.events import Event, RunLogged, TrialFinished, TrialStarted
+from css_ray.study.journal import Journal, study_folder
 
 STEPS, REPORT_EVERY = 200, 20
 TRIALS, TRIAL_STEPS = 16, 60
@@ -94,7 +95,7 @@ def _many(folder: Path) -> dict[str, Any]:
     )
 
 
-def _run(cluster: LocalCluster, place: Path, study: dict[str, Any]) -> list[dict[str, Any]]:
+def _run(cluster: LocalCluster, place: Path, study: dict[str, Any]) -> list[Event]:
     """The events of a study that ran on the cluster to its end."""
     place.mkdir(exist_ok=True)
     file, name = place / f"{study['study']}.yaml", study["study"]
@@ -103,21 +104,21 @@ def _run(cluster: LocalCluster, place: Path, study: dict[str, Any]) -> list[dict
     ended = subprocess.run([*command, "--address", cluster.address], env=cluster.environment, capture_output=True, text=True)
     if ended.returncode:
         raise RuntimeError(f"{name} ended with code {ended.returncode}:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
-    journal = place / "runs" / name / "journal.jsonl"
-    return [json.loads(line) for line in journal.read_text().splitlines()]
+    return Journal(study_folder(str(place / "runs"), name)).events
 
 
-def _steps(events: list[dict[str, Any]]) -> list[float]:
+def _steps(events: list[Event]) -> list[float]:
     """Milliseconds a step of each split, from the second report on."""
     found = []
-    for split in {event["split"] for event in events if event["event"] == "run_logged"}:
-        times = {event["step"]: event["time"] for event in events if event["event"] == "run_logged" and event["split"] == split}
+    logged = [event for event in events if isinstance(event, RunLogged)]
+    for split in {event.split for event in logged}:
+        times = {event.step: event.time for event in logged if event.split == split}
         found.append((times[STEPS] - times[2 * REPORT_EVERY]) / (STEPS - 2 * REPORT_EVERY) * 1000)
     return found
 
 
-def _seconds(events: list[dict[str, Any]]) -> float:
+def _seconds(events: list[Event]) -> float:
     """From the first trial's start to the last one's end."""
-    starts = [event["time"] for event in events if event["event"] == "trial_started"]
-    ends = [event["time"] for event in events if event["event"] == "trial_finished"]
-    return float(max(ends) - min(starts))
+    starts = [event.time for event in events if isinstance(event, TrialStarted)]
+    ends = [event.time for event in events if isinstance(event, TrialFinished)]
+    return max(ends) - min(starts)

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import Row, _table, compare
+from benchmarks import Row, compare
+from benchmarks.recorded import replay
+from benchmarks.workloads import run_alone
+from css_ray.events import RunLogged
 from css_ray.methods import METHODS, Method
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.study.journal import Journal
@@ -38,21 +39,19 @@ def rows() -> Iterator[Row]:
     yield from _driver()
     yield from _outage()
     yield from _studies()
-    yield from _table.rows()
+    yield from replay.rows()
 
 
-def _found(module: str) -> dict[str, Any]:
-    """What `python -m benchmarks.<module> FOLDER` prints."""
+def _found(workload: str) -> dict[str, Any]:
+    """What a workload prints that is given an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", f"benchmarks.{module}", folder]
-        ended = subprocess.run(command, cwd=Path(__file__).parent.parent, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+        found: dict[str, Any] = run_alone(workload, folder)
     return found
 
 
 def _outage() -> Iterator[Row]:
     """A loop that reports to the real driver while MLflow is away."""
-    found = _found("_outage")
+    found = _found("outage")
     steps, record = found["steps"], found["record"]
     yield Row("100 steps that report every 5, MLflow hung, vs no MLflow", steps["hung"], steps["off"], 1.02)
     yield Row("100 steps that report every 5, MLflow stopped, vs no MLflow", steps["stopped"], steps["off"], 1.02)
@@ -61,17 +60,17 @@ def _outage() -> Iterator[Row]:
 
 def _studies() -> Iterator[Row]:
     """Whole studies under Ray, each in a process of its own."""
-    found = _found("_startup")
+    found = _found("startup")
     yield Row("start of a later trial, vs the bound", found["later"], 10, 1, "s")
     yield Row("start of a trial's next split, vs the bound", found["split"], 10, 1, "s")
-    found = _found("_pace")
+    found = _found("pace")
     yield Row("a step inside a study, vs plainly", found["inside"], found["plain"], 1 / 0.98, "ms")
-    yield Row("time of 8 slots, vs what 40 trials trained of it", 1, _found("_busy")["share"], 1 / 0.93, "")
+    yield Row("time of 8 slots, vs what 40 trials trained of it", 1, _found("busy")["share"], 1 / 0.93, "")
 
 
 def _driver() -> Iterator[Row]:
     """1,000 simulated trials x 3 splits x 20 evaluations through the real driver, in a process of its own."""
-    found = _found("_driver")
+    found = _found("driver")
     yield Row("driver's CPU for trials 901 to 1,000, vs for trials 1 to 100", found["last"], found["first"], 1.2)
     yield Row("driver's private memory after 1,000 trials, vs the bound", found["private"], 600, 1, "MB")
     yield Row("replay of that study's journal, vs the bound", found["replay"], 5, 1)
@@ -113,17 +112,8 @@ def _loop() -> Iterator[Row]:
 
 def _journal() -> Row:
     """1,000 events through the journal (identified, written, fsynced) against the bare write and fsync of the same lines."""
-    events = [
-        {
-            "event": "run_logged",
-            "time": 0.0,
-            "trial": 0,
-            "split": 0,
-            "step": step,
-            "metrics": {"train/loss": 0.5, "train/lr": 0.1},
-        }
-        for step in range(1000)
-    ]
+    metrics = {"train/loss": 0.5, "train/lr": 0.1}
+    events = [RunLogged(time=0.0, trial=0, split=0, step=step, metrics=metrics) for step in range(1000)]
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +125,7 @@ def _journal() -> Row:
         with tempfile.TemporaryDirectory() as folder:
             descriptor = os.open(Path(folder) / "lines", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             for event in events:
-                os.write(descriptor, json.dumps(event).encode() + b"\n")
+                os.write(descriptor, json.dumps(event.to_json()).encode() + b"\n")
                 os.fsync(descriptor)
             os.close(descriptor)
 

@@ -1,5 +1,6 @@
-"""The paired rule by simulation: how often it prunes wrongly, and what it saves. `python -m benchmarks._pruning` prints the
-tables of docs/pruning.md and writes its figure.
+"""The paired rule by simulation: how often it prunes wrongly, and what it saves.
+
+`python -m benchmarks.simulations.pruning` prints the tables of docs/pruning.md and writes its figure.
 
 A simulated score is trial + split + residual, in mIoU. A trial's effect is its distance to the best of the trials that have
 finished, or in a search to the best there can be; residuals are normal, or t with 3 degrees of freedom, scaled to the same
@@ -12,13 +13,14 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from benchmarks import ROOT
 from css_ray.study.pruning.paired import prospect
 
-FIGURE = Path(__file__).parent.parent / "docs" / "pruning.svg"
+FIGURE = ROOT / "docs" / "pruning.svg"
 SPLIT_STD = 4.5  # the paper's at 92 labelled images
 RESIDUAL_STDS = (0.35, 1.0, 2.0)
 SPLITS = (3, 5, 10)
@@ -27,7 +29,7 @@ GOOD_EFFECTS = (0.0, 1.0)
 FINISHED = 10
 SIDE_BY_SIDE = 4
 
-Scores = np.ndarray
+Scores = NDArray[np.float64]
 """[n]: a trial's score on each split."""
 
 Rule = Callable[[Scores, Scores, Scores], bool]

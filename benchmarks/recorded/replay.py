@@ -1,7 +1,7 @@
-"""What pruning saves on a recorded table of trainings, and whom it prunes wrongly: `python -m benchmarks._table`.
+"""What pruning saves on a recorded table of trainings, and whom it prunes wrongly: `python -m benchmarks.recorded.replay`.
 
-Nothing is trained: a study is replayed over `recorded.jsonl` (see `_record`), whose configurations have their val mIoU at each
-evaluation on each split. Sampler and pruners are the real ones, and are told what the runner tells them, in its order. A
+Nothing is trained: a study is replayed over `recorded.jsonl` (see `record`), whose configurations have their val mIoU at each
+evaluation on each split. Sampler and pruners are the real ones, and are told what the driver tells them, in its order. A
 setting that TPE suggests becomes the nearest configuration that was not tried yet. Verdicts act at once; in a study a worker
 may learn of one a log line later.
 """
@@ -92,7 +92,8 @@ class Table:
 
 def recorded() -> Table:
     """The table that is shipped. Raises UnavailableError before two of its configurations are recorded."""
-    from benchmarks._record import EVALUATE_EVERY, ITERATIONS, SPLITS, TABLE, table_study
+    from benchmarks.recorded import TABLE
+    from benchmarks.recorded.record import EVALUATE_EVERY, ITERATIONS, SPLITS, table_study
 
     return read(TABLE, table_study().space, SPLITS, ITERATIONS, EVALUATE_EVERY)
 
@@ -112,7 +113,9 @@ def read(path: Path, space: Mapping[str, Distribution], splits: Sequence[int], i
     ]
     table = Table(configurations=configurations, splits=splits, iterations=iterations, every=every, space=space)
     if sum(math.isfinite(table.mean(position)) for position in range(len(configurations))) < 2:
-        raise UnavailableError(f"{path.name} has fewer than two trained configurations; python -m benchmarks._record adds some")
+        raise UnavailableError(
+            f"{path.name} has fewer than two trained configurations; python -m benchmarks.recorded.record adds some"
+        )
     return table
 
 
@@ -189,7 +192,7 @@ def replay(
             study.pruned.add(trial)
 
     while not study.arrived:
-        # As the runner does: a suggestion waits for the results that it may depend on.
+        # As the driver does: a suggestion waits for the results that it may depend on.
         while len(study.tried) < trials and len(running) < side_by_side:
             known = range(max(0, len(study.tried) - side_by_side + 1))
             if any(trial not in results for trial in known):
@@ -236,7 +239,7 @@ def _intervals(table: Table, position: int) -> Iterator[tuple[int, int, float | 
 
 
 def _result(table: Table, values: Mapping[int, float], curves: Mapping[int, Mapping[int, float]], pruned: bool) -> Result:
-    """What the sampler is told of a trial, as `Runner.result_of` does."""
+    """What the sampler is told of a trial, as `Driver.result_of` does."""
     if pruned:
         places = ((place, curves.get(split, {})) for place, split in enumerate(table.splits))
         counted_on = {place * table.iterations + step: value for place, curve in places for step, value in curve.items()}

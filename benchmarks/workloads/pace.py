@@ -1,4 +1,4 @@
-"""Steps a second inside a study and outside: `python -m benchmarks._pace FOLDER`, in a process of its own.
+"""Steps a second inside a study and outside: `python -m benchmarks.workloads.pace FOLDER`, in a process of its own.
 
 The same runs twice: plainly in this process, and by a study under Ray Train and Tune with its journal, its checkpoints and
 MLflow. Both report every 50 steps, evaluate half-way and at the end, and have one thread. The clock runs from the report at
@@ -17,9 +17,12 @@ from pathlib import Path
 import torch
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.events import RunLogged
 from css_ray.execution.runner import Runner
 from css_ray.study.definition import StudyDefinition, parse
-from css_ray.study.run import execute, prepare, run_spec
+from css_ray.study.inputs import prepare
+from css_ray.study.journal import Journal
+from css_ray.study.run import execute, run_spec
 from css_ray.training.reporter import SilentReporter
 
 STEPS, REPORT_EVERY, RUNS = 600, 50, 3
@@ -72,14 +75,14 @@ def main(folder: Path) -> None:
     study = _study(folder / "digits")
     # Before and after, so that a machine that becomes slower counts for neither.
     plain = [_plain(study, split) for split in range(RUNS)]
-    outcome = Runner(study, str(folder / "runs")).run(resume=False)
+    runner = Runner(study, str(folder / "runs"))
+    outcome = runner.run(resume=False)
     assert outcome.status == "finished", outcome
     plain += [_plain(study, split) for split in range(RUNS)]
     times: dict[int, dict[int, float]] = {split: {} for split in range(RUNS)}
-    for line in (folder / "runs" / "pace" / "journal.jsonl").read_text().splitlines():
-        event = json.loads(line)
-        if event["event"] == "run_logged":
-            times[event["split"]][event["step"]] = event["time"]
+    for event in Journal(runner.driver.folder).events:
+        if isinstance(event, RunLogged):
+            times[event.split][event.step] = event.time
     inside = [_milliseconds(each) for each in times.values()]
     print(json.dumps({"inside": statistics.median(inside), "plain": statistics.median(plain)}))
 

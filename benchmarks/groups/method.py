@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks import Row, _contrast, _images, compare
-from benchmarks._memory import peak_above_inputs
-from benchmarks._steps import Steps
+from benchmarks import Row, compare
+from benchmarks.workloads import contrast, pil_views
+from benchmarks.workloads.contrast_memory import peak_above_inputs
+from benchmarks.workloads.steps import Steps
 from css_ray.methods import Supervised
 from css_ray.methods.strong_view import strong_view
 from css_ray.models import ModelConfig, make_segmenter
@@ -34,16 +35,16 @@ def rows() -> Iterator[Row]:
 
 
 def _contrast_rows() -> Iterator[Row]:
-    given = _contrast.inputs()
+    given = contrast.inputs()
     name = f"contrast + prototypes, {given.queries} anchors x {given.negatives}"
 
     def published() -> None:
-        _contrast.published(given)
+        contrast.published(given)
 
-    yield compare(f"{name} per anchor, vs published", lambda: _contrast.ours(given, "per_anchor"), published, 1 / 12, repeats=3)
+    yield compare(f"{name} per anchor, vs published", lambda: contrast.ours(given, "per_anchor"), published, 1 / 12, repeats=3)
     ours, other = peak_above_inputs("per_anchor"), peak_above_inputs("published")
     yield Row(f"{name} per anchor, peak memory, vs published", ours, other, 1 / 6, "MB")
-    yield compare(f"{name} shared, vs published", lambda: _contrast.ours(given, "shared"), published, 1 / 40, repeats=3)
+    yield compare(f"{name} shared, vs published", lambda: contrast.ours(given, "shared"), published, 1 / 40, repeats=3)
 
 
 def _augmentation() -> Row:
@@ -57,7 +58,7 @@ def _augmentation() -> Row:
         strong_view(method, images, (labels, confidence), (IGNORE_INDEX, 0.0), partner="local")
 
     def through_pil() -> None:
-        _images.strong_view(images, labels, confidence, method.views)
+        pil_views.strong_view(images, labels, confidence, method.views)
 
     return compare("strong view of 8 images of 512 x 512, vs PIL image by image", ours, through_pil, 1 / 2, repeats=9)
 

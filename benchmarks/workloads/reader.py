@@ -1,15 +1,18 @@
-"""The memory that reading a prepared data set takes, in a process of its own: `python -m benchmarks._reader FOLDER TIMES`."""
+"""The memory that reading a prepared data set takes, in a process of its own.
+
+`python -m benchmarks.workloads.reader FOLDER TIMES` prints it in megabytes.
+"""
 
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
 from benchmarks import UnavailableError
+from benchmarks.workloads import run_alone
 from css_ray.data.shards import Shards
 from css_ray.training.memory import keep_freed_memory
 
@@ -25,9 +28,7 @@ def memory_of_reader(folder: Path, times: int = 1) -> float:
     """
     if not STATUS.exists():
         raise UnavailableError("private memory is read from /proc/self/status, which only Linux has")
-    command = [sys.executable, "-m", "benchmarks._reader", str(folder), str(times)]
-    root = Path(__file__).parent.parent
-    return float(subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return float(run_alone("reader", folder, times))
 
 
 def private_megabytes() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
@@ -14,6 +15,8 @@ from css_ray.views import Views
 
 Images = tuple[Image.Image, ...]
 """An image, and the maps that follow its pixels (labels, confidences, ...), 8 bits a number."""
+
+Enhancer = ImageEnhance.Brightness | ImageEnhance.Contrast | ImageEnhance.Color
 
 
 def strong_view(images: Tensor, labels: Tensor, confidence: Tensor, views: Views) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,9 +88,10 @@ def colours(items: Images, views: Views) -> Images:
     if random.random() < views.jitter_probability:
 
         def hue(image: Image.Image) -> Image.Image:
-            return tv.adjust_hue(image, random.uniform(-1, 1) * min(views.jitter, 0.5))  # through HSV
+            shifted: Image.Image = tv.adjust_hue(image, random.uniform(-1, 1) * min(views.jitter, 0.5))  # through HSV
+            return shifted
 
-        def enhance(kind: type[ImageEnhance.Brightness] | type[ImageEnhance.Contrast] | type[ImageEnhance.Color]):
+        def enhance(kind: Callable[[Image.Image], Enhancer]) -> Callable[[Image.Image], Image.Image]:
             return lambda image: kind(image).enhance(1 + random.uniform(-1, 1) * views.jitter)
 
         changes = [enhance(ImageEnhance.Brightness), enhance(ImageEnhance.Contrast), enhance(ImageEnhance.Color), hue]

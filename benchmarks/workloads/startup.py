@@ -1,4 +1,4 @@
-"""How long the trials of a study take to begin: `python -m benchmarks._startup FOLDER`, in a process of its own.
+"""How long the trials of a study take to begin: `python -m benchmarks.workloads.startup FOLDER`, in a process of its own.
 
 A real study of small supervised trials, one after another, one worker each, on the CPU. A trial has begun when its first ten
 steps are done, which take half a second. Prints the seconds from `trial_started` to there, of the first trial and the median of
@@ -10,22 +10,24 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.events import Event, RunFinished, RunLogged, TrialStarted
 from css_ray.execution.runner import Runner
 from css_ray.study.definition import parse
+from css_ray.study.journal import Journal
 
 TRIALS, SPLITS = 5, 2
 
 
-def first_steps(events: list[dict[str, Any]]) -> dict[tuple[int, int], float]:
+def first_steps(events: Iterable[Event]) -> dict[tuple[int, int], float]:
     """By trial and split, the time of its first point of the curves."""
     first: dict[tuple[int, int], float] = {}
     for event in events:
-        if event["event"] == "run_logged":
-            first.setdefault((event["trial"], event["split"]), event["time"])
+        if isinstance(event, RunLogged):
+            first.setdefault((event.trial, event.split), event.time)
     return first
 
 
@@ -47,11 +49,12 @@ def main(folder: Path) -> None:
             },
         }
     )  # fmt: skip
-    outcome = Runner(study, str(folder / "runs")).run(resume=False)
+    runner = Runner(study, str(folder / "runs"))
+    outcome = runner.run(resume=False)
     assert outcome.status == "finished", outcome
-    events = [json.loads(line) for line in (folder / "runs" / "startup" / "journal.jsonl").read_text().splitlines()]
-    begun = {event["trial"]: event["time"] for event in events if event["event"] == "trial_started"}
-    ended = {(event["trial"], event["split"]): event["time"] for event in events if event["event"] == "run_finished"}
+    events = Journal(runner.driver.folder).events
+    begun = {event.trial: event.time for event in events if isinstance(event, TrialStarted)}
+    ended = {(event.trial, event.split): event.time for event in events if isinstance(event, RunFinished)}
     first = first_steps(events)
     starts = [first[trial, 0] - begun[trial] for trial in range(TRIALS)]
     between = [first[trial, 1] - ended[trial, 0] for trial in range(TRIALS)]

@@ -1,28 +1,28 @@
-"""The peak memory of one side of the contrastive loss, in a process of its own: `python -m benchmarks._memory SIDE`."""
+"""The peak memory of one side of the contrastive loss, in a process of its own.
+
+`python -m benchmarks.workloads.contrast_memory SIDE` prints it in megabytes.
+"""
 
 from __future__ import annotations
 
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from benchmarks import _contrast
+from benchmarks.workloads import contrast, run_alone
 
 SIDES = {
-    "per_anchor": lambda given: _contrast.ours(given, "per_anchor"),
-    "shared": lambda given: _contrast.ours(given, "shared"),
-    "published": _contrast.published,
+    "per_anchor": lambda given: contrast.ours(given, "per_anchor"),
+    "shared": lambda given: contrast.ours(given, "shared"),
+    "published": contrast.published,
 }
 
 
 def peak_above_inputs(side: str) -> float:
     """Megabytes that one forward and backward pass holds at its peak, above the inputs, the library and its thread pools."""
-    command = [sys.executable, "-m", "benchmarks._memory", side]
-    root = Path(__file__).parent.parent
-    return float(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)
+    return float(run_alone("contrast_memory", side))
 
 
 def _peak() -> float:
@@ -38,8 +38,8 @@ def _peak() -> float:
 
 def main(side: str) -> None:
     torch.set_num_threads(2)
-    SIDES[side](_contrast.inputs(batch=1, channels=16, size=32, queries=16, negatives=16))
-    given = _contrast.inputs()
+    SIDES[side](contrast.inputs(batch=1, channels=16, size=32, queries=16, negatives=16))
+    given = contrast.inputs()
     before = _peak()
     SIDES[side](given)
     print(_peak() - before)
