@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError
 
-from css_ray.execution.slot import Slot, last_line, reason_of
-from css_ray.study import slot as module
+from css_ray.execution import slot as module
+from css_ray.execution.slot import Slot, SlotResources, reason_of
+from css_ray.messages import last_line
 from css_ray.study.definition import Resources
 
 STANDS_STILL = """
 import sys, time
-from css_ray.execution.worker import Watchdog
+from css_ray.execution.watchdog import Watchdog
 said = []
 with Watchdog(0.4, lambda reason: print(reason, flush=True)) as watchdog:
     time.sleep(1.0)  # opens its data: not watched yet
@@ -55,7 +56,7 @@ def test_a_process_that_was_killed_is_told_without_rays_advice() -> None:
 def test_the_reason_is_the_line_that_names_the_exception() -> None:
     text = "Traceback (most recent call last):\n  File 'x'\nValueError: crop 41 is odd\n\n"
     assert reason_of({2: RuntimeError(text)}) == "rank 2: ValueError: crop 41 is odd"
-    assert last_line(KeyError()) == "KeyError, without a word"
+    assert last_line(KeyError()) == "KeyError (no message)"
 
 
 # ------------------------------------------------------------------------------------------------------------ how many workers
@@ -66,8 +67,8 @@ def slot(monkeypatch: pytest.MonkeyPatch, nodes: dict[str, tuple[float, float]],
     listed = [{"NodeID": name, "Alive": free >= 0, "Resources": {"CPU": cores}} for name, (cores, free) in nodes.items()]
     monkeypatch.setattr(module.ray, "nodes", lambda: listed)
     free = {name: {"CPU": free} for name, (_, free) in nodes.items()}
-    monkeypatch.setattr(module, "available_resources_per_node", lambda: free)
-    return Slot(Resources(**resources).model_dump(), "nowhere")
+    monkeypatch.setattr(module, "free_resources", lambda: free)
+    return Slot(SlotResources.of(Resources(**resources)), "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -89,4 +90,4 @@ def test_a_slot_is_as_large_as_there_is_room(
 
 
 def test_a_slot_of_one_size_asks_nobody() -> None:
-    assert Slot(Resources(workers=3).model_dump(), "nowhere")._best_size([3]) == 3
+    assert Slot(SlotResources.of(Resources(workers=3)), "nowhere")._best_size([3]) == 3
