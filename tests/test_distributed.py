@@ -17,6 +17,7 @@ from css_ray.functional.contrast import contrastive_loss
 from css_ray.functional.similarity import class_means, class_sums
 from css_ray.methods import CSS
 from css_ray.methods.prototypes import Prototypes
+from css_ray.testing import make_batch, make_method
 from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
 

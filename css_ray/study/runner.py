@@ -349,7 +349,7 @@ class Runner:
         return self.study.search_trial(index, self._sampling.suggest(self._drawn, _Results(self, known), lag))
 
     def feasible(self, drawn: Mapping[str, Any]) -> bool:
-        """Whether drawn settings make sense together: no threshold that the indicator cannot reach."""
+        """Whether drawn settings make sense together: the method has no warning about them."""
         settings = self.study.search_trial(len(self.grid), drawn).settings
         num_classes = self._num_classes(settings["data"]["dataset"], settings["data"]["root"])
         return not METHODS[settings["method"]["name"]].warnings(method_config(settings), num_classes)
@@ -774,7 +774,11 @@ def _remove(folder: str) -> None:
 
 def _versions() -> dict[str, str]:
     names = ("torch", "torchvision", "timm", "ray", "optuna", "mlflow")
-    return {"python": platform.python_version(), "css-ray": code_version()} | {name: version(name) for name in names}
+    return (
+        {"python": platform.python_version(), "css-ray": code_version()}
+        | {name: version(name) for name in names}
+        | METHODS.packages
+    )
 
 
 @contextlib.contextmanager

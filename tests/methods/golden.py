@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contract import make_batch, make_method
 
 from css_ray.methods import METHODS
+from css_ray.testing import make_batch, make_method
 
 FILE = Path(__file__).with_name("golden_losses.json")
 NUM_STEPS = 20

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import golden
 import pytest
 import torch
-from contract import NUM_CLASSES, MethodContract, make_batch, make_method, train
 
 from css_ray.functional.similarity import class_means, class_sums
 from css_ray.methods import CSS, METHODS, CutMix, MeanTeacher, Supervised, css
 from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
+from css_ray.testing import NUM_CLASSES, MethodContract, make_batch, make_method, train
 from css_ray.types import IGNORE_INDEX, Prediction
 from css_ray.views import Views
 

@@ -218,10 +218,11 @@ class Checker:
     def method(self, path: str, value: Any) -> Any:
         """Check one entry that names a method and its settings; returns the class or None."""
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            self.problem(path, f"must be a mapping with a name, such as {{name: css}}; got {value!r}")
+            self.problem(path, f"must be a mapping with a name, such as {{name: {next(iter(METHODS))}}}; got {value!r}")
             return None
         if value["name"] not in METHODS:
-            self.problem(f"{path}.name", f"{value['name']} is unknown{did_you_mean(value['name'], list(METHODS))}")
+            unknown = f"{value['name']} is unknown{did_you_mean(value['name'], list(METHODS))}"
+            self.problem(f"{path}.name", METHODS.broken.get(value["name"], unknown))
             return None
         if not isinstance(value.get("row", ""), str):
             self.problem(f"{path}.row", f"must be text, got {value['row']!r}")
