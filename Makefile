@@ -27,7 +27,7 @@ bench: $(INSTALLED)  ## what is measured, as ratios in one run; ONLY=method for 
 	$(BIN)/python -m benchmarks $(ONLY)
 
 golden: $(INSTALLED)  ## rewrites the losses that a refactor must not change
-	$(BIN)/python tests/methods/golden.py
+	$(BIN)/python -m tests.methods.golden
 
 ui: $(INSTALLED)  ## the MLflow pages of your studies
 	$(BIN)/css-ray ui

@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "torchvision", "pyarrow", "numpy", "PIL", "sklearn", "scipy", "yaml"},
     ),
     "methods": ({"types", "config", "views", "distributed", "functional", "models"}, {"torch"}),
+    "testing": ({"types", "config", "views", "functional", "models", "methods"}, {"torch"}),
     "training": ({"types", "config", "distributed", "functional", "models", "methods"}, {"torch"}),
     "places": (set(), set()),
     "tracking": ({"records", "places"}, {"mlflow"}),

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from contract import make_batch, make_method
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
