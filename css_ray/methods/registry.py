@@ -122,9 +122,9 @@ def _load(point: EntryPoint) -> type[Method] | MethodError:
         found = point.load()
         fault = _fault(point.name, found)
     except (Exception, SystemExit) as error:  # a module can do anything when it is imported
-        text = " ".join(str(error).split())
+        said = ": ".join((type(error).__name__, *([text] if (text := " ".join(str(error).split())) else [])))
         broken = MethodError(
-            f"the method {point.name!r} of {_shown(point)} cannot be loaded ({type(error).__name__}{f': {text}' if text else ''}); "
+            f"the method {point.name!r} of {_shown(point)} cannot be loaded ({said}); "
             f"repair that package ({shlex.join(['python', '-c', f'import {_module(point)}'])} shows where it fails), "
             f"or uninstall it: {_uninstall(point)}"
         )
