@@ -186,7 +186,7 @@ class MethodContract:
         source += "".join(inspect.getsource(member.fget) for _, member in properties)
         for field in dataclasses.fields(config):
             assert re.search(rf"\b(config|self)\.{field.name}\b", source), (
-                f"the setting {field.name} is never read; read it as config.{field.name} in the module of the method, or drop it"
+                f"the setting {field.name} is never read; read config.{field.name} in the module of the method, or drop it"
             )
 
     def test_the_predictor_gives_logits_at_image_size(self) -> None:
