@@ -25,7 +25,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"types", "config", "views", "places", "messages"},
         {"torch", "torchvision", "pyarrow", "numpy", "PIL", "sklearn", "scipy", "yaml"},
     ),
-    "methods": ({"types", "config", "views", "distributed", "functional", "models"}, {"torch"}),
+    "methods": ({"messages", "types", "config", "views", "distributed", "functional", "models"}, {"torch"}),
     "testing": ({"types", "config", "views", "functional", "models", "methods"}, {"torch"}),
     "training": ({"types", "config", "distributed", "functional", "models", "methods"}, {"torch"}),
     "places": (set(), set()),

@@ -11,6 +11,7 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from css_ray.messages import did_you_mean
 from css_ray.methods.base import Method
 
 GROUP = "css_ray.methods"
@@ -109,10 +110,11 @@ class Methods(Mapping[str, type[Method]]):
         if name in self.own:
             return self.own[name]
         if not points:
-            return MethodError(
-                f"{name!r} is not a method; known: {', '.join(self._names)}. A method of another package must be installed "
-                "on every machine that trains it"
+            near = did_you_mean(name, self._names)
+            install = (
+                "" if "did you mean" in near else "; a method of another package needs that package installed on this machine"
             )
+            return MethodError(f"{name} is unknown{near}{install}")
         return _load(points[0])
 
 
@@ -140,7 +142,7 @@ def _load(point: EntryPoint) -> type[Method] | MethodError:
 def _fault(name: str, found: Any) -> str | None:
     """Why what an entry point named `name` names is not a method, with the remedy; None if it is one."""
     if not (isinstance(found, type) and issubclass(found, Method)):
-        kind = f"the class {found.__qualname__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        kind = f"the class {found.__qualname__}" if isinstance(found, type) else f"of type {type(found).__name__}"
         return f"it is {kind}, not a subclass of css_ray.methods.Method; let the entry point name one"
     if inspect.isabstract(found):
         return f"{found.__qualname__} does not define {', '.join(sorted(found.__abstractmethods__))}; define it"
