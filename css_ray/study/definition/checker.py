@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from css_ray.config import Config, bounds_text
 from css_ray.messages import did_you_mean
-from css_ray.methods import METHODS
+from css_ray.methods import METHODS, MethodError
 from css_ray.models.segmenter import ModelConfig
 from css_ray.secrets import secret_in, shown
 from css_ray.study.definition.sections import Budget, Data, Keep, Objective, Resources, Search, Section, Table, Tracking
@@ -218,14 +218,15 @@ class Checker:
     def method(self, path: str, value: Any) -> Any:
         """Check one entry that names a method and its settings; returns the class or None."""
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            self.problem(path, f"must be a mapping with a name, such as {{name: css}}; got {value!r}")
+            self.problem(path, f"must be a mapping with a name, such as {{name: {next(iter(METHODS))}}}; got {value!r}")
             return None
-        if value["name"] not in METHODS:
-            self.problem(f"{path}.name", f"{value['name']} is unknown{did_you_mean(value['name'], list(METHODS))}")
+        try:
+            method = METHODS[value["name"]]
+        except MethodError as error:
+            self.problem(f"{path}.name", str(error))
             return None
         if not isinstance(value.get("row", ""), str):
             self.problem(f"{path}.row", f"must be text, got {value['row']!r}")
-        method = METHODS[value["name"]]
         preset = value.get("preset", "default")
         if preset not in method.presets:
             self.problem(f"{path}.preset", f"{preset!r} is unknown{did_you_mean(str(preset), method.presets)}")
