@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 # layer: (layers of css_ray it may import, third-party packages it may import)
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "config": (set(), set()),
+    "messages": (set(), set()),
     "records": (set(), set()),
     "types": (set(), {"torch"}),
     "views": ({"config"}, set()),
@@ -21,7 +22,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "functional": ({"types", "views"}, {"torch"}),
     "models": ({"types", "config"}, {"torch", "timm", "safetensors"}),
     "data": (
-        {"types", "config", "views", "places"},
+        {"types", "config", "views", "places", "messages"},
         {"torch", "torchvision", "pyarrow", "numpy", "PIL", "sklearn", "scipy", "yaml"},
     ),
     "methods": ({"types", "config", "views", "distributed", "functional", "models"}, {"torch"}),
@@ -29,9 +30,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "places": (set(), set()),
     "tracking": ({"records", "places"}, {"mlflow"}),
     "reports": ({"records"}, {"scipy"}),
-    "api": ({"records", "places", "data", "reports", "study", "tracking"}, {"pandas"}),
+    "api": ({"records", "messages", "places", "data", "reports", "study", "tracking"}, {"pandas"}),
     "study": (
         {
+            "messages",
             "places",
             "types",
             "config",

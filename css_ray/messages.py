@@ -1,0 +1,88 @@
+"""Small parts of messages that every layer writes in the same way. Nothing here needs more than the standard library."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_MAKE_ROOM = "make room, or choose a path on another disk"
+_REASONS: dict[int, tuple[str, str]] = {
+    errno.EACCES: ("permission denied", "change its permissions, or choose another path"),
+    errno.EPERM: ("permission denied", "change its permissions, or choose another path"),
+    errno.EROFS: ("its file system is read-only", "choose a path on another disk"),
+    errno.ENOSPC: ("the disk is full", _MAKE_ROOM),
+    errno.EDQUOT: ("your disk quota is used up", _MAKE_ROOM),
+    errno.EISDIR: ("it is a folder, not a file", "give the path of a file"),
+    errno.ENAMETOOLONG: ("a name in it is too long", "choose a shorter one"),
+    errno.EMFILE: ("too many files are open", "raise the limit with ulimit -n"),
+    errno.ENFILE: ("too many files are open", "close other programs"),
+    errno.ENOLCK: ("its file system has no file locks", "choose a path on a local disk"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk, or choose a path on another one"),
+    errno.ESTALE: ("the network share was replaced", "mount it again"),
+}
+"""Why, and what to do; where neither depends on the path."""
+
+
+def os_error_text(error: OSError, action: str = "open", path: str | Path | None = None) -> str:
+    """An error of the operating system as one sentence: what failed, why, and what to do; no `[Errno 2]`.
+
+    Args:
+        error: One without an errno holds a sentence already, which is returned as it is.
+        action: What was tried: "read", "write", "open".
+        path: What it was tried with, as the user knows it; the error's own file if not given.
+    """
+    if error.errno is None:
+        return str(error)
+    # pyarrow appends the system's words to its own, and gives no file name.
+    said, _, detail = (error.strerror or os.strerror(error.errno)).partition(". Detail: [errno")
+    place = path if path is not None else error.filename
+    if isinstance(place, str | bytes | Path):
+        place = os.fsdecode(place)
+        what = f"cannot {action} {shlex.quote(place)}"
+    else:
+        place, what = "", said if detail else f"cannot {action} a file"
+    reason, remedy = _reason(error.errno, action, place) or (said[:1].lower() + said[1:], "")
+    return f"{what}: {reason}" + (f"; {remedy}" if remedy else "")
+
+
+def _reason(number: int, action: str, path: str) -> tuple[str, str] | None:
+    if number == errno.ENOENT:
+        return ("its folder does not exist", "create it") if action == "write" else ("it does not exist", "check the path")
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        file = next((str(part) for part in (Path(path), *Path(path).parents) if os.path.isfile(part)), None)
+        if file is not None:
+            name = "it" if file == path else shlex.quote(file)
+            return f"{name} is a file, not a folder", "choose another path"
+        return ("a part of its path is not a folder" if number == errno.ENOTDIR else "it exists already"), "choose another path"
+    return _REASONS.get(number)
+
+
+@contextmanager
+def os_errors_in_words(action: str, path: str | Path) -> Iterator[None]:
+    """What the operating system refuses within the block is raised again, of the same type, as `os_error_text` puts it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(os_error_text(error, action, path)) from None
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """What follows an unknown word: ` (did you mean X?)`, or `; known: a, b, c` where nothing is close."""
+    known = list(known)
+    near = difflib.get_close_matches(str(word), known, n=1)
+    if near:
+        return f" (did you mean {near[0]}?)"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def last_line(error: object, limit: int = 1000) -> str:
+    """The last line of an error's text, which names the exception where the text is a traceback; at most `limit` characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:limit] if lines else f"{type(error).__name__} (no message)"
