@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .download import download
-from .errors import BadInput
+from .errors import bad_input
 from .splits import splits
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def prepare(
             progress = stack.enter_context(_progress("preparing"))
             written = catalogue.prepare(name_or_yaml, out, root=root, resize=resize, progress=progress, spread=spread)
         except (OSError, ValueError) as error:
-            raise BadInput(str(error)) from None
+            raise bad_input(error) from None
     if not written:
         click.echo(f"{shown(out)} holds this data set already; nothing was done")
     _describe(out)
@@ -109,7 +109,7 @@ def check(place: str, processes: int | None) -> None:
 
             images, problems = check_dataset(place, advance, in_processes(processes or num_cores()))
     except (OSError, ValueError) as error:
-        raise BadInput(str(error)) from None
+        raise bad_input(error) from None
     if problems.found:
         count = f"{problems.count} problem{'s' * (problems.count > 1)}"
         raise click.ClickException("\n  ".join([f"{count} in {shown(place)}:", *problems.lines()]))
@@ -137,7 +137,7 @@ def info(place: str, sheet: str | None) -> None:
         try:
             contact_sheet(dataset).save(sheet, "PNG")
         except OSError as error:
-            raise BadInput(f"--contact-sheet: {error}") from None
+            raise bad_input(error, "write", sheet) from None
         click.echo(f"\ncontact sheet: {sheet}")
 
 
@@ -149,7 +149,7 @@ def _describe(place: str) -> DataSet:
     try:
         dataset = open_dataset(place)
     except (OSError, ValueError) as error:
-        raise BadInput(str(error)) from None
+        raise bad_input(error) from None
     about = dataset.info
     click.echo(f"{about.name}: {about.num_classes} classes, content {about.content[:12]}, in {shown(place)}")
     for name, subset in (("train", dataset.train), ("val", dataset.val)):

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from css_ray.messages import did_you_mean
+
 from .errors import BadInput
 
 
@@ -18,7 +20,6 @@ def methods(name: str | None, settings: tuple[str, ...]) -> None:
     A preset may depend on other settings: `css-ray methods css pseudo_labelling=cross`.
     """
     from css_ray.methods import METHODS
-    from css_ray.study.schema import did_you_mean
 
     if name is None:
         for key, method in METHODS.items():
@@ -28,7 +29,7 @@ def methods(name: str | None, settings: tuple[str, ...]) -> None:
         click.echo("\nevery setting of one, preset by preset: css-ray methods css")
         return
     if name not in METHODS:
-        raise BadInput(f"no method {name!r}{did_you_mean(name, list(METHODS))}")
+        raise BadInput(f"no method {name!r}{did_you_mean(name, METHODS)}")
     method = METHODS[name]
     configs = _configs(method, _parsed(settings))
     click.echo(f"{name}: {_first_sentence(method)}\n")

@@ -76,3 +76,53 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     result = run("prepare", "digits", "--out", tmp_path)
     assert result.exit_code == 2 and "not empty" in result.output
+
+
+# ------------------------------------------------------------------------------------------------- what cannot be written
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prepare", "digits", "--out", "{path}"],
+        ["info", "{digits}", "--contact-sheet", "{path}"],
+        ["splits", "write", "{digits}", "--labelled", "8", "--split", "1", "--out", "{path}"],
+        ["download", "voc", "--root", "{path}"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("notes.txt/new", "notes.txt is a file, not a folder; choose another path"),
+        ("/sys/css-ray", "(permission denied; change its permissions, or|its file system is read-only;) choose .*"),
+    ],
+    ids=["below a file", "forbidden"],
+)
+def test_what_cannot_be_written_is_one_sentence(
+    arguments: list[str], path: str, reason: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path.startswith("/sys") and not Path("/sys/kernel").is_dir():
+        pytest.skip("there is no folder here that nobody may write")
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("mine")
+    result = run(*(argument.format(path=path, digits=digits) for argument in arguments))
+    assert result.exit_code == 2, result.output
+    below = "/8/1" if arguments[0] == "splits" else ""
+    assert re.fullmatch(f"Error: cannot write {path}{below}: {reason}", result.output.splitlines()[-1]), result.output
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"] and Path("notes.txt").read_text() == "mine"
+
+
+def test_prepare_into_a_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    result = run("prepare", "digits", "--out", tmp_path / "notes.txt")
+    assert result.exit_code == 2
+    assert result.output == f"Error: cannot write {tmp_path}/notes.txt: it is a file, not a folder; choose another path\n"
+
+
+def test_a_contact_sheet_on_a_full_disk_is_one_sentence(digits: Path) -> None:
+    result = run("info", digits, "--contact-sheet", "/dev/full")
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1] == (
+        "Error: cannot write /dev/full: the disk is full; make room, or choose a path on another disk"
+    )
