@@ -113,7 +113,9 @@ def check(place: str, processes: int | None) -> None:
     if problems.found:
         count = f"{problems.count} problem{'s' * (problems.count > 1)}"
         raise click.ClickException("\n  ".join([f"{count} in {shown(place)}:", *problems.lines()]))
-    click.echo(f"{shown(place)}: {images} images read, nothing is wrong")
+    bare = 0 if described is None else described["subsets"]["train"]["images"] - described["subsets"]["train"]["masks"]
+    unlabelled = f", {bare} of them unlabelled" if bare else ""
+    click.echo(f"{shown(place)}: {images} images read{unlabelled}, nothing is wrong")
 
 
 @data.command()
@@ -153,12 +155,13 @@ def _describe(place: str) -> DataSet:
     about = dataset.info
     click.echo(f"{about.name}: {about.num_classes} classes, content {about.content[:12]}, in {shown(place)}")
     for name, subset in (("train", dataset.train), ("val", dataset.val)):
-        masks = sum(classes is not None for classes in subset.classes)
         heights, widths = zip(*subset.sizes, strict=True)
         size = f"{min(widths)}x{min(heights)}"
         if len(set(subset.sizes)) > 1:
             size += f" to {max(widths)}x{max(heights)}"
-        click.echo(f"  {name:5} {len(subset):6} images, {masks} with masks, {size} (width x height)")
+        masks, bare = subset.num_masks, len(subset) - subset.num_masks
+        parts = f"{masks} with masks" + (f", the other {bare} unlabelled" if bare else "")
+        click.echo(f"  {name:5} {len(subset):6} image{'s' * (len(subset) != 1)}, {parts}, {size} (width x height)")
     return dataset
 
 
