@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.data.crops import crop_warning
 from css_ray.data.lists import ListError
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import Split
@@ -61,12 +62,14 @@ def check(study: StudyDefinition, *, local: bool, folder: str | None = None, eve
     if study.search is not None and study.search.confirm:
         # Found now, not when the search has ended.
         fresh = dataclasses.replace(study, splits=tuple(fresh_splits(study)))
-        problems += [f"search.confirm: {problem}" for problem in _splits(fresh, trials, datasets)[1]]
+        problems += [f"search.confirm: {problem}" for problem in _splits(fresh, trials, datasets)[1] if problem not in wrong]
     problems += wrong + _unlabelled(study, trials, splits) + _changed(begun, splits, events)
     if problems:
         raise StudyError(list(dict.fromkeys(problems)), study.name)
     small_disk = _small_disk(study, folder) if folder is not None and not events else []
-    return _warnings(trials, datasets) + _same_images(study, trials, splits) + small_disk
+    crops = {(data["dataset"], data["root"], data["crop"]) for data in (trial.settings["data"] for trial in trials)}
+    large = [warning for *key, crop in sorted(crops) if (warning := crop_warning(datasets[key[0], key[1]], crop))]
+    return _warnings(trials, datasets) + _same_images(study, trials, splits) + large + small_disk
 
 
 def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
