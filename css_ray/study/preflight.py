@@ -1,4 +1,4 @@
-"""What a study asks of the world, checked before anything starts: its data, and the devices of this machine."""
+"""What a study needs, checked before anything starts: its data, its networks, and the devices of this machine."""
 
 from __future__ import annotations
 
@@ -13,22 +13,33 @@ from css_ray.data.lists import ListError
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import Split
 from css_ray.events import Event, RunStarted, TrialStarted
+from css_ray.messages import os_error_text
 from css_ray.methods import METHODS
 from css_ray.models.encoders import make_encoder
 from css_ray.secrets import shown
 from css_ray.storage import free_bytes
+from css_ray.study.capacity import ENLARGE, Capacity
 from css_ray.study.cost import needed_bytes
 from css_ray.study.definition import StudyDefinition, StudyError, TrialSpec, ends, fresh_splits
 from css_ray.study.inputs import choose_split, list_files, split_key
 from css_ray.study.run import method_config
 
 
-def check(study: StudyDefinition, *, local: bool, folder: str | None = None, events: Sequence[Event] = ()) -> list[str]:
-    """Raise StudyError with every problem that would stop a trial later; return what is allowed but hardly meant.
+def check(
+    study: StudyDefinition,
+    *,
+    local: bool,
+    capacity: Capacity | None = None,
+    folder: str | None = None,
+    events: Sequence[Event] = (),
+    scratch: str | None = None,
+) -> list[str]:
+    """Raise StudyError with every problem that would stop a trial later; return what is valid, but probably a mistake.
 
     local: the study runs on this machine, so that its GPUs are counted here; a cluster's are counted once it is joined.
-    folder: where the study will be kept, if its disk shall be looked at. events: of a study that goes on; its splits must still
-    be those it began with.
+    capacity: what this machine has, if its cores are to be counted as well. folder: where the study will be kept, if its disk
+    is to be checked. events: of a study that resumes; its splits must still be those that it began with. scratch: a folder for
+    a built-in data set that is not there yet, if it is not to be made in its own folder.
     """
     problems = []
     resources = study.resources
@@ -38,6 +49,8 @@ def check(study: StudyDefinition, *, local: bool, folder: str | None = None, eve
             f"resources.gpus_per_worker: a trial wants {wanted:g} GPU{'s' if wanted > 1 else ''}, this machine has {present}; "
             "use --set resources.gpus_per_worker=0 for the CPU, or --address to join a cluster"
         )
+    elif capacity is not None and (shortage := capacity.shortage(resources)):
+        problems.append(f"resources: {shortage}; {ENLARGE}")
     trials = study.grid_trials()
     if study.search is not None:
         trials += [study.search_trial(len(trials), point) for point in (*study.search.first, *ends(study.space))]
@@ -49,18 +62,18 @@ def check(study: StudyDefinition, *, local: bool, folder: str | None = None, eve
         for trial in (*trials, *begun.values())
     ):
         try:
-            dataset = datasets[name, root] = ensure_dataset(name, root)
+            dataset = datasets[name, root] = ensure_dataset(name, root, scratch)
         except (OSError, ValueError) as error:
-            problems.append(f"data: {error}")
+            problems.append(f"data: {os_error_text(error) if isinstance(error, OSError) else error}")
             continue
         if num_classes is not None and num_classes != dataset.info.num_classes:
             problems.append(
                 f"data.num_classes: {num_classes} here, but the shards in {shown(root)} have {dataset.info.num_classes}; "
-                "drop the line or prepare the data anew"
+                "drop the line, or prepare the data again"
             )
     splits, wrong = _splits(study, (*trials, *begun.values()), datasets)
     if study.search is not None and study.search.confirm:
-        # Found now, not when the search has ended.
+        # To be found now, not when the search has ended.
         fresh = dataclasses.replace(study, splits=tuple(fresh_splits(study)))
         problems += [f"search.confirm: {problem}" for problem in _splits(fresh, trials, datasets)[1] if problem not in wrong]
     problems += wrong + _unlabelled(study, trials, splits) + _changed(begun, splits, events)
@@ -73,7 +86,7 @@ def check(study: StudyDefinition, *, local: bool, folder: str | None = None, eve
 
 
 def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
-    """A disk that will hardly hold the study; it would pause when that is full."""
+    """A disk that is probably too small for the study, which would pause when it is full."""
     needed, free = needed_bytes(study), free_bytes(folder)
     if free is None or free >= needed + study.keep.min_free_gb * 1e9:
         return []
@@ -84,14 +97,14 @@ def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
 
 
 def _begun(study: StudyDefinition, events: Sequence[Event]) -> dict[int, TrialSpec]:
-    """The trials that a study which goes on has begun, by index."""
+    """The trials that a study which resumes has begun, by index."""
     return {event.trial: study.trial_begun(event) for event in events if isinstance(event, TrialStarted)}
 
 
 def _splits(
     study: StudyDefinition, trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]
 ) -> tuple[dict[Hashable, Split], list[str]]:
-    """The splits of all trials by `split_key`, each made or read once, and what is wrong with the others."""
+    """The splits of all trials by `split_key`, each made or read once, and the problems of the others."""
     splits: dict[Hashable, Split] = {}
     problems = []
     seen: set[Hashable] = set()
@@ -127,7 +140,7 @@ def _unlabelled(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Map
 
 
 def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], events: Sequence[Event]) -> list[str]:
-    """A study that goes on trains on the images that it began with."""
+    """A study that resumes trains on the images that it began with."""
     problems = []
     for event in events:
         if not isinstance(event, RunStarted) or event.trial not in begun:
@@ -152,7 +165,7 @@ def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], e
 
 
 def _same_images(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[str]:
-    """Splits that are one and the same tell nothing about the choice of the images."""
+    """Identical splits measure nothing of the choice of the images."""
     warnings = []
     for trial in trials:
         data = trial.settings["data"]
@@ -168,7 +181,7 @@ def _same_images(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Ma
 
 
 def _warnings(trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]) -> list[str]:
-    """What the methods say of their settings, each sentence once, with the rows it holds for."""
+    """What the methods warn of, each sentence once, with the rows it holds for."""
     rows: dict[str, list[str]] = {}
     for trial in trials:
         data, method = trial.settings["data"], METHODS[trial.settings["method"]["name"]]
@@ -193,7 +206,7 @@ def _models(trials: Sequence[TrialSpec]) -> list[str]:
 
 
 def _batches(study: StudyDefinition, trials: Sequence[TrialSpec]) -> list[str]:
-    """Batch statistics need two images where they are not shared over GPUs."""
+    """Batch statistics need two images if they are not shared over GPUs."""
     resources = study.resources
     small = dict.fromkeys(
         (key, trial.settings["data"][key], workers)
@@ -204,6 +217,6 @@ def _batches(study: StudyDefinition, trials: Sequence[TrialSpec]) -> list[str]:
         if trial.settings["data"][key] // workers < 2
     )
     return [
-        f"data.{key}: {batch} over {workers} worker(s) is less than 2 images each, which BatchNorm needs"
+        f"data.{key}: {batch} over {workers} worker{'s' * (workers > 1)} is less than 2 images each, which BatchNorm needs"
         for key, batch, workers in small
     ]
