@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -28,8 +30,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
+            with _warnings_in_words():
                 return super().invoke(ctx)
         except click.ClickException as error:
             # A message quotes what was given, and messages of libraries; both may contain a URL with a password.
@@ -56,9 +57,21 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _show_warning(message: Warning | str, *place: Any) -> None:
-    """Print a warning of Python's for the user: without the place in the code, and without secrets."""
-    click.echo(f"warning: {without_secrets(message)}", err=True)
+@contextmanager
+def _warnings_in_words() -> Iterator[None]:
+    """Python's warnings for users are printed without their place in the code, and without secrets."""
+    for_developers = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
+    with warnings.catch_warnings():
+        otherwise = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, for_developers):
+                otherwise(message, category, *place)
+            else:
+                click.echo(f"warning: {without_secrets(message)}", err=True)
+
+        warnings.showwarning = show
+        yield
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

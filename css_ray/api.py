@@ -541,7 +541,11 @@ class Study:
             return self._standing.records
         from css_ray.tracking import read_records
 
-        return read_records(self.tracking_uri, self.name)
+        try:
+            return read_records(self.tracking_uri, self.name)
+        except LookupError as error:
+            sync = study_command("sync", self.name, self.storage)
+            raise LookupError(f"{error}; backfill it from the journal with: {sync}") from None
 
 
 def is_study_file(source: str) -> bool:

@@ -144,7 +144,7 @@ def compare(
     """
     study_, there = open_study(name, storage), None if other is None else open_study(other, storage)
     settings: dict[str, Any] = {"against": against, "rows": rows, "at": at, "ddof": ddof, "source": source}
-    with table_problems(study_):
+    with table_problems():
         text = study_.compare(there, format_, width=text_width(out), **settings)  # type: ignore[arg-type]
     print_or_write(text, out)
 
@@ -230,21 +230,18 @@ def _watch(name: str, storage: str, console: Console) -> int:
 
 
 @contextmanager
-def table_problems(study_: Study) -> Iterator[None]:
-    """Report why a table of the study cannot be made."""
+def table_problems() -> Iterator[None]:
+    """Report why a table cannot be made."""
     try:
         yield
-    except LookupError as error:
-        sync = study_command("sync", study_.name, study_.storage)
-        raise click.ClickException(f"{error}; backfill MLflow from the journal with: {sync}") from None
-    except ConnectionError as error:
+    except (LookupError, ConnectionError) as error:
         raise click.ClickException(str(error)) from None
     except ValueError as error:
         raise BadInput(str(error)) from None
 
 
 def table_text(study_: Study, format_: str, **settings: Any) -> str:
-    with table_problems(study_):
+    with table_problems():
         return study_.table(format_, **settings)  # type: ignore[arg-type]
 
 

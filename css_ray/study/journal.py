@@ -199,7 +199,7 @@ class _File:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(mark)
                 whole, newline, _ = file.read().rpartition(b"\n")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             size, whole, newline = 0, b"", b""
         if size < mark:
             raise JournalError(f"the journal in {self.folder} became shorter: the study was removed or begun anew; start again")

@@ -20,7 +20,7 @@ def labels(trials: Iterable[TrialSpec]) -> dict[int, str]:
         for trial in alike:
             parts = [f"{path.partition('.')[2]}={_text(trial, path)}" for path in differing if path in trial.params]
             found[trial.index] = ", ".join([row, *parts])
-    return found
+    return dict(sorted(found.items()))
 
 
 def _text(trial: TrialSpec, path: str) -> str:

@@ -61,7 +61,7 @@ class Plan:
     def __str__(self) -> str:
         study = self.definition
         lines = [f"{study.name}: {study.description}" if study.description else study.name]
-        lines += [f"  trial {index}: {label}" for index, label in sorted(labels(self.trials).items())]
+        lines += [f"  trial {index}: {label}" for index, label in labels(self.trials).items()]
         if study.search is not None:
             row = study.search.method.get("row", study.search.method["name"])
             first, last = len(self.trials), len(self.trials) + study.search.trials - 1

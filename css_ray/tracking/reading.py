@@ -41,7 +41,7 @@ def read_records(uri: str, study: str) -> list[Record]:
         found = search_runs(client, [experiment.experiment_id]) if experiment else []
     journals = [run for run in found if run.data.tags.get(KIND) == "study"]
     if not journals:
-        raise LookupError(f"MLflow at {shown(uri)} has no study {study!r}; write it with `css-ray study sync {study}`")
+        raise LookupError(f"MLflow at {shown(uri)} has no study {study!r}")
     journal = max(journals, key=lambda run: run.info.start_time).data.tags[JOURNAL]
     splits: dict[Key, Run] = {}
     for run in found:
@@ -87,9 +87,7 @@ def log_tables(uri: str, study_id: str, tables: Mapping[str, str]) -> str:
         found = search_runs(client, experiments, f"tags.`{KIND}` = 'study'")
         found = [run for run in found if run.data.tags[STUDY_ID] == study_id]
         if not found:
-            raise LookupError(
-                f"MLflow at {shown(uri)} has no study with the id {study_id!r}; write it with `css-ray study sync NAME`"
-            )
+            raise LookupError(f"MLflow at {shown(uri)} has no study with the id {study_id!r}")
         run_id: str = max(found, key=lambda run: run.info.start_time).info.run_id
         for name, text in tables.items():
             client.log_text(run_id, text, name)

@@ -25,7 +25,7 @@ from css_ray.study.definition import StudyDefinition, TrialSpec, parse
 
 SPEC: dict[str, Any] = {
     "study": "small",
-    "data": {"dataset": "digits", "root": "digits", "labelled": 12, "crop": 32, "labelled_batch": 4, "unlabelled_batch": 4},
+    "data": {"dataset": "digits", "root": "digits", "labelled": 12, "crop": 32, "labelled_batch": 4, "unlabelled_batch": 4, "val_batch": 100},
     "views": {"flip": False},
     "model": {"encoder": "tiny", "output_stride": 4, "pretrained": False, "decoder_channels": 8, "low_level_channels": 4, "representation_dim": 8},
     "train": {"iterations": 6, "lr": 0.05, "evaluate_every": 3, "log_every": 2},
@@ -94,13 +94,14 @@ class Journal:
         split_hash: str = "",
         class_names: Sequence[str] = ("sky", "road", "tree"),
         metrics: Mapping[str, float] | None = None,
+        workers: int = 1,
     ) -> None:
         """A run with one evaluation. last, best: its mIoU; end: finished, failed, pruned or running; metrics: others at its end."""
         place: dict[str, Any] = {"time": self.time, "trial": trial, "split": split}
         self.write(
             RunStarted(
                 **place, seed=split, dataset="made up", split_hash=split_hash or f"images of split {split}", num_labelled=12,
-                num_unlabelled=388, class_names=list(class_names),
+                num_unlabelled=388, class_names=list(class_names), workers=workers,
             )
         )  # fmt: skip
         if end == "failed":

@@ -68,7 +68,7 @@ def test_a_data_set_that_cannot_be_made(tmp_path: Path) -> None:
     spec = {**SPEC, "data": {**SPEC["data"], "root": str(tmp_path / "notes" / "digits")}}
     Path("study.yaml").write_text(yaml.safe_dump(spec))
     said = refused("study", "run", "study.yaml")
-    assert "data: cannot open" in said and "notes is a file, not a folder" in said and not Path("runs").exists()
+    assert "data: cannot write" in said and "notes is a file, not a folder" in said and not Path("runs").exists()
 
 
 @pytest.mark.parametrize("content", [None, b"\x89PNG\r\n\x1a\n\xff\xfe"])
