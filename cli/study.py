@@ -57,7 +57,8 @@ set_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a field of the study, such as train.iterations=100.",
+    help="Override a field of the study, such as train.iterations=100. method.KEY=VALUE reaches every method that has the "
+    "setting KEY, in the grid, the listed trials and the search; not where the study varies that setting.",
 )
 format_option = click.option("--format", "format_", type=click.Choice(FORMATS), default="text", show_default=True)
 at_option = click.option(
@@ -98,7 +99,7 @@ def study() -> None:
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Time a few steps of each row on this machine.")
 def plan(file: str, overrides: tuple[str, ...], address: str | None, measure: bool) -> None:
     """Check a study FILE and print what it would do: trials, runs, steps, time. Starts nothing."""
-    study_ = _load(file, overrides)
+    study_ = _load(file, overrides, local=address is None)
     with _bad_input():
         planned = study_.plan(address=address, measure=measure)
     for warning in planned.warnings:
@@ -131,7 +132,7 @@ def run(
     """Run the study in FILE to its end."""
     if _is_far(address):
         raise BadInput(f"--address {address}: is a dashboard; send the study there by: css-ray study submit {file}")
-    study_ = _load(file, overrides, storage)
+    study_ = _load(file, overrides, storage, local=address is None)
 
     def go(watcher: Watcher) -> Any:
         return study_.run(address=address, observer=watcher, warn=_warn)
@@ -407,21 +408,28 @@ def _bad_input() -> Iterator[None]:
         raise BadInput(str(error)) from None
 
 
-def read_study(file: str, overrides: Sequence[str]) -> schema.StudyDefinition:
-    """The study in `file`, or BadInput with every problem."""
+def read_study(file: str, overrides: Sequence[str], local: bool | None = None) -> schema.StudyDefinition:
+    """The study in `file`, or BadInput with every problem of the file.
+
+    local: whether it is to run on this machine or on a cluster; then the problems of its data, networks and GPUs are listed, too.
+    """
     from css_ray.study.definition import read
 
     try:
         with _bad_input():
-            return read(file, overrides)
+            if local is None:
+                return read(file, overrides)
+            from css_ray.study.preflight import read_and_check
+
+            return read_and_check(file, overrides, local=local)
     except FileNotFoundError as error:
         raise BadInput(str(error)) from None
 
 
-def _load(file: str, overrides: Sequence[str], storage: str = "runs") -> Study:
+def _load(file: str, overrides: Sequence[str], storage: str = "runs", *, local: bool) -> Study:
     from css_ray.api import Study
 
-    return Study(read_study(file, overrides), storage)
+    return Study(read_study(file, overrides, local), storage)
 
 
 def _open(name: str, storage: str) -> Study:
