@@ -15,10 +15,10 @@ from typing import Any
 
 from benchmarks._reader import private_megabytes
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.execution.runner import Runner
 from css_ray.records import Event
 from css_ray.study.definition import StudyDefinition, parse
 from css_ray.study.progress import Progress
-from css_ray.study.runner import Runner
 
 TRIALS, SPLITS, REPORTS, ITERATIONS, COMPARED = 1000, 3, 20, 1000, 100
 

@@ -25,10 +25,10 @@ import torch
 
 from benchmarks import _driver
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.execution.runner import Runner
 from css_ray.methods import METHODS
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.records import Event
-from css_ray.study.runner import Runner
 from css_ray.tracking import Tracker, default_uri
 from css_ray.training.loop import fit
 from css_ray.training.settings import TrainConfig

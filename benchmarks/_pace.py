@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.execution.runner import Runner
 from css_ray.study.definition import StudyDefinition, parse
 from css_ray.study.run import execute, prepare, run_spec
-from css_ray.study.runner import Runner
 from css_ray.training.reporter import SilentReporter
 
 STEPS, REPORT_EVERY, RUNS = 600, 50, 3

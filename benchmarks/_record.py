@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.execution.runner import Runner
 from css_ray.study.definition import StudyDefinition, read
 from css_ray.study.run import execute, prepare, run_spec
-from css_ray.study.runner import Runner
 from css_ray.study.sampling import Sampling
 from css_ray.training.loop import NonFiniteLossError
 from css_ray.training.reporter import SilentReporter

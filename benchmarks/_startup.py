@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.execution.runner import Runner
 from css_ray.study.definition import parse
-from css_ray.study.runner import Runner
 
 TRIALS, SPLITS = 5, 2
 

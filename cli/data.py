@@ -68,7 +68,7 @@ def prepare(
     with contextlib.ExitStack() as stack:
         try:
             if address is not None:
-                from css_ray.study.spread import on_cluster
+                from css_ray.execution.parallel_map import on_cluster
 
                 spread = stack.enter_context(on_cluster(address))
             else:

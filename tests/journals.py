@@ -125,7 +125,7 @@ PRUNED = "split 1, step 20: 6.2 below the best trial (1) on the splits that both
 
 
 class FakeRunner:
-    """In place of css_ray.study.runner.Runner: writes the journal of `mixed`, keeps how it was called, ends as `status` says."""
+    """In place of css_ray.execution.runner.Runner: writes the journal of `mixed`, keeps how it was called, ends as `status` says."""
 
     calls: list[dict[str, Any]] = []  # noqa: RUF012
     unsent = 7
@@ -134,7 +134,8 @@ class FakeRunner:
 
     @classmethod
     def install(cls, monkeypatch: pytest.MonkeyPatch) -> None:
-        from css_ray.study import preflight, runner
+        from css_ray.execution import runner
+from css_ray.study import preflight
 
         monkeypatch.setattr(runner, "Runner", cls)
         monkeypatch.setattr(preflight, "_changed", lambda *arguments: [])  # the made-up journal has made-up splits
@@ -146,7 +147,7 @@ class FakeRunner:
         self.call = {"definition": definition, "storage": storage, "address": address}
 
     def run(self, *, resume: bool) -> Any:
-        from css_ray.study.runner import Outcome
+        from css_ray.execution.runner import Outcome
 
         self.calls.append(self.call | {"resume": resume})
         path = Path(self.storage) / self.definition.name / "journal.jsonl"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +13,16 @@ from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.lists import ListError
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import Split
+from css_ray.events import Event, RunStarted, TrialStarted
 from css_ray.methods import METHODS
 from css_ray.models.encoders import make_encoder
-from css_ray.records import Event
 from css_ray.secrets import shown
 from css_ray.storage import free_bytes
-from css_ray.study.definition import Problem, StudyDefinition, StudyError, TrialSpec, ends, fresh_splits, read
+from css_ray.study.cost import needed_bytes
+from css_ray.study.definition import Problem, StudyDefinition, StudyError, TrialSpec, fresh_splits, read
 from css_ray.study.definition.problems import intact
-from css_ray.study.run import build_method, choose_split, list_files, method_config, split_key
-from css_ray.training.optimizer import make_optimizer
-from css_ray.training.settings import TrainConfig
-from css_ray.types import Batch
-
-ASSUMED_CLASSES = 21
-"""What a data set that does not say its classes is taken for where only sizes and times matter."""
+from css_ray.study.inputs import choose_split, list_files, split_key
+from css_ray.study.run import method_config
 
 
 def read_and_check(path: Path | str, overrides: Sequence[str] = (), *, local: bool) -> StudyDefinition:
@@ -112,7 +106,8 @@ def _look(study: StudyDefinition, *, local: bool, events: Sequence[Event] = (), 
     if study.search is not None and study.search.confirm:
         # Found now, not when the search has ended.
         fresh = dataclasses.replace(study, splits=tuple(fresh_splits(study)))
-        problems += [Problem("search.confirm", str(problem)) for problem in _splits(fresh, trials, datasets)[1]]
+        confirming = _splits(fresh, trials, datasets)[1]
+        problems += [Problem("search.confirm", str(problem)) for problem in confirming if problem not in wrong]
     problems += wrong
     if intact(known, "method"):
         problems += _unlabelled(study, trials, splits)
@@ -121,43 +116,6 @@ def _look(study: StudyDefinition, *, local: bool, events: Sequence[Event] = (), 
 
 SPLIT_SETTINGS = ("splits", "data.labelled", "data.nested_splits", "data.labelled_list", "data.unlabelled_list")
 """What the choice of labelled images depends on, beside the data set."""
-
-
-def needed_bytes(study: StudyDefinition) -> int:
-    """What the files of a study take on its disk at most, in bytes: weights and checkpoints in float32.
-
-    Of each run the best weights; of each trial that is kept (see `Keep`) its last checkpoint; of each that runs two
-    checkpoints, and one that is being written. Nothing is downloaded, and no memory taken.
-    """
-    trials = study.grid_trials()
-    kept = dict(enumerate(trials))
-    if study.search is not None:
-        drawn = study.search.first[0] if study.search.first else ends(study.space)[0]
-        count = min(study.search.trials, study.keep.top or study.search.trials)
-        kept |= dict.fromkeys(range(len(trials), len(trials) + count), study.search_trial(len(trials), drawn))
-    sizes: dict[tuple[str, ...], tuple[int, int]] = {}
-    total = largest = 0
-    for trial in kept.values():
-        key = str(trial.settings["model"]), trial.settings["method"]["name"]
-        if key not in sizes:
-            sizes[key] = _file_sizes(trial)
-        weights, checkpoint = sizes[key]
-        total += len(study.splits) * weights + checkpoint
-        largest = max(largest, checkpoint)
-    return total + 3 * min(study.resources.concurrent_trials, study.num_trials) * largest
-
-
-def _file_sizes(trial: TrialSpec) -> tuple[int, int]:
-    """Bytes of the best weights of one run, and of one checkpoint: the method's state, and SGD's momentum."""
-    settings = {**trial.settings, "model": {**trial.settings["model"], "pretrained": False}}
-    with torch.device("meta"):
-        method = build_method(settings, settings["data"]["num_classes"] or ASSUMED_CLASSES)
-    weights, state = (
-        sum(tensor.numel() * tensor.element_size() for tensor in each.state_dict().values())
-        for each in (method.predictor(), method)
-    )
-    momentum = sum(parameter.numel() * 4 for parameter in method.parameters() if parameter.requires_grad)
-    return weights, state + momentum
 
 
 def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
@@ -173,14 +131,7 @@ def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
 
 def _begun(study: StudyDefinition, events: Sequence[Event]) -> dict[int, TrialSpec]:
     """The trials that a study which goes on has begun, by index."""
-    grid = study.grid_trials()
-    starts = {event["trial"]: event for event in events if event["event"] == "trial_started"}
-    return {
-        index: grid[index]
-        if start["source"] == "grid"
-        else study.search_trial(index, {path: start["params"][path] for path in study.space})
-        for index, start in starts.items()
-    }
+    return {event.trial: study.trial_begun(event) for event in events if isinstance(event, TrialStarted)}
 
 
 def _splits(
@@ -224,10 +175,10 @@ def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], e
     """A study that resumes trains on the images that it began with."""
     problems = []
     for event in events:
-        if event["event"] != "run_started" or event["trial"] not in begun:
+        if not isinstance(event, RunStarted) or event.trial not in begun:
             continue
-        data, index = begun[event["trial"]].settings["data"], event["split"]
-        made, before = splits.get(split_key(data, index)), event["split_hash"]
+        data, index = begun[event.trial].settings["data"], event.split
+        made, before = splits.get(split_key(data, index)), event.split_hash
         if made is None or made.hash == before:
             continue
         hashes = f"({made.hash[:12]}, was {before[:12]})"
@@ -240,7 +191,7 @@ def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], e
             problems.append(Problem("data.labelled_list", sentence))
         else:
             sentence = (
-                f"split {index} with {event['num_labelled']} labels is no longer the one this study began with "
+                f"split {index} with {event.num_labelled} labels is no longer the one this study began with "
                 f"{hashes}; restore the data set in {shown(data['root'])}, or start another study"
             )
             problems.append(Problem("data.root", sentence))
@@ -290,69 +241,3 @@ def _models(trials: Sequence[TrialSpec]) -> list[Problem]:
         except (OSError, ValueError) as error:
             problems.append(Problem("model", str(error)))
     return problems
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """How long a study would train.
-
-    seconds_a_step: by row, measured on `device`. seconds: of all steps of the study at its concurrency, without evaluation.
-    """
-
-    device: str
-    seconds_a_step: dict[str, float]
-    seconds: float
-
-
-def estimate(study: StudyDefinition) -> Estimate:
-    """Time a few steps of every row on random images of the study's size, one worker's share of the batch, on this machine.
-
-    It needs no data set. The first step of each row warms up and is not counted.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() and study.resources.gpus_per_worker else "cpu")
-    torch.set_num_threads(study.resources.cpus_per_worker)
-    trials = study.grid_trials()
-    rows: dict[str, list[TrialSpec]] = {}
-    for trial in trials:
-        rows.setdefault(trial.row, []).append(trial)
-    timed = {row: _seconds_a_step(study, specs[0], device) for row, specs in rows.items()}
-    total = sum(timed[trial.row] * trial.settings["train"]["iterations"] for trial in trials)
-    if study.search is not None:
-        drawn = study.search.first[0] if study.search.first else ends(study.space)[0]
-        trial = study.search_trial(len(trials), drawn)
-        timed[f"search: {trial.row}"] = _seconds_a_step(study, trial, device)
-        total += timed[f"search: {trial.row}"] * trial.settings["train"]["iterations"] * study.search.trials
-    seconds = total * len(study.splits) / study.resources.concurrent_trials
-    return Estimate(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", timed, seconds)
-
-
-TIMED_STEPS = 3
-
-
-def _seconds_a_step(study: StudyDefinition, trial: TrialSpec, device: torch.device) -> float:
-    data = trial.settings["data"]
-    num_classes = data["num_classes"] or ASSUMED_CLASSES
-    method = build_method(trial.settings, num_classes).to(device)
-    optimizer = make_optimizer(method, TrainConfig(**trial.settings["train"]))
-    size, workers = data["crop"], study.resources.sizes(data)[0]
-    labelled = data["labelled_batch"] // workers
-    unlabelled = data["unlabelled_batch"] // workers if method.needs_unlabelled else 0
-    batch = Batch(
-        torch.rand(labelled, 3, size, size),
-        torch.randint(num_classes, (labelled, size, size)),
-        torch.rand(unlabelled, 3, size, size),
-        torch.ones(unlabelled, size, size, dtype=torch.bool),
-    ).to(device)
-    times = []
-    for _ in range(TIMED_STEPS + 1):
-        started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=trial.settings["train"]["precision"] == "bf16"):
-            total = method(batch, 0.5).total
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        method.after_step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])

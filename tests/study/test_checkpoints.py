@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from css_ray.execution.checkpoints import COMPLETE, Checkpoints
 from css_ray.study import checkpoints as module
-from css_ray.study.checkpoints import COMPLETE, Checkpoints
 
 
 def writing(text: str):

@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from css_ray.study.checkpoints import COMPLETE, Checkpoints
+from css_ray.execution.checkpoints import COMPLETE, Checkpoints
+from css_ray.execution.runner import Runner
+from css_ray.execution.worker import TRIAL_FILE, open_checkpoint
 from css_ray.study.journal import Journal, StudyLockedError
-from css_ray.study.runner import Runner
-from css_ray.study.worker import TRIAL_FILE, open_checkpoint
 from css_ray.training.checkpoint import (
     STATE_FILE,
     DamagedError,
@@ -203,7 +203,7 @@ def test_all_ranks_take_the_same_checkpoint(tmp_path: Path) -> None:
 @pytest.fixture
 def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Telling, Path]:
     """A study of one trial that ended, all but the last word told, and no MLflow."""
-    monkeypatch.setattr("css_ray.study.runner.Tracker", Silent)
+    monkeypatch.setattr("css_ray.execution.runner.Tracker", Silent)
     path = tmp_path / "runs" / "small" / "journal.jsonl"
     telling = Telling(path, search=None)
     telling.start()

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.execution.runner import Runner
 from css_ray.records import Event
 from css_ray.study import preflight
 from css_ray.study import runner as module
 from css_ray.study.definition import StudyDefinition, StudyError, parse
 from css_ray.study.preflight import check, needed_bytes
 from css_ray.study.run import execute, prepare, run_spec
-from css_ray.study.runner import Runner
 from css_ray.training.checkpoint import write_tensors
 from css_ray.training.reporter import SilentReporter
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_keep import driver, small
 
-from css_ray.study.runner import Runner
+from css_ray.execution.runner import Runner
 
 
 def begin(runner: Runner) -> int | None:

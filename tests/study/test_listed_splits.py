@@ -171,7 +171,7 @@ def test_trials_with_lists_of_their_own_go_on(root: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_the_ids_of_a_study_are_written_down(root: str, lists: Path, tmp_path: Path, dataset: DataSet, scheme: str) -> None:
-    from css_ray.study.runner import Runner
+    from css_ray.execution.runner import Runner
 
     given = study(root)
     runner = Runner(given, f"{scheme}{tmp_path}/runs")

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 # An actor makes a placement group of one core. A detached actor outlives its job, as one does of whose death Ray did not hear.
 PREPARE = """
 import json, logging, sys, time
-from css_ray.study.reclaim import driver_config, reclaim
+from css_ray.execution.reclaim import driver_config, reclaim
 import ray
 from ray.util.placement_group import placement_group
 

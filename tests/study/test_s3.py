@@ -21,9 +21,9 @@ from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.digits import digits_source
 from css_ray.data.remote import local_copy
 from css_ray.data.writing import write_dataset
+from css_ray.execution.checkpoints import Checkpoints
 from css_ray.storage import below
 from css_ray.study import journal as journal_module
-from css_ray.study.checkpoints import Checkpoints
 from css_ray.study.journal import Follower, Journal, JournalError, StudyLockedError, studies_in, study_folder
 from css_ray.training.checkpoint import read_tensors
 from tests.faults import CREDENTIALS, Fault, FaultyStore, faulty_s3
@@ -355,7 +355,7 @@ def test_a_checkpoint_that_cannot_be_fetched_is_not_taken_for_damaged(store: Fau
 @pytest.mark.long
 @pytest.mark.parametrize("values", [10, 6_000_000], ids=["one request", "parts"])
 def test_the_best_weights_are_the_old_or_the_new(values: int, store: FaultyStore, tmp_path: Path) -> None:
-    from css_ray.study.worker import _keeper
+    from css_ray.execution.worker import _keeper
 
     keep = _keeper(below(store.url("kept/s"), "models", "split_0"))
     keep({"weight": torch.zeros(values)})

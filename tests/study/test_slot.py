@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError
 
+from css_ray.execution.slot import Slot, last_line, reason_of
 from css_ray.study import slot as module
 from css_ray.study.definition import Resources
-from css_ray.study.slot import Slot, last_line, reason_of
 
 STANDS_STILL = """
 import sys, time
-from css_ray.study.worker import Watchdog
+from css_ray.execution.worker import Watchdog
 said = []
 with Watchdog(0.4, lambda reason: print(reason, flush=True)) as watchdog:
     time.sleep(1.0)  # opens its data: not watched yet

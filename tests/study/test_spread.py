@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_shards_written_by_ray_tasks(tmp_path: Path) -> None:
-    from css_ray.study.spread import on_cluster
+    from css_ray.execution.parallel_map import on_cluster
 
     source = digits_source(num_train=300, num_val=100)
     small = writing.SHARD_BYTES

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from css_ray.execution.jobs import Cluster, is_jobs_address
+from css_ray.execution.nodes import Node, Report
 from css_ray.study import cluster as module
-from css_ray.study.cluster import Node, Report
 from css_ray.study.code import code_version, copy_code
 from css_ray.study.definition import StudyError, parse
-from css_ray.study.submission import Cluster, is_jobs_address
 from tests.places import SPEC
 
 NOBODY = "http://127.0.0.1:9"
@@ -144,7 +144,7 @@ def driven(folder: Path, deeds: str) -> tuple[int, list[str]]:
     (folder / "driver.py").write_text(DRIVER)
     command = [sys.executable, str(folder / "driver.py"), str(folder), deeds]
     program = (
-        "import sys, json; from css_ray.study.submission import keep_driving;"
+        "import sys, json; from css_ray.execution.jobs import keep_driving;"
         "command = json.loads(sys.argv[1]);"
         "sys.exit(keep_driving([*command, 'run'], [*command, 'resume'], sys.argv[2]))"
     )

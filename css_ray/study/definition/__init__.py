@@ -5,7 +5,7 @@ their bounds, so that each bound is written once. The rest (splits, grid, search
 """
 
 from css_ray.config import Problem
-from css_ray.study.definition.file import check_settings, confirmation, extend, fresh_splits, parse, read
+from css_ray.study.definition.file import check_settings, confirmation, extend, fresh_splits, parse, read, to_yaml
 from css_ray.study.definition.problems import StudyError
 from css_ray.study.definition.sections import Budget, Data, Keep, Objective, Resources, Search, Table, Tracking
 from css_ray.study.definition.space import Distribution, contains, ends, points_of
@@ -34,4 +34,5 @@ __all__ = [
     "parse",
     "points_of",
     "read",
+    "to_yaml",
 ]

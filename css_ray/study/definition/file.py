@@ -57,6 +57,11 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> StudyDefinition:
     return _checked(examine(spec, unknown_encoder), str(path), problems)
 
 
+def to_yaml(study: StudyDefinition) -> str:
+    """The text of a file that is read as `study`."""
+    return yaml.safe_dump(dict(study.spec), sort_keys=False)
+
+
 def parse(spec: Mapping[str, Any], source: str = "the study") -> StudyDefinition:
     """Check a mapping as a study. Looks at nothing else, and so does not know whether timm has the encoder.
 

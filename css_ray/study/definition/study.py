@@ -8,14 +8,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from css_ray.config import Config, ConfigError, Problem
+from css_ray.events import TrialStarted
 from css_ray.methods import METHODS
 from css_ray.models.segmenter import ModelConfig
 from css_ray.study.definition.sections import Budget, Data, Keep, Objective, Resources, Search, Table, Tracking
 from css_ray.study.definition.space import Distribution, ends
+from css_ray.study.paths import absolute_paths
 from css_ray.study.pruning import PRUNERS, Pruner
 from css_ray.training.settings import TrainConfig
 from css_ray.views import Views
@@ -123,6 +124,13 @@ class StudyDefinition:
             for where, point in [*first, *(("search.space", point) for point in ends(self.space))]:
                 yield where, *self._trial(index + 1, "search", self._searched(point))
 
+    def trial_begun(self, start: TrialStarted) -> TrialSpec:
+        """The trial that began with this event."""
+        if start.source == "search":
+            return self.search_trial(start.trial, {path: start.params[path] for path in self.space})
+        _, point = [*self._listed()][start.trial]
+        return _valid(*self._trial(start.trial, "grid", point))
+
     def resolved(self) -> dict[str, Any]:
         """The spec for the journal: a study that resumes is the same one, from any folder and with other defaults.
 
@@ -148,6 +156,11 @@ class StudyDefinition:
         """Trials of the grid and the search together."""
         in_grid = math.prod(map(len, self.grid.values())) if self.grid else 0
         return in_grid + len(self.trials) + (self.search.trials if self.search else 0)
+
+    def planned_iterations(self) -> list[int]:
+        """The steps of one run of each trial; of a trial still to be drawn, the study's own setting."""
+        in_grid = [trial.settings["train"]["iterations"] for trial in self.grid_trials()]
+        return in_grid + [self.train.iterations] * (self.num_trials - len(in_grid))
 
     def _listed(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for values in itertools.product(*self.grid.values()) if self.grid else ():
@@ -206,21 +219,6 @@ def _valid(trial: TrialSpec, problems: list[Problem]) -> TrialSpec:
     if problems:
         raise ConfigError(f"trial {trial.index}", problems)
     return trial
-
-
-def absolute_paths(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A copy of the sections in which local paths no longer depend on the current folder; a worker's is another."""
-    located = {section: dict(values) for section, values in settings.items()}
-    for section, key in (
-        ("data", "root"),
-        ("data", "labelled_list"),
-        ("data", "unlabelled_list"),
-        ("model", "pretrained"),
-    ):
-        path = located[section][key]
-        if isinstance(path, str) and "://" not in path:
-            located[section][key] = str(Path(path).resolve())
-    return located
 
 
 DATA_RULES = (

@@ -118,9 +118,9 @@ class Optuna(Pruner):
         self._ended.add(trial)
 
     def _trial(self, number: int) -> Any:
-        import optuna
+        from css_ray.study.optuna_internals import trial_of
 
-        return optuna.trial.Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
+        return trial_of(self._study, number)
 
 
 def _running_trial() -> Any:

@@ -11,7 +11,7 @@ import ray
 import ray.exceptions
 
 from css_ray.data.writing import Map
-from css_ray.study.address import guard_token
+from css_ray.execution.token import guard_token
 
 T = TypeVar("T")
 R = TypeVar("R")

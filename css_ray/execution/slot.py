@@ -7,92 +7,52 @@ come. A trial is handed over in Ray's own key-value store; what happens to it co
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.experimental.internal_kv as kv
 import ray.tune
-from ray._private.state import available_resources_per_node
 from ray.exceptions import OutOfMemoryError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.callback import UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from css_ray.records import Event
+from css_ray.events import Event
+from css_ray.execution.handover import IDLE_SECONDS, LEAVE, Failure, Handover, Message, News
+from css_ray.execution.ray_internals import free_resources, without_data
+from css_ray.messages import last_line
+from css_ray.study.job import Job
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-Job = dict[str, Any]
-"""What the ranks need to train a trial, in plain values; see `worker.train_splits`."""
-
-Message = dict[str, Any]
-"""What is told of a job: `events`, its news; `retry`, why its workers start anew; `error`, why it is given up."""
-
-IDLE_SECONDS = 60.0
-"""How long the workers of a slot wait for a trial, holding their cores, before they go."""
-
-NOTHING, LEAVE = -1, -2
 
 STARTUP = "startup timed out"
 """What Ray Train says where it waited in vain for the room that workers need."""
 
 
-@dataclass(frozen=True, slots=True)
-class Handover:
-    """The trials of one slot, for its ranks to fetch. They lie in Ray's key-value store."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotResources:
+    """What the workers of a slot hold, how many slots share the cluster, and how often a job is tried again."""
 
-    slot: str
+    cpus_per_worker: int
+    gpus_per_worker: float
+    concurrent_trials: int
+    retries: int
 
-    def put(self, number: int, job: Job) -> None:
-        """Make `job` the one to do now, under a number that no other of this slot has."""
-        kv._internal_kv_put(self._key(f"job/{number}"), json.dumps(job).encode())
-        kv._internal_kv_put(self._key("now"), str(number).encode())
-
-    def withdraw(self, number: int) -> None:
-        """The job is over, or given up. A rank that was about to fetch it finds nothing."""
-        kv._internal_kv_put(self._key("now"), str(NOTHING).encode())
-        kv._internal_kv_del(self._key(f"job/{number}"))
-
-    def wait(self, done: int) -> int:
-        """The number of a job that is not `done`; LEAVE where none comes in IDLE_SECONDS. For rank 0: the others hear of it."""
-        limit = time.monotonic() + IDLE_SECONDS
-        while time.monotonic() < limit:
-            now = int(kv._internal_kv_get(self._key("now")) or NOTHING)
-            if now not in (NOTHING, done):
-                return now
-            time.sleep(0.1)
-        return LEAVE
-
-    def job(self, number: int) -> Job | None:
-        """The job of that number; None where it was withdrawn."""
-        text = kv._internal_kv_get(self._key(f"job/{number}"))
-        return json.loads(text) if text else None
-
-    def say_why(self, reason: str) -> None:
-        """A rank that is about to end its own process leaves word."""
-        kv._internal_kv_put(self._key("reason"), reason.encode())
-
-    def ask_why(self) -> str:
-        """What a rank said before it ended, once; else nothing."""
-        reason = kv._internal_kv_get(self._key("reason")) or b""
-        kv._internal_kv_del(self._key("reason"))
-        return reason.decode()
-
-    def _key(self, name: str) -> str:
-        return f"css-ray/slots/{self.slot}/{name}"
+    @classmethod
+    def of(cls, resources: Any) -> SlotResources:
+        """Those of a study's `resources`."""
+        return cls(**{field.name: getattr(resources, field.name) for field in dataclasses.fields(cls)})
 
 
 def _work(config: dict[str, Any]) -> None:
     """Runs on each rank. Imported there alone: the other processes of a slot do not train."""
-    from css_ray.study.worker import take_jobs
+    from css_ray.execution.worker import take_jobs
 
     take_jobs(config)
 
@@ -104,7 +64,7 @@ class _Failures(UserCallback):  # type: ignore[misc]
         self.queue, self.handover = queue, handover
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self.queue.put({"failure": self.handover.ask_why() or reason_of(worker_exceptions)})
+        self.queue.put(Failure(self.handover.ask_why() or reason_of(worker_exceptions)))
 
 
 class Slot:
@@ -117,7 +77,7 @@ class Slot:
     cluster; the group ends with that process.
     """
 
-    def __init__(self, resources: dict[str, Any], place: str, code: str | None = None) -> None:
+    def __init__(self, resources: SlotResources, place: str, code: str | None = None) -> None:
         self.resources = resources
         self.place = place
         self.code = code
@@ -128,13 +88,13 @@ class Slot:
     def train(self, job: Job) -> Iterator[Message]:
         """Have the workers do `job`, and yield what happens until it is over.
 
-        A failure of the workers sends them back to the job's last checkpoint, as often as `resources["retries"]` says.
+        A failure of the workers sends them back to the job's last checkpoint, as often as `resources.retries` says.
         """
         self._count += 1
         number, failures = self._count, 0
-        if self._alive and self._size != self._best_size(job["sizes"]):
+        if self._alive and self._size != self._best_size(job.sizes):
             self.end()
-        self._ready(job["sizes"])
+        self._ready(job.sizes)
         while self._news():  # of a job before
             pass
         self._handover.put(number, job)
@@ -143,19 +103,19 @@ class Slot:
             over = False
             events: list[Event] = []
             for message in self._news(timeout=1.0):
-                if "failure" in message:
+                if isinstance(message, Failure):
                     failures, counted = failures + 1, True
-                    spent = failures > self.resources["retries"]
-                    yield {"events": events, "error" if spent else "retry": message["failure"]}
+                    spent = failures > self.resources.retries
+                    yield _failed(events, message.reason, spent)
                     events = []
                     if spent:
                         self._handover.withdraw(number)
                         return
-                elif message["job"] == number:
-                    events += message["events"]
-                    over = over or message["over"]
+                elif message.job == number:
+                    events += message.events
+                    over = over or message.over
             if events:
-                yield {"events": events}
+                yield Message(events=events)
             if over:
                 self._handover.withdraw(number)
                 return
@@ -164,19 +124,19 @@ class Slot:
                 # in the moment when the job came.
                 new = bool(self._error) and not counted and STARTUP not in self._error
                 failures += new
-                spent = failures > self.resources["retries"]
+                spent = failures > self.resources.retries
                 if new:
-                    yield {"events": [], "error" if spent else "retry": self._error}
+                    yield _failed([], self._error, spent)
                 if spent:
                     return
                 counted = False
-                self._ready(job["sizes"])
+                self._ready(job.sizes)
                 self._handover.put(number, job)
 
     def end(self) -> None:
         """Have the workers leave, and wait until they have: before the next ones, or before this process leaves the cluster."""
         if self._fitting is not None and self._alive:
-            self._handover.put(LEAVE, {})
+            self._handover.put(LEAVE, None)
             self._fitting.join(IDLE_SECONDS)
 
     @property
@@ -191,8 +151,8 @@ class Slot:
         if len(sizes) == 1:
             return sizes[0]
         alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
-        free = available_resources_per_node()  # type: ignore[no-untyped-call]
-        share = self._room(alive.values()) // self.resources["concurrent_trials"]
+        free = free_resources()
+        share = self._room(alive.values()) // self.resources.concurrent_trials
         room = self._room(free.get(node, {}) for node in alive) + (self._size if self._alive else 0)
         return max((size for size in sizes if size <= min(share, room)), default=sizes[0])
 
@@ -203,8 +163,8 @@ class Slot:
 
     @property
     def _per_worker(self) -> dict[str, float]:
-        gpus = self.resources["gpus_per_worker"]
-        return {"CPU": self.resources["cpus_per_worker"]} | ({"GPU": gpus} if gpus else {})
+        gpus = self.resources.gpus_per_worker
+        return {"CPU": self.resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
 
     def _ready(self, sizes: Sequence[int]) -> None:
         """Start the workers, unless they are there."""
@@ -228,7 +188,7 @@ class Slot:
         self._fitting = threading.Thread(target=fit, name="css-ray-slot", daemon=True)
         self._fitting.start()
 
-    def _news(self, timeout: float = 0.0) -> list[Message]:
+    def _news(self, timeout: float = 0.0) -> list[News | Failure]:
         """The messages that have come; waits for the first one at most `timeout` seconds."""
         try:
             first = self._queue.get(timeout=timeout) if timeout else self._queue.get_nowait()
@@ -241,13 +201,13 @@ class Slot:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         resources = self.resources
-        gpus = resources["gpus_per_worker"]
+        gpus = resources.gpus_per_worker
         trainer = TorchTrainer(
             _work,
             train_loop_config={
                 "slot": name,
                 "queue": self._queue,
-                "cpus_per_worker": resources["cpus_per_worker"],
+                "cpus_per_worker": resources.cpus_per_worker,
                 "code": self.code,
             },
             scaling_config=ScalingConfig(num_workers=self._size, use_gpu=gpus > 0, resources_per_worker=self._per_worker),
@@ -263,13 +223,7 @@ class Slot:
                 callbacks=[_Failures(self._queue, self._handover)],  # type: ignore[list-item]
             ),
         )
-        callbacks = trainer._create_default_callbacks  # type: ignore[attr-defined]
-
-        def without_datasets() -> list[Any]:
-            """Ray Train would start a process that hands out Ray Data's data sets: there are none."""
-            return [callback for callback in callbacks() if type(callback).__name__ != "DatasetsCallback"]
-
-        trainer._create_default_callbacks = without_datasets  # type: ignore[attr-defined]
+        without_data(trainer)
         return trainer
 
 
@@ -283,9 +237,9 @@ def run_trial(config: dict[str, Any]) -> None:
     """
     global _slot
     if _slot is None:
-        _slot = Slot(config["resources"], config["place"], config["code"])
-    for message in _slot.train(config["job"]):
-        ray.tune.report(message)
+        _slot = Slot(SlotResources(**config["resources"]), config["place"], config["code"])
+    for message in _slot.train(Job.from_json(config["job"])):
+        ray.tune.report(message.to_json())
 
 
 def reason_of(failures: dict[int, Exception]) -> str:
@@ -298,7 +252,6 @@ def reason_of(failures: dict[int, Exception]) -> str:
     return f"rank {rank}: {last_line(error).partition(' Some common causes')[0]}"
 
 
-def last_line(error: object) -> str:
-    """The last line of an error's text, which names the exception."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:1000] if lines else f"{type(error).__name__}, without a word"
+def _failed(events: list[Event], reason: str, spent: bool) -> Message:
+    """A failure of the workers: the last one that is allowed ends the job, any other is tried again."""
+    return Message(events=events, error=reason) if spent else Message(events=events, retry=reason)

@@ -21,12 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from css_ray.secrets import secret_in, shown
 from css_ray.storage import is_url
 from css_ray.study.code import code_version, copy_code
-from css_ray.study.definition import Problem, StudyDefinition, StudyError
+from css_ray.study.definition import Problem, StudyDefinition, StudyError, to_yaml
 from css_ray.study.journal import Journal
 
 if TYPE_CHECKING:
@@ -170,7 +168,7 @@ class Cluster:
         with tempfile.TemporaryDirectory() as scratch, self._answering():
             copy_code(Path(scratch))
             if isinstance(study, StudyDefinition):
-                (Path(scratch) / STUDY_FILE).write_text(yaml.safe_dump(dict(study.spec), sort_keys=False))
+                (Path(scratch) / STUDY_FILE).write_text(to_yaml(study))
             self._client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "css_ray_cli", *command]),
                 submission_id=job,
@@ -232,7 +230,7 @@ def keep_driving(run: Sequence[str], resume: Sequence[str], folder: str) -> int:
         if stopped:
             return code if code >= 0 else 130
         events = Journal(folder).events
-        last = next((event["event"] for event in reversed(events) if event["event"].startswith("study_")), "")
+        last = next((event.kind for event in reversed(events) if event.kind.startswith("study_")), "")
         ended = code in (0, 2, 130) or (code > 0 and last == "study_finished")
         fruitless = fruitless + 1 if len(events) == known else 1
         known = len(events)

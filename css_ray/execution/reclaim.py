@@ -8,10 +8,9 @@ controller may; and a controller outlives its driver for a moment, in which it m
 from __future__ import annotations
 
 import ray
-from ray._private.state import state
-from ray.core.generated.gcs_pb2 import JobTableData, PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from css_ray.execution.ray_internals import held_groups, jobs_with, remove_group
 
 DRIVER = "css_ray.driver"
 """By this key in its metadata a job of Ray is known as the driver of a study."""
@@ -27,19 +26,15 @@ def reclaim() -> int:
 
     Those of other users' jobs, and detached ones, are left alone.
     """
-    accessor = state._connect_and_get_accessor()  # type: ignore[no-untyped-call]
-    jobs = [JobTableData.FromString(job) for job in accessor.get_job_table()]
     # By the jobs, not by what a group says of its own: one that was made after the end of its job does not know of that.
-    dead = {job.job_id: job.is_dead for job in jobs if DRIVER in job.config.metadata}
+    dead = jobs_with(DRIVER)
     this = bytes.fromhex(ray.get_runtime_context().get_job_id())
     held = 0
-    for text in accessor.get_placement_group_table():
-        group = PlacementGroupTableData.FromString(text)
-        if group.state == PlacementGroupTableData.REMOVED or group.is_detached or group.creator_job_id not in dead:
+    for group in held_groups():
+        if group.detached or group.job not in dead:
             continue
         # A group that the driver made itself, as Tune does for its trials, has no actor, which Ray calls dead.
-        by_actor = not ray.ActorID(group.creator_actor_id).is_nil()  # type: ignore[attr-defined]
-        if dead[group.creator_job_id] or (group.creator_job_id == this and by_actor and group.creator_actor_dead):
+        if dead[group.job] or (group.job == this and group.by_actor and group.actor_dead):
             held += 1
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))  # type: ignore[attr-defined]
+            remove_group(group)
     return held

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-import ray.experimental.internal_kv as kv
+from css_ray.execution.ray_internals import kv_get, kv_put
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +16,11 @@ class Verdicts:
 
     def say(self, trial: int, *, pruned: bool, after: int | None) -> None:
         """The trial was judged: after it finished the split `after`, or inside a split (None)."""
-        kv._internal_kv_put(self._key(trial), json.dumps([pruned, after]).encode())
+        kv_put(self._key(trial), json.dumps([pruned, after]).encode())
 
     def of(self, trial: int) -> tuple[bool, int | None]:
         """Whether the trial is pruned, and after which split it was judged, if that was the latest judgement."""
-        said = kv._internal_kv_get(self._key(trial))
+        said = kv_get(self._key(trial))
         pruned, after = json.loads(said) if said else (False, None)
         return pruned, after
 
