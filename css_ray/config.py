@@ -8,6 +8,7 @@ and reports all problems of a file together. Nothing here needs more than the st
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -60,6 +61,11 @@ def choices(hint: Any) -> tuple[Any, ...]:
     return (*values, None) if type(None) in members else values
 
 
+@functools.cache
+def _hints(config: type) -> dict[str, Any]:
+    return typing.get_type_hints(config)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong with settings.
@@ -108,7 +114,7 @@ class Config:
 
     def problems(self) -> typing.Iterator[Problem]:
         """Everything that is wrong; a subclass adds rules between its fields and calls `super().problems()` first."""
-        hints = typing.get_type_hints(type(self))
+        hints = _hints(type(self))  # type: ignore[arg-type]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             bounds = field.metadata.get("bounds", {})

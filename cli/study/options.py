@@ -98,7 +98,7 @@ def bad_input() -> Iterator[None]:
 def read_study(file: str, overrides: Sequence[str], local: bool | None = None) -> StudyDefinition:
     """The study in `file`, or BadInput with every problem of the file.
 
-    local: whether it is to run on this machine or on a cluster; the problems of data, networks and GPUs are then listed as well.
+    local: whether it is to run on this machine or on a cluster; problems of data, networks and GPUs are then listed as well.
     """
     from css_ray.study.definition import read
 

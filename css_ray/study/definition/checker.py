@@ -17,7 +17,7 @@ from css_ray.methods import METHODS
 from css_ray.models.segmenter import ModelConfig
 from css_ray.secrets import secret_in, shown
 from css_ray.study.definition.fields import checker_of, problems_of
-from css_ray.study.definition.problems import unknown_key, within
+from css_ray.study.definition.problems import intact, unknown_key, within
 from css_ray.study.definition.sections import Budget, Data, Keep, Objective, Resources, Search, Section, Table, Tracking
 from css_ray.study.definition.space import Distribution, contains, points_of
 from css_ray.study.definition.study import StudyDefinition, as_tuples
@@ -117,7 +117,7 @@ class Checker:
         splits = self.splits()
         if spec.get("method") is not None:
             self.method("method", spec["method"])
-        if objective and objective.aggregate != "mean" and len(splits) == 1:
+        if objective and objective.aggregate != "mean" and len(splits) == 1 and intact(self.faults, "splits"):
             self.rule("objective.aggregate", f"{objective.aggregate} needs at least 2 splits, got 1; add splits or use mean")
         grid = self.grid()
         listed = self.listed()
@@ -316,7 +316,7 @@ class Checker:
                     self.fault(
                         f"search.space.{path}", "the grid sampler needs {choice: [...]} or {int: [low, high]}; list the values"
                     )
-            size = math.prod(len(points_of(distribution)) for distribution in space.values())
+            size = math.prod(_count(distribution) for distribution in space.values())
             most = size + len(search.first)
             if size > 0 and most < search.trials:
                 self.fault("search.trials", f"the grid has {size} points, got {search.trials} trials; use {most}")
@@ -410,6 +410,14 @@ class Checker:
         if path == "model.encoder":
             for where, value in values:
                 self.encoder(where, value)
+
+
+def _count(distribution: Distribution) -> int:
+    """The number of points, of a range of whole numbers that is longer than `len` can count, too."""
+    if distribution.kind == "int":
+        low, high = distribution.values
+        return int(high - low + 1)
+    return len(points_of(distribution))
 
 
 def _names(entries: Sequence[Any]) -> list[str]:

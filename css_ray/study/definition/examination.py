@@ -107,9 +107,13 @@ def _swept(node: Any) -> Any:
 
 
 def _fill(spec: dict[str, Any]) -> None:
-    """Put stand-ins where a study must have something."""
+    """Remove what is empty, and put stand-ins where a study must have something."""
     if isinstance(data := spec.get("data"), dict):
         spec["data"] = {**_STAND_INS, **data}
+    if isinstance(trials := spec.get("trials"), list):
+        spec["trials"] = [point for point in trials if point != {}]
+    if isinstance(grid := spec.get("grid"), dict):
+        spec["grid"] = {path: values for path, values in grid.items() if values != []}
     method = {"name": next(iter(METHODS))}
     stand_ins = {"study": "study", "splits": [0], "method": method}
     spec |= {key: value for key, value in stand_ins.items() if spec.get(key) in (None, [], {})}

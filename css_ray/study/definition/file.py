@@ -20,7 +20,7 @@ from css_ray.study.definition.examination import Examination, examine
 from css_ray.study.definition.overrides import apply_overrides
 from css_ray.study.definition.problems import StudyError
 from css_ray.study.definition.study import StudyDefinition
-from css_ray.study.definition.yaml_file import StudyLoader
+from css_ray.study.definition.yaml_file import StudyLoader, yaml_error_text
 
 
 def read(path: Path | str, overrides: Sequence[str] = ()) -> StudyDefinition:
@@ -50,7 +50,7 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> StudyDefinition:
     except UnicodeDecodeError:
         raise StudyError([Problem("", "is not a text file in UTF-8; give a study in YAML")], str(path)) from None
     except yaml.YAMLError as error:
-        raise StudyError([Problem("", " ".join(str(error).split()))], str(path)) from None
+        raise StudyError([Problem("", yaml_error_text(error))], str(path)) from None
     if not isinstance(spec, dict):
         raise StudyError([Problem("", "a study is a mapping of sections; see studies/quickstart.yaml")], str(path))
     problems = apply_overrides(spec, overrides)

@@ -151,7 +151,8 @@ class Resources(Section):
         """
         most = self.workers if isinstance(self.workers, int) else max(self.workers)
         batches = data["labelled_batch"], data["unlabelled_batch"]
-        return [size for size in range(self.fewest, most + 1) if not any(batch % size for batch in batches)]
+        # No number above a batch divides it.
+        return [size for size in range(self.fewest, min(most, *batches) + 1) if not any(batch % size for batch in batches)]
 
 
 class Search(Section):

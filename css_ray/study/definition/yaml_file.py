@@ -15,10 +15,18 @@ class StudyLoader(yaml.SafeLoader):
         # `<<` takes over another mapping, whose keys may be given here again.
         own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         keys = [self.construct_object(key, deep=True) for key in own]  # type: ignore[no-untyped-call]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is listed twice", node.start_mark)
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is listed twice", own[place].start_mark)
         return super().construct_mapping(node, deep)
+
+
+def yaml_error_text(error: yaml.YAMLError) -> str:
+    """Where a text is not YAML, and why, in one line."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 StudyLoader.add_implicit_resolver(
