@@ -180,7 +180,7 @@ def test_training_needs_no_platform() -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] in ('ray', 'optuna', 'mlflow', 'pydantic', 'click', 'rich'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
-        "import css_ray.training.loop, css_ray.data.loaders, css_ray.data.catalogue, css_ray.methods, css_ray.study.run\n"
+        "import css_ray.training.loop, css_ray.training.best, css_ray.data.loaders, css_ray.data.catalogue, css_ray.methods, css_ray.study.run\n"
         "print('imported')"
     )
     assert run_python(program) == "imported\n"

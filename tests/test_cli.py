@@ -198,6 +198,29 @@ def test_train_runs_without_ray_and_goes_on_from_its_checkpoint(file: Path) -> N
     assert "holds another run" in refused("train", str(file), "--trial", "1", "--split", "0", "--out", "whole")
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"], ids=["path", "URL"])
+def test_train_and_a_worker_keep_the_same_best_weights(scheme: str, file: Path) -> None:
+    import torch
+
+    from css_ray.study.run import execute, prepare, run_spec
+    from css_ray.study.schema import read
+    from css_ray.study.worker import _keeper
+    from css_ray.training.best import load_best
+    from css_ray.training.reporter import SilentReporter
+
+    result = call("train", str(file), "--trial", "1", "--split", "1", "--device", "cpu", "--out", "out")
+    assert result.exit_code == 0, result.output
+    study = read(file)
+    torch.set_num_threads(study.resources.cpus_per_worker)
+    worker = file.parent / "models" / "split_1"
+    spec = run_spec(study, study.grid_trials()[1], 1)
+    execute(prepare(spec), SilentReporter(), keep_best=_keeper(f"{scheme}{worker}"))
+    for name in ("best.pt", "best.json"):
+        assert (worker / name).read_bytes() == Path("out", name).read_bytes(), name
+    _, best = load_best(worker)
+    assert (best.method, best.dataset, best.split, best.crop) == ("css", "digits", 1, 32)
+
+
 def test_train_refuses_what_the_study_does_not_have(file: Path) -> None:
     assert "the study has trials 0 to 1" in refused("train", str(file), "--trial", "2")
     assert "the study has the splits 0, 1" in refused("train", str(file), "--split", "7")

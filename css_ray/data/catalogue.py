@@ -16,7 +16,7 @@ from .digits import digits_source
 from .folder import folder_source
 from .shards import DataSet, open_dataset
 from .voc import voc_source
-from .writing import Map, Source, in_processes, write_dataset
+from .writing import ParallelMap, Source, in_processes, write_dataset
 
 Reader = Callable[[Path | None, tuple[int, int] | None], Source]
 """(where the original files lie, (width, height) to resize to) -> source; None where the user gave nothing."""
@@ -72,7 +72,7 @@ def prepare(
     root: str | Path | None = None,
     resize: tuple[int, int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    spread: Map | None = None,
+    spread: ParallelMap | None = None,
 ) -> bool:
     """Write a data set of DATASETS, or the one that a YAML file describes, to `out`; False if it was there already.
 

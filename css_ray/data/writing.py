@@ -115,13 +115,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Map(Protocol):
+class ParallelMap(Protocol):
     """Applies a function to tasks, here or elsewhere; results come in the order of the tasks."""
 
     def __call__(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]: ...
 
 
-def in_processes(count: int) -> Map:
+def in_processes(count: int) -> ParallelMap:
     """A map over `count` processes of this machine; over none but this one where 1 suffices.
 
     Raises ValueError if count < 1.
@@ -166,7 +166,7 @@ def write_dataset(
     out: str | Path,
     source: Source,
     advance: Callable[[int], None] = lambda done: None,
-    spread: Map = map,  # type: ignore[assignment]
+    spread: ParallelMap = map,  # type: ignore[assignment]
 ) -> bool:
     """Write a source to `out`, a folder or a URL, all or nothing; True if written, False if it was there already.
 
@@ -192,7 +192,7 @@ def write_dataset(
     return True
 
 
-def _write_remote(url: str, source: Source, advance: Callable[[int], None], spread: Map) -> bool:
+def _write_remote(url: str, source: Source, advance: Callable[[int], None], spread: ParallelMap) -> bool:
     """An object store cannot rename: shards carry their own hash in their names, and the description makes them a data set."""
     if _is_there(url, source, advance, spread):
         return False
@@ -217,7 +217,7 @@ def _foreign(out: str | Path) -> FileExistsError:
     )
 
 
-def _is_there(out: str | Path, source: Source, advance: Callable[[int], None], spread: Map) -> bool:
+def _is_there(out: str | Path, source: Source, advance: Callable[[int], None], spread: ParallelMap) -> bool:
     """Whether `out` holds the data set of just this source; raises FileExistsError if it holds another one."""
     described = read_description(out)
     if described is None:
@@ -278,7 +278,7 @@ def _source_hash(source: Source, digests: Mapping[str, Sequence[bytes]]) -> str:
     return whole.hexdigest()
 
 
-def _write_shards(out: str | Path, source: Source, advance: Callable[[int], None], spread: Map) -> str:
+def _write_shards(out: str | Path, source: Source, advance: Callable[[int], None], spread: ParallelMap) -> str:
     """Write all shards; return the text of the description."""
     info = source.info
     metadata = {

@@ -246,8 +246,10 @@ def keep_driving(run: Sequence[str], resume: Sequence[str], folder: str) -> int:
 def _client(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
-        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)  # they tell of each upload
+    from css_ray.execution.ray_internals import QUIET_LOGGERS
+
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     return JobSubmissionClient(address)
 
 

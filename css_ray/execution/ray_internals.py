@@ -19,6 +19,12 @@ QUIET_LOGGERS = (
 )
 """Loggers that report each upload of a job's code."""
 
+TITLES = {"worker": "ray::RayTrainWorker", "trial": "ray::ImplicitFunc"}
+"""How the titles of the processes begin that a study starts under Ray, by which `benchmarks/chaos.py` finds them."""
+
+CLUSTER_TITLES = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor")
+"""The same of Ray's own processes, which stay when a study has ended."""
+
 
 # ------------------------------------------------------------------------------------------------------ the key-value store
 

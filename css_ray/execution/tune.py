@@ -11,6 +11,7 @@ import logging
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +39,14 @@ def notes_folder(folder: str) -> str:
     return below(folder, "ray")
 
 
-def tune(driver: Driver, concurrent: int, code: str | None) -> None:
+def tune(driver: Driver, concurrent: int, code: str | None, *, trainable: Callable[[dict[str, Any]], None] = run_trial) -> None:
     """Have Tune execute the driver's trials until it has none left, `concurrent` of them side by side.
 
     Args:
         driver: Its study has begun, and this process has joined a Ray cluster.
         concurrent: The number of slots.
         code: The `code_version` that workers must have; None where they have this process's.
+        trainable: What a trial's process does. By default it trains; see `slot.run_trial` for what it is given.
 
     Raises:
         OSError, StudyLockedError: The journal could not be written.
@@ -52,7 +54,7 @@ def tune(driver: Driver, concurrent: int, code: str | None) -> None:
     link = _Link(driver, Verdicts(uuid.uuid4().hex) if driver.pruners else None, code)
     with tempfile.TemporaryDirectory(prefix="css-ray-tune-") as scratch:
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(run_trial, {"memory": 50e6}),
+            ray.tune.with_resources(trainable, {"memory": 50e6}),
             tune_config=ray.tune.TuneConfig(
                 search_alg=_Searcher(_Hand(link)), num_samples=-1, max_concurrent_trials=concurrent, reuse_actors=True
             ),

@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 import pytest
 
-from benchmarks import _pruning
+from benchmarks.simulations import pruning
 from css_ray.study.pruning import PRUNERS, Pruner, PruningContext
 from css_ray.study.pruning.curves import bracket_of, rungs
 from css_ray.study.pruning.paired import forecast, prospect
@@ -605,7 +605,7 @@ def test_a_pruner_that_optuna_lacks_is_named(settings: dict[str, Any], problem: 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.25])
 def test_the_simulated_wilcoxon_is_optunas(threshold: float) -> None:
-    generator, rule, verdicts = np.random.default_rng(4), _pruning.wilcoxon(threshold), set()
+    generator, rule, verdicts = np.random.default_rng(4), pruning.wilcoxon(threshold), set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         direct = optuna.pruners.WilcoxonPruner(p_threshold=threshold)
@@ -638,6 +638,6 @@ def test_at_three_splits_the_paired_rule_acts_where_wilcoxon_cannot() -> None:
 
 
 def test_a_winner_of_a_search_is_kept() -> None:
-    world = _pruning.World(3, 1.0, "t3")
-    searched = _pruning.search(_pruning.paired, world, 20, 60)
+    world = pruning.World(3, 1.0, "t3")
+    searched = pruning.search(pruning.paired, world, 20, 60)
     assert searched.winner_pruned <= 0.05 and searched.saved > 0.2
