@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: study test test-slow test-long check bench golden ui clean
+.PHONY: study test test-slow test-long check bench mutants golden ui clean
 
 study: $(INSTALLED)  ## the quick-start study; goes on where it stopped if it was interrupted
 	@if [ -e runs/quickstart/journal.jsonl ]; then $(BIN)/css-ray study resume quickstart; else $(BIN)/css-ray study run studies/quickstart.yaml; fi
@@ -21,10 +21,13 @@ test-long: $(INSTALLED)  ## clusters of several nodes that lose them, studies on
 check: $(INSTALLED)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy css_ray cli
+	$(BIN)/mypy css_ray cli benchmarks
 
 bench: $(INSTALLED)  ## what is measured, as ratios in one run; ONLY=method for one group
 	$(BIN)/python -m benchmarks $(ONLY)
+
+mutants: $(INSTALLED)  ## changes the pure modules and prints what no test notices; ONLY=css_ray/reports, LIMIT=50 SEED=1
+	$(BIN)/python tests/mutants.py --limit $(or $(LIMIT),100) --seed $(or $(SEED),0) $(ONLY)
 
 golden: $(INSTALLED)  ## rewrites the losses that a refactor must not change
 	$(BIN)/python -m tests.methods.golden

@@ -1,7 +1,7 @@
 """What is measured, as ratios of two things taken in one run. `make bench`, or `make bench ONLY=method` for one group.
 
-A group is a module with `rows() -> Iterator[Row]`; a module whose name starts with `_` serves the others. The command prints a
-table and one JSON line a row, and exits 1 if a row does not hold. benchmarks/README.md says what each row means.
+A group is a module of `groups/` with `rows() -> Iterator[Row]`; `workloads/` holds what they measure. The command prints a
+table and one JSON line per row, and exits 1 if a row does not hold. benchmarks/README.md says what each row means.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+"""The repository."""
 
 
 class UnavailableError(Exception):

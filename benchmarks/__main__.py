@@ -7,28 +7,23 @@ import json
 import pkgutil
 import sys
 
-import benchmarks
-from benchmarks import Row, UnavailableError
-
-COMMANDS = ("chaos",)
-"""Modules that measure nothing and are called by themselves."""
+from benchmarks import Row, UnavailableError, groups
 
 
-def main(groups: list[str]) -> int:
-    modules = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
-    known = sorted(name for name in modules if not name.startswith("_") and name not in COMMANDS)
-    unknown = [group for group in groups if group not in known]
+def main(names: list[str]) -> int:
+    known = sorted(module.name for module in pkgutil.iter_modules(groups.__path__))
+    unknown = [name for name in names if name not in known]
     if unknown:
         print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(known)}", file=sys.stderr)
         return 2
     failed = 0
-    for group in groups or known:
+    for name in names or known:
         try:
-            for row in importlib.import_module(f"benchmarks.{group}").rows():
+            for row in importlib.import_module(f"benchmarks.groups.{name}").rows():
                 show(row)
                 failed += not row.holds
         except UnavailableError as reason:
-            print(f"{group}: skipped, {reason}", flush=True)
+            print(f"{name}: skipped, {reason}", flush=True)
     return 1 if failed else 0
 
 

@@ -10,7 +10,7 @@ import click
 from .errors import BadInput
 
 if TYPE_CHECKING:
-    from css_ray.study.cluster import Report
+    from css_ray.execution.nodes import Report
 
 
 @click.group()
@@ -35,7 +35,7 @@ def cluster() -> None:
 @click.pass_context
 def check(ctx: click.Context, address: str, storage: str | None, tracking_uri: str | None) -> None:
     """Look at each node: versions, clocks, storage, MLflow, and the all-reduce between nodes; exit 1 if something is wrong."""
-    from css_ray.study.submission import is_jobs_address
+    from css_ray.execution.jobs import is_jobs_address
 
     if is_jobs_address(address):
         # What this machine's environment says holds here; the cluster has its own.
@@ -47,7 +47,7 @@ def check(ctx: click.Context, address: str, storage: str | None, tracking_uri: s
         }
         _from_afar(address, typed)
         return
-    from css_ray.study.cluster import check_cluster, joined
+    from css_ray.execution.nodes import check_cluster, joined
 
     try:
         with joined(address):
@@ -59,8 +59,8 @@ def check(ctx: click.Context, address: str, storage: str | None, tracking_uri: s
 
 
 def _from_afar(address: str, typed: dict[str, str | None]) -> None:
+    from css_ray.execution.jobs import Cluster, ClusterError
     from css_ray.secrets import secret_in, shown
-    from css_ray.study.submission import Cluster, ClusterError
 
     for option, value in typed.items():
         if secret := secret_in(value or ""):

@@ -115,10 +115,11 @@ def _disk(storage: str) -> str:
 
 def _ray() -> str:
     import ray
-    import ray.dashboard.optional_deps
 
-    from css_ray.study.address import guard_token
+    from css_ray.execution.ray_internals import check_dashboard
+    from css_ray.execution.token import guard_token
 
+    check_dashboard()
     guard_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(num_cpus=1, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from .errors import BadInput
-from .study import read_study, set_option
+from .study.options import read_study, set_option
 
 if TYPE_CHECKING:
     from css_ray.study.definition import StudyDefinition
+    from css_ray.study.job import RunSpec
 
 
 @click.command()
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=click.Path(file_okay=False),
-    help="Folder for checkpoints and the best weights; an interrupted run goes on from it.",
+    help="Folder for checkpoints and the best weights (best.pt, best.json); an interrupted run goes on from it.",
 )
 @click.option("--device", help="cpu or cuda; cuda where there is one if not given.")
 @click.option("--ray", "with_ray", is_flag=True, help="Train on the study's workers under Ray Train; needs --out.")
@@ -43,8 +45,9 @@ def train(
     study = read_study(file, overrides)
     import torch
 
-    from css_ray.study.run import execute, prepare, run_spec
-    from css_ray.training.checkpoint import write_tensors
+    from css_ray.study.inputs import prepare
+    from css_ray.study.run import execute, run_spec
+    from css_ray.training.best import write_best
     from css_ray.training.loop import NonFiniteLossError
     from css_ray.training.reporter import FolderReporter, PrintingReporter
 
@@ -85,7 +88,7 @@ def train(
             reporter,
             device=device,
             checkpoint=checkpoint,
-            keep_best=(lambda state: write_tensors(Path(out) / "best.pt", state)) if out else lambda state: None,
+            keep_best=(lambda weights, best: None) if out is None else partial(write_best, Path(out)),
         )
     except NonFiniteLossError as error:
         raise click.ClickException(str(error)) from None
@@ -97,24 +100,26 @@ def train(
     )
 
 
-def _claim(folder: Path, spec: dict[str, Any]) -> None:
+def _claim(folder: Path, spec: RunSpec) -> None:
     """Make `folder` the one of this run; a checkpoint of another must not be taken for its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    mark, text = folder / "run.json", json.dumps(spec, indent=1)
+    mark, text = folder / "run.json", json.dumps(spec.to_json(), indent=1)
     if mark.exists() and mark.read_text() != text:
         raise BadInput(f"--out {folder} holds another run, or this one with other settings; give another folder or remove it")
     mark.write_text(text)
 
 
-def _train_with_ray(study: StudyDefinition, spec: dict[str, Any], out: Path, address: str | None) -> None:
+def _train_with_ray(study: StudyDefinition, spec: RunSpec, out: Path, address: str | None) -> None:
     """The same run on the study's workers, and its last word."""
-    from css_ray.study.runner import train_one
+    from css_ray.events import RunFailed, RunFinished
+    from css_ray.execution.runner import train_one
 
     try:
         end = train_one(study, spec, str(out.resolve()), address)
     except (ConnectionError, RuntimeError) as error:
         raise click.ClickException(str(error)) from None
-    if end["event"] == "run_failed":
-        raise click.ClickException(end["reason"])
-    last, best = end["last"]["val/miou"], end["best"]["val/miou"]
-    click.echo(f"last {last:.2f} %, best {best:.2f} % at step {end['best_step']}, {end['seconds']:.0f} s")
+    if isinstance(end, RunFailed):
+        raise click.ClickException(end.reason)
+    assert isinstance(end, RunFinished)
+    last, best = end.last["val/miou"], end.best["val/miou"]
+    click.echo(f"last {last:.2f} %, best {best:.2f} % at step {end.best_step}, {end.seconds:.0f} s")

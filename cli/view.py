@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -15,7 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from css_ray.study.progress import Progress, TrialProgress, Trouble
+    from css_ray.events import Event
+    from css_ray.standing import Standing, TrialStanding, Trouble
+    from css_ray.study.definition import StudyDefinition
+
+    Study = Standing[StudyDefinition]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 MARKS = {"running": "…", "finished": "✓", "partial": "!", "failed": "✗", "pruned": "✂", "retried": "↻"}
@@ -80,35 +84,35 @@ def fitting(text: str, encoding: str) -> str:
     return text
 
 
-def headline(progress: Progress, now: float) -> list[str]:
+def headline(standing: Study, now: float) -> list[str]:
     """Two lines: how far the study is, and the incumbent, what was spent and the time left."""
-    ended = [f"{count} {status}" for status in ("pruned", "failed", "partial") if (count := progress.ended_as(status))]
-    steps = progress.num_steps
+    ended = [f"{count} {status}" for status in ("pruned", "failed", "partial") if (count := standing.ended_as(status))]
+    steps = standing.num_steps
     far = [
-        f"trials {progress.trials_ended}/{progress.num_trials}" + (f" ({', '.join(ended)})" if ended else ""),
-        f"runs {progress.runs_ended}/{progress.num_runs}",
-        f"{100 * progress.steps_done // steps if steps else 100} % of the steps",
+        f"trials {standing.trials_ended}/{standing.num_trials}" + (f" ({', '.join(ended)})" if ended else ""),
+        f"runs {standing.runs_ended}/{standing.num_runs}",
+        f"{100 * standing.steps_done // steps if steps else 100} % of the steps",
     ]
-    best = progress.best
+    best = standing.best
     value = "–" if best is None else f"{mean_std_text(best.mean, best.std)} (trial {best.index}, {best.row})"
-    objective = progress.study.objective
+    objective = standing.definition.objective
     if best is not None and best.score is not None and objective.aggregate == "mean_minus_std":
         value = f"{best.score:.2f} = {objective.formula} of {value}"
-    bounds = {"GPU": progress.study.budget.gpu_hours, "CPU": progress.study.budget.cpu_hours}
+    bounds = {"GPU": standing.definition.budget.gpu_hours, "CPU": standing.definition.budget.cpu_hours}
     worth = [f"best {value}"]
-    for device, hours in progress.hours.items():
+    for device, hours in standing.hours.items():
         bound = bounds[device]
         worth.append(f"{hours:.{2 if hours < 100 else 0}f} {'' if bound is None else f'of {bound:g} '}{device}-hours")
-    if progress.status == "running":
-        quiet = now - progress.latest
+    if standing.status == "running":
+        quiet = now - standing.latest
         # Of a study that stands still no pace is known, and one whose driver was killed cannot say so itself.
         worth.append(
-            f"nothing new for {duration(quiet)}" if quiet > QUIET_SECONDS else f"left {duration(progress.seconds_left(now))}"
+            f"nothing new for {duration(quiet)}" if quiet > QUIET_SECONDS else f"left {duration(standing.seconds_left(now))}"
         )
     return [" · ".join(far), " · ".join(worth)]
 
 
-def _run_cell(trial: TrialProgress, split: int) -> str:
+def _run_cell(trial: TrialStanding, split: int) -> str:
     run = trial.runs.get(split)
     if run is None:
         return "·"
@@ -119,7 +123,7 @@ def _run_cell(trial: TrialProgress, split: int) -> str:
     return f"{100 * run.step / trial.iterations:.0f} %" + ("" if run.score is None else f" {run.score:.1f}")
 
 
-def _splits_cell(trial: TrialProgress, splits: Sequence[int]) -> str:
+def _splits_cell(trial: TrialStanding, splits: Sequence[int]) -> str:
     """All splits of a trial in one cell: how many are finished, and what the one in progress says."""
     finished = sum(run.status == "finished" for run in trial.runs.values())
     others = [
@@ -130,27 +134,25 @@ def _splits_cell(trial: TrialProgress, splits: Sequence[int]) -> str:
     return " ".join([f"{finished}/{len(splits)}", *others[-1:]])
 
 
-def chosen(progress: Progress, limit: int) -> list[TrialProgress]:
+def chosen(standing: Study, limit: int) -> list[TrialStanding]:
     """The trials to show, by index: those that run, the best few, and the latest that ended, `limit` in all."""
-    picked = {trial.index: trial for trial in list(progress.running.values())[:limit]}
-    for trial in (*progress.best_trials(BEST_ROWS), *progress.latest_ended(limit)):
+    picked = {trial.index: trial for trial in list(standing.running.values())[:limit]}
+    for trial in (*standing.best_trials(BEST_ROWS), *standing.latest_ended(limit)):
         if len(picked) < limit:
             picked[trial.index] = trial
     return [picked[index] for index in sorted(picked)]
 
 
-def progress_table(progress: Progress, width: int, limit: int = MAX_ROWS, encoding: str = "utf-8") -> Table:
+def progress_table(standing: Study, width: int, limit: int = MAX_ROWS, encoding: str = "utf-8") -> Table:
     """One row a trial, one cell a split, in `width` columns; all splits share a cell where they do not fit side by side."""
-    trials, splits, best = chosen(progress, limit), progress.study.splits, progress.best
+    trials, splits, best = chosen(standing, limit), standing.definition.splits, standing.best
     curves = {
-        trial.index: sparkline(trial.curve, progress.lowest or 0.0, progress.highest or 0.0) if trial.curve else ""
+        trial.index: sparkline(trial.curve, standing.lowest or 0.0, standing.highest or 0.0) if trial.curve else ""
         for trial in trials
     }
     apart = [f"split {split}" for split in splits]
     cells = {trial.index: [_run_cell(trial, split) for split in splits] for trial in trials}
-    ends = {
-        trial.index: [mean_std_text(*progress.partial(trial)), curves[trial.index], MARKS[trial.status]] for trial in trials
-    }
+    ends = {trial.index: [mean_std_text(*trial.partial), curves[trial.index], MARKS[trial.status]] for trial in trials}
     headers = ["trial", "row", *apart, "mean ± std", "val mIoU", ""]
     rows = {trial.index: [str(trial.index), trial.row, *cells[trial.index], *ends[trial.index]] for trial in trials}
     needed = [max(map(cell_len, column)) for column in zip(headers, *rows.values(), strict=True)]
@@ -171,7 +173,7 @@ def progress_table(progress: Progress, width: int, limit: int = MAX_ROWS, encodi
         if trial.status != "finished":
             texts[-3].stylize("dim")  # a mean over some of the splits
         table.add_row(*texts, style="bold" if best is trial else "")
-    if hidden := len(progress.trials) - len(trials):
+    if hidden := len(standing.trials) - len(trials):
         table.caption = Text(f"{hidden} more trial{'s' if hidden > 1 else ''} not shown")
         table.caption_justify = "left"
     return table
@@ -185,15 +187,15 @@ def _trouble_row(trouble: Trouble) -> tuple[str, str]:
     return f"{MARKS[trouble.status]} {place} {trouble.status}", step + short
 
 
-def trouble_table(progress: Progress, limit: int = MAX_TROUBLES, encoding: str = "utf-8") -> RenderableType:
+def trouble_table(standing: Study, limit: int = MAX_TROUBLES, encoding: str = "utf-8") -> RenderableType:
     """Why the latest runs and trials failed or were pruned, latest first."""
     table = Table.grid(padding=(0, _GAP, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for trouble in progress.latest_troubles(limit):
+    for trouble in standing.latest_troubles(limit):
         place, reason = _trouble_row(trouble)
         table.add_row(Text(fitting(place, encoding), style=COLORS[trouble.status]), Text(fitting(reason, encoding)))
-    if (more := len(progress.troubles) - limit) > 0:
+    if (more := len(standing.troubles) - limit) > 0:
         table.add_row(Text(f"and {more} more"), Text(""))
     return table
 
@@ -201,23 +203,23 @@ def trouble_table(progress: Progress, limit: int = MAX_TROUBLES, encoding: str =
 class View:
     """The whole of a study's progress as rich draws it. rows: at most so many trials; by default as many as fit the window."""
 
-    def __init__(self, progress: Progress, rows: int | None = None, troubles: int = MAX_TROUBLES) -> None:
-        self.progress = progress
+    def __init__(self, standing: Study, rows: int | None = None, troubles: int = MAX_TROUBLES) -> None:
+        self.standing = standing
         self.rows = rows
         self.troubles = troubles
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        progress, encoding = self.progress, options.encoding
+        standing, encoding = self.standing, options.encoding
         # The window holds the head, the table's header and caption, and two lines for each trouble, too.
         rows = self.rows or max(4, console.size.height - 7 - 2 * self.troubles)
-        why = f", {progress.pause}" if progress.pause else ""
-        yield Text(fitting(f"{progress.study.name}: {progress.status}{why}", encoding), style="bold")
-        for line in headline(progress, time.time()):
+        why = f", {standing.pause}" if standing.pause else ""
+        yield Text(fitting(f"{standing.definition.name}: {standing.status}{why}", encoding), style="bold")
+        for line in headline(standing, time.time()):
             yield Text(fitting(line, encoding))
-        if progress.trials:
-            yield progress_table(progress, options.max_width, rows, encoding)
-        if progress.troubles:
-            yield Group(Text(""), trouble_table(progress, self.troubles, encoding))
+        if standing.trials:
+            yield progress_table(standing, options.max_width, rows, encoding)
+        if standing.troubles:
+            yield Group(Text(""), trouble_table(standing, self.troubles, encoding))
 
 
 class Watcher:
@@ -226,40 +228,47 @@ class Watcher:
     On a terminal a table that follows it; elsewhere a line when a trial ends, and one every half minute.
     """
 
-    def __init__(self, progress: Progress, console: Console) -> None:
-        self.progress = progress
+    def __init__(self, standing: Study, console: Console) -> None:
+        self.standing = standing
         self.console = console
         self.moving = console.is_terminal and not console.is_dumb_terminal
         self.last_line = 0.0
         self.lock = threading.Lock()
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Take an event; called by the runner."""
         with self.lock:
-            self.progress.event(event)
+            self.standing.add(event)
             if not self.moving:
                 self._line(event)
 
-    def _line(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        now = time.time()
-        if kind == "trial_finished":
-            trial = self.progress.trials[event["trial"]]
-            value = f"{mean_std_text(event['mean'], event['std'])} (n={event['n']} of {event['num_splits']})"
+    def _line(self, event: Event) -> None:
+        from css_ray.events import (
+            StudyFinished,
+            StudyInterrupted,
+            StudyPaused,
+            StudyResumed,
+            StudyStarted,
+            TrialFinished,
+            TrialRetried,
+        )  # fmt: skip
+
+        if isinstance(event, TrialFinished):
+            row, n = self.standing.trials[event.trial].row, f"n={event.n} of {event.num_splits}"
             self._print(
-                f"trial {trial.index} ({trial.row}) {event['status']}: {value}"
-                + (f"; {event['reason']}" if event["reason"] else "")
+                f"trial {event.trial} ({row}) {event.status}: {mean_std_text(event.mean, event.std)} ({n})"
+                + (f"; {event.reason}" if event.reason else "")
             )
-        elif kind in ("study_interrupted", "study_paused"):
-            self._print(f"{self.progress.status}: {event['reason']}")
-        elif kind == "trial_retried":
-            self._print(f"trial {event['trial']} goes on from its last checkpoint: {event['reason']}")
-        elif now - self.last_line > PLAIN_SECONDS or kind in ("study_started", "study_resumed", "study_finished"):
+        elif isinstance(event, StudyInterrupted | StudyPaused):
+            self._print(f"{self.standing.status}: {event.reason}")
+        elif isinstance(event, TrialRetried):
+            self._print(f"trial {event.trial} continues from its last checkpoint: {event.reason}")
+        elif time.time() - self.last_line > PLAIN_SECONDS or isinstance(event, StudyStarted | StudyResumed | StudyFinished):
             self.summary()
 
     def summary(self) -> None:
         """Print in one line how far the study is."""
-        self._print(" · ".join(headline(self.progress, time.time())))
+        self._print(" · ".join(headline(self.standing, time.time())))
 
     def _print(self, text: str) -> None:
         self.last_line = time.time()
@@ -267,7 +276,7 @@ class Watcher:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self.lock:
-            yield from View(self.progress).__rich_console__(console, options)
+            yield from View(self.standing).__rich_console__(console, options)
 
     @contextmanager
     def live(self) -> Iterator[None]:

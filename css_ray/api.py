@@ -7,28 +7,29 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from css_ray.records import Ledger, Record, score_text
+from css_ray.audience import Audience
+from css_ray.events import specs
+from css_ray.records import Record, score_text
 from css_ray.reports import paper, render
 from css_ray.reports.pseudo_labels import pseudo_label_table
 from css_ray.reports.table import make_table, trial_table
 from css_ray.secrets import secret_in, shown, without_secrets
+from css_ray.standing import Standing, TrialStanding
 from css_ray.storage import is_url
-from css_ray.study import definition as schema
+from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits, parse, read
 from css_ray.study.journal import Follower, Journal, StudyMissingError, studies_in, study_folder
-from css_ray.study.progress import Progress, TrialProgress
 
 if TYPE_CHECKING:
     import pandas
 
-    from css_ray.study.preflight import Estimate
-    from css_ray.study.runner import Observer, Outcome
-    from css_ray.study.submission import Submitted
+    from css_ray.execution.jobs import Submitted
+    from css_ray.study.driver import Outcome
+    from css_ray.study.plan import Plan
     from css_ray.tracking import SyncSummary
 
 Format = Literal["text", "md", "csv", "latex", "html"]
@@ -49,68 +50,6 @@ _RENDERERS = {
 }
 
 
-def _workers_text(resources: schema.Resources) -> str:
-    workers = resources.workers
-    return f"{workers} worker(s)" if isinstance(workers, int) else f"{min(workers)} to {max(workers)} workers"
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=4)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a study would do.
-
-    trials: those known before it runs, of the grid; disk_bytes: what weights and checkpoints take at most; warnings: what is
-    allowed but hardly meant; estimate: what it would cost, None if that was not measured. `print(plan)` tells it all.
-    """
-
-    definition: schema.StudyDefinition
-    trials: tuple[schema.TrialSpec, ...]
-    disk_bytes: int
-    warnings: tuple[str, ...]
-    estimate: Estimate | None
-
-    @property
-    def num_trials(self) -> int:
-        """Trials of the grid and the search together."""
-        return self.definition.num_trials
-
-    @property
-    def num_runs(self) -> int:
-        """Trials times splits."""
-        return self.num_trials * len(self.definition.splits)
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps of all runs, before anything is pruned."""
-        search = self.definition.search
-        drawn = search.trials * self.definition.train.iterations if search else 0
-        in_grid: int = sum(trial.settings["train"]["iterations"] for trial in self.trials)
-        return (in_grid + drawn) * len(self.definition.splits)
-
-    def __str__(self) -> str:
-        study = self.definition
-        lines = [f"{study.name}: {study.description}" if study.description else study.name]
-        for trial in self.trials:
-            varied = ", ".join(f"{key}={value}" for key, value in trial.params.items() if not key.startswith("method."))
-            lines.append(f"  trial {trial.index}: {trial.row}" + (f" ({varied})" if varied else ""))
-        if study.search is not None:
-            row = study.search.method.get("row", study.search.method["name"])
-            first, last = len(self.trials), len(self.trials) + study.search.trials - 1
-            lines.append(f"  trials {first}-{last}: {row}, drawn by {study.search.sampler} from")
-            lines += [f"    {path}: {drawn.kind} {list(drawn.values)}" for path, drawn in study.space.items()]
-        resources = study.resources
-        devices = f"{resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else f"{resources.cpus_per_worker} CPU"
-        lines += [
-            f"{self.num_trials} trials x {len(study.splits)} splits = {self.num_runs} runs, {self.num_steps} steps",
-            f"each trial: {_workers_text(resources)} of {devices}; {resources.concurrent_trials} trials side by side",
-            f"disk: up to {self.disk_bytes / 1e9:.2g} GB of weights and checkpoints",
-        ]
-        return "\n".join(lines)
-
-
 class Study:
     """A study that can be planned, run, resumed and read.
 
@@ -126,7 +65,7 @@ class Study:
     definition: the study file, checked. storage: where the study lives: a folder, or a URI such as `s3://bucket/studies`.
     """
 
-    def __init__(self, definition: schema.StudyDefinition, storage: str = DEFAULT_STORAGE) -> None:
+    def __init__(self, definition: StudyDefinition, storage: str = DEFAULT_STORAGE) -> None:
         if secret := secret_in(storage):
             raise ValueError(
                 f"storage: {shown(storage)} comes with {secret}; give it by the environment (AWS_ACCESS_KEY_ID and "
@@ -139,8 +78,7 @@ class Study:
     def _forget(self) -> None:
         """Read the journal from its beginning the next time."""
         self._follower = Follower(self.folder)
-        self._ledger = Ledger()
-        self._progress = Progress(self.definition)
+        self._standing = Standing(parse, self.definition)
 
     @classmethod
     def load(
@@ -163,7 +101,7 @@ class Study:
         text = os.fspath(source)
         place = os.fspath(storage or os.environ.get("CSS_RAY_STORAGE") or DEFAULT_STORAGE)
         if text.endswith((".yaml", ".yml")) or Path(text).is_file():
-            return cls(schema.read(text, _overrides(set)), place)
+            return cls(read(text, _overrides(set)), place)
         if set:
             raise ValueError(f"set is for a study file; {text} is a study that has begun, with the settings of its journal")
         # The query of a URL is of the storage, whose last folder is the study's.
@@ -199,7 +137,9 @@ class Study:
         address: of the Ray cluster it is meant for; without one, this machine's GPUs must suffice. measure: time some steps on
         this machine. Raises StudyError with every problem that would stop a trial later.
         """
-        from css_ray.study.preflight import check, estimate, needed_bytes
+        from css_ray.study.cost import estimate, needed_bytes
+        from css_ray.study.plan import Plan
+        from css_ray.study.preflight import check
 
         warned = tuple(check(self.definition, local=address is None, folder=self.folder))
         timed = estimate(self.definition) if measure else None
@@ -210,41 +150,61 @@ class Study:
         storage: str | os.PathLike[str] | None = None,
         address: str | None = None,
         *,
-        observer: Observer | None = None,
-        warn: Callable[[str], None] = _warn,
+        audience: Audience | None = None,
+        on_finish: str | None = None,
+        webhook: str | None = None,
     ) -> Outcome:
         """Run the study to its end, on this machine or on the Ray cluster at `address`.
 
-        storage: where it shall live, if not in `self.storage`. observer: told of each event. warn: called with what is allowed
-        but hardly meant; by default a Python warning. Ctrl-C ends it within seconds; `resume` goes on.
+        A search with `search.confirm` is confirmed afterwards: its best trials are trained again on fresh splits, as the study
+        NAME-confirm, whose outcome is `outcome.confirmation`. Ctrl-C ends it within seconds; `resume` continues it.
 
-        Returns its status, `finished`, `failed` (some runs did), `budget` (it was spent) or `interrupted`, with its records.
-        Raises StudyError before anything starts, StudyExistsError where the storage has a study of that name, StudyLockedError
-        where another driver is at work on it, and RuntimeError where no trial fits on the machine or no cluster answers.
+        Args:
+            storage: Where it shall live, if not in `self.storage`.
+            address: Of a Ray cluster to join; None starts Ray here.
+            audience: Who watches; without one, warnings are Python's.
+            on_finish: A shell command to run when the study has ended, however it did; see `css-ray study run --help`.
+            webhook: A URL to which its summary is sent then.
+
+        Returns:
+            Its status, `finished`, `failed` (some runs did), `budget` (it was spent) or `interrupted`, with its records.
+
+        Raises:
+            StudyError: Something is wrong with the study; nothing was started.
+            StudyExistsError: The storage has a study of that name.
+            StudyLockedError: Another driver is at work on it.
+            RuntimeError: No trial fits on the machine, or no cluster answers.
+            ValueError: The webhook is not a URL.
         """
         if storage is not None and os.fspath(storage) != self.storage:
             self.storage = os.fspath(storage)
             self._forget()
-        return self._drive(self.definition, address, observer, warn, resume=False)
+        return self._conduct(address, audience or Audience(), on_finish, webhook, resume=False)
 
     def resume(
         self,
         address: str | None = None,
         *,
         set: Mapping[str, Any] | Sequence[str] = (),
-        observer: Observer | None = None,
-        warn: Callable[[str], None] = _warn,
+        audience: Audience | None = None,
+        on_finish: str | None = None,
+        webhook: str | None = None,
     ) -> Outcome:
-        """Go on with the study from its journal and checkpoints, as `run` says. A finished study is finished at once.
+        """Continue the study from its journal and checkpoints, as `run` says. A finished study is finished at once.
 
-        set: more of it, such as `{"search.trials": 40, "budget.hours": 8}`. Raises StudyMissingError where it has not begun,
-        StudyError where `set` would change what was trained already, and what `run` raises.
+        Args:
+            address, audience, on_finish, webhook: As of `run`.
+            set: More of it, such as `{"search.trials": 40, "budget.hours": 8}`.
+
+        Raises:
+            StudyMissingError: It has not begun.
+            StudyError: `set` would change what was trained already.
         """
         definition = _begun_definition(self.name, self.storage)
         if set:
-            definition = schema.extend(definition, _overrides(set))
+            definition = extend(definition, _overrides(set))
         self.definition = definition
-        return self._drive(definition, address, observer, warn, resume=True)
+        return self._conduct(address, audience or Audience(), on_finish, webhook, resume=True)
 
     def submit(self, address: str) -> Submitted:
         """Have the Ray cluster whose dashboard is at `address` run the study; this process may end.
@@ -252,7 +212,7 @@ class Study:
         The code of css-ray and the study file travel. Raises StudyError where a path in the study or the storage means nothing
         on another machine, ClusterError where the cluster does not answer or refuses, or is at work on the study.
         """
-        from css_ray.study.submission import Cluster
+        from css_ray.execution.jobs import Cluster
 
         return Cluster(address).submit(self.definition, self.storage)
 
@@ -265,43 +225,91 @@ class Study:
         study has, after all of them. set: what else is other than in the search: `{"train.iterations": 40000}` trains longer.
         Raises ValueError where fewer trials of the search have finished, a split is not fresh, or `set` is no part of a study.
         """
-        progress = self._read()
-        best = progress.best_trials(len(progress.trials))
-        drawn = {trial.index: trial for trial in best if trial.source == "search"}
+        standing = self._read()
+        drawn = {trial.index: trial for trial in standing.best_trials() if trial.source == "search"}
         if not 1 <= top <= len(drawn):
             raise ValueError(f"top: must be from 1 to {len(drawn)}, the trials of the search that finished, got {top}")
-        paths = list(progress.study.space)
+        paths = list(standing.definition.space)
         tried = {index: {path: drawn[index].params[path] for path in paths} for index in list(drawn)[:top]}
-        fresh = schema.fresh_splits(progress.study) if splits is None else splits
-        return Study(schema.confirmation(progress.study, tried, fresh, _overrides(set)), self.storage)
+        fresh = fresh_splits(standing.definition) if splits is None else splits
+        return Study(confirmation(standing.definition, tried, fresh, _overrides(set)), self.storage)
 
-    def _drive(
-        self,
-        definition: schema.StudyDefinition,
-        address: str | None,
-        observer: Observer | None,
-        warn: Callable[[str], None],
-        *,
-        resume: bool,
+    def _conduct(
+        self, address: str | None, audience: Audience, on_finish: str | None, webhook: str | None, *, resume: bool
     ) -> Outcome:
+        """Drive the study, tell of its end, and go on to its confirmation, if it has one."""
+        from css_ray.study.hooks import check_webhook
+
+        if webhook is not None:
+            check_webhook(webhook)
+        try:
+            outcome = self._drive(address, audience, resume=resume)
+        except (OSError, RuntimeError) as error:
+            from css_ray.study.driver import StudyExistsError
+            from css_ray.study.journal import StudyLockedError
+
+            # Of a study that is another driver's, or had ended before, there is nothing to tell.
+            if not isinstance(error, StudyExistsError | StudyLockedError) and self.status != "new":
+                self._tell("failed", audience, on_finish, webhook)
+            raise
+        if self.status == "new":  # interrupted before anything was started
+            return outcome
+        try:
+            audience.study_ended(self, outcome)
+        finally:
+            self._tell(outcome.status, audience, on_finish, webhook)
+        search = self.definition.search
+        if outcome.status != "finished" or search is None or not search.confirm:
+            return outcome
+        ranked = sum(trial.source == "search" for trial in self._read().best_trials())
+        if not ranked:
+            return outcome
+        confirming = self.confirmation(min(search.confirm, ranked))
+        begun = confirming.status != "new"
+        confirmed = confirming._conduct(address, audience, on_finish, webhook, resume=begun)
+        return replace(outcome, confirmation=confirmed)
+
+    def _drive(self, address: str | None, audience: Audience, *, resume: bool) -> Outcome:
+        from css_ray.execution.runner import Runner
         from css_ray.study.preflight import check
-        from css_ray.study.runner import Runner
 
         events = Journal(self.folder).events if resume else ()
-        for warning in check(definition, local=address is None, folder=self.folder, events=events):
-            warn(warning)
-        outcome = Runner(definition, self.storage, address=address, observer=observer).run(resume=resume)
+        for warning in check(self.definition, local=address is None, folder=self.folder, events=events):
+            audience.warn(warning)
+        audience.study_begins(self)
+        outcome = Runner(self.definition, self.storage, address=address, observer=audience).run(resume=resume)
         if outcome.reason:
-            warn(outcome.reason)
+            audience.warn(outcome.reason)
         later = f"later: css-ray study sync {self.name}"
         if outcome.unsent:
-            warn(f"MLflow has not taken {outcome.unsent} events; {later}")
+            audience.warn(f"MLflow has not taken {outcome.unsent} events; {later}")
         elif outcome.status != "interrupted":
             try:
                 self._log_tables()
             except Exception as error:
-                warn(f"the tables were not logged to MLflow ({without_secrets(error)}); {later}")
+                audience.warn(f"the tables were not logged to MLflow ({without_secrets(error)}); {later}")
         return outcome
+
+    def _tell(self, status: str, audience: Audience, on_finish: str | None, webhook: str | None) -> None:
+        """Tell the user's command and webhook how the study ended. What goes wrong there is a warning."""
+        from css_ray.study.hooks import HookError, post, run_command
+
+        hooks: list[Callable[[Mapping[str, Any]], None]] = []
+        if on_finish is not None:
+            hooks.append(lambda summary: run_command(on_finish, summary, self.storage))
+        if webhook is not None:
+            hooks.append(lambda summary: post(webhook, summary))
+        if not hooks:
+            return
+        summary = self.summary() | {"status": status}
+        for hook in hooks:
+            try:
+                hook(summary)
+            except HookError as error:
+                audience.warn(str(error))
+            except KeyboardInterrupt:
+                audience.warn("interrupted; not all were told that the study ended")
+                return
 
     def sync(self) -> SyncSummary:
         """Bring MLflow level with the journal, tables included.
@@ -320,9 +328,9 @@ class Study:
     @property
     def tracking_uri(self) -> str:
         """Where MLflow records the study."""
-        from css_ray.study.runner import tracking_uri
+        from css_ray.study.driver import tracking_uri
 
-        return tracking_uri(self._read().study, self.storage)
+        return tracking_uri(self._read().definition, self.storage)
 
     def _log_tables(self) -> None:
         """Attach the tables to the study's run in MLflow, in every format."""
@@ -335,22 +343,16 @@ class Study:
         kinds: list[Kind] = ["results", "trials", *(["pseudo_labels"] if scored else [])]  # type: ignore[list-item]
         formats: list[Format] = ["md", "csv", "latex", "html"]
         files = {f"{kind}.{FORMATS[format]}": self.table(format, kind=kind) for kind in kinds for format in formats}
-        log_tables(self.tracking_uri, Journal(self.folder).events[0]["study_id"], files)
+        log_tables(self.tracking_uri, self._standing.study_id, files)
 
     # -------------------------------------------------------------------------------------------------------------- to read it
 
-    def _read(self) -> Progress:
+    def _read(self) -> Standing[StudyDefinition]:
         """Fold what the journal has got since the last time."""
-        for event in self._follower.new():
-            if event["event"] == "study_started":
-                # As it was begun, which may not be as the file says now.
-                self._progress = Progress(schema.parse(event["spec"], f"the journal of {self.name}"))
-            self._ledger.add(event)
-            self._progress.event(event)
-        return self._progress
+        return self._standing.fold(self._follower.new())
 
     @property
-    def progress(self) -> Progress:
+    def standing(self) -> Standing[StudyDefinition]:
         """Trials, runs, steps, hours spent and time left, as of now. The next reading of this study changes it."""
         return self._read()
 
@@ -360,7 +362,7 @@ class Study:
         return self._read().status
 
     @property
-    def best(self) -> TrialProgress | None:
+    def best(self) -> TrialStanding | None:
         """The trial with the best mean (or what the objective says) over all its splits: index, row, params, mean, std, n."""
         return self._read().best
 
@@ -391,15 +393,15 @@ class Study:
         """
         import pandas
 
-        progress = self._read()
+        standing = self._read()
         fixed = ("study", "trial", "row", "source", "status", "mean", "std", "n", "num_splits", "reason")
         rows = []
-        for trial in progress.trials.values():
-            mean, std = progress.partial(trial)
+        for trial in standing.trials.values():
+            mean, std = trial.partial
             n = sum(run.status == "finished" for run in trial.runs.values())
             values = (
                 self.name, trial.index, trial.row, trial.source, trial.status, mean, std, n,
-                len(progress.study.splits), trial.reason,
+                len(standing.definition.splits), trial.reason,
             )  # fmt: skip
             rows.append(dict(zip(fixed, values, strict=True)) | trial.params)
         return pandas.DataFrame(rows, columns=None if rows else list(fixed))
@@ -419,7 +421,7 @@ class Study:
         the best evaluation; as the study says if not given. ddof: 1 for the sample std, 0 for the population's.
         Raises ValueError where there is no run to show, LookupError where MLflow does not know the study.
         """
-        definition, records = self._read().study, self._records(source)
+        definition, records = self._read().definition, self._records(source)
         objective = definition.objective
         settings: dict[str, Any] = {"at": at or objective.at, "ddof": ddof, "splits": len(definition.splits)}
         draw = _RENDERERS[format]
@@ -445,15 +447,15 @@ class Study:
         None before a trial has finished; trials: how many ended in which way; hours spent, by device (GPU or CPU); table:
         Markdown, empty before a run began; text: the most of it in one line.
         """
-        progress = self._read()
-        best = progress.best
-        value = None if best is None else score_text(best.mean, best.std, best.n, len(progress.study.splits))
+        standing = self._read()
+        best = standing.best
+        value = None if best is None else score_text(best.mean, best.std, best.n, len(standing.definition.splits))
         found = "no trial finished" if best is None else f"best {value} (trial {best.index}, {best.row})"
-        spent = " and ".join(f"{hours:.2f} {device}-hours" for device, hours in progress.hours.items())
-        counts = {status: progress.ended_as(status) for status in ("finished", "partial", "pruned", "failed")}
+        spent = " and ".join(f"{hours:.2f} {device}-hours" for device, hours in standing.hours.items())
+        counts = {status: standing.ended_as(status) for status in ("finished", "partial", "pruned", "failed")}
         return {
             "study": self.name,
-            "status": progress.status,
+            "status": standing.status,
             "storage": shown(self.storage),
             "best": value,
             "best_trial": None if best is None else best.index,
@@ -463,15 +465,15 @@ class Study:
             "std": None if best is None else best.std,
             "n": None if best is None else best.n,
             "trials": counts,
-            "hours": {device: round(hours, 4) for device, hours in progress.hours.items()},
-            "table": self.table("md") if self._ledger.records else "",
-            "text": f"{self.name}: {progress.status}, {found}; {spent}",
+            "hours": {device: round(hours, 4) for device, hours in standing.hours.items()},
+            "table": self.table("md") if self._standing.records else "",
+            "text": f"{self.name}: {standing.status}, {found}; {spent}",
         }
 
     def _records(self, source: Source) -> list[Record]:
         self._read()
         if source == "journal":
-            return self._ledger.records
+            return self._standing.records
         from css_ray.tracking import read_records
 
         return read_records(self.tracking_uri, self.name)
@@ -489,14 +491,14 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[str]:
         raise ValueError(f"set takes plain values (numbers, text, lists, mappings): {error}") from None
 
 
-def _begun_definition(name: str, storage: str) -> schema.StudyDefinition:
+def _begun_definition(name: str, storage: str) -> StudyDefinition:
     """The study of that name as its journal tells it. Raises StudyMissingError with the names that exist."""
     # The latest: a study may have been given more since it began.
-    specs = [event["spec"] for event in Journal(study_folder(storage, name)).events if "spec" in event]
-    if not specs:
+    stages = specs(Journal(study_folder(storage, name)).events)
+    if not stages:
         known = studies_in(storage) if is_url(storage) or Path(storage).exists() else []
         raise StudyMissingError(
             f"no study {shown(name)} in {shown(storage)}; "
             + (f"there are: {', '.join(known)}" if known else "it holds none yet")
         )
-    return schema.parse(specs[-1], f"the journal of {name}")
+    return parse(stages[-1], f"the journal of {name}")

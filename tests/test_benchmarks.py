@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import Row, UnavailableError, __main__, _contrast, _images, gpu
+from benchmarks import Row, UnavailableError, __main__
+from benchmarks.groups import gpu
+from benchmarks.workloads import contrast, pil_views
 from css_ray.models import ModelConfig
 from css_ray.training.settings import TrainConfig
 from css_ray.views import Views
@@ -28,13 +30,13 @@ def test_the_gpu_table_and_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_both_sides_run() -> None:
-    given = _contrast.inputs(batch=1, channels=8, size=16, queries=4, negatives=4)
-    _contrast.ours(given, "per_anchor")
-    _contrast.ours(given, "shared")
-    _contrast.published(given)
+    given = contrast.inputs(batch=1, channels=8, size=16, queries=4, negatives=4)
+    contrast.ours(given, "per_anchor")
+    contrast.ours(given, "shared")
+    contrast.published(given)
     images, labels, confidence = torch.rand(2, 3, 32, 32), torch.randint(21, (2, 32, 32)), torch.rand(2, 32, 32)
     for given_map, moved in zip(
-        (images, labels, confidence), _images.strong_view(images, labels, confidence, Views()), strict=True
+        (images, labels, confidence), pil_views.strong_view(images, labels, confidence, Views()), strict=True
     ):
         assert moved.shape == given_map.shape and moved.dtype == given_map.dtype
 
@@ -46,8 +48,8 @@ def test_the_exit_code_says_whether_all_rows_hold(
     def skipped() -> None:
         raise UnavailableError("torch sees no CUDA device")
 
-    monkeypatch.setattr("benchmarks.gpu.rows", skipped)
-    monkeypatch.setattr("benchmarks.method.rows", lambda: [Row("step", ours, 1.0, 2.0)])
+    monkeypatch.setattr("benchmarks.groups.gpu.rows", skipped)
+    monkeypatch.setattr("benchmarks.groups.method.rows", lambda: [Row("step", ours, 1.0, 2.0)])
     assert __main__.main(["gpu", "method"]) == code
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "gpu: skipped, torch sees no CUDA device"

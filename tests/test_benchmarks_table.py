@@ -1,4 +1,4 @@
-"""The replayed study of benchmarks/_table.py, on tables so small that its steps can be counted by hand."""
+"""The replayed study of benchmarks/recorded/replay.py, on tables so small that its steps can be counted by hand."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import UnavailableError, _table
-from benchmarks._table import Configuration, Table, at_random, by_tpe, halves, orders, read, replay, searches
+from benchmarks import UnavailableError
+from benchmarks.recorded import replay as replaying
+from benchmarks.recorded.replay import Configuration, Draw, Table, at_random, by_tpe, halves, orders, read, replay, searches
 from css_ray.study.definition import Distribution
 from css_ray.study.sampling import Result
 
@@ -32,7 +33,7 @@ def table(*finals: Sequence[float]) -> Table:
     return Table(configurations=configurations, splits=range(len(finals[0])), iterations=20, every=10, space=SPACE)
 
 
-def in_order(*positions: int) -> _table.Draw:
+def in_order(*positions: int) -> Draw:
     return lambda tried, results: positions[len(tried)]
 
 
@@ -178,7 +179,7 @@ def test_tpe_finds_a_peak_sooner_than_chance() -> None:
 def test_searches_that_never_arrive_count_as_endless(monkeypatch: pytest.MonkeyPatch) -> None:
     late = table(FIRST, SECOND, LATE_WINNER)
     drawn = [in_order(0, 1, 2), in_order(2, 1, 0), in_order(1, 2, 0)]
-    monkeypatch.setattr(_table, "by_tpe", lambda table, seed, side_by_side: drawn[seed])
+    monkeypatch.setattr(replaying, "by_tpe", lambda table, seed, side_by_side: drawn[seed])
     found = searches(late, PAIRED, seeds=range(3))
     # In the last order only one has finished when the winner is judged.
     assert list(found.steps) == [math.inf, 60.0, 120.0]
@@ -188,11 +189,11 @@ def test_searches_that_never_arrive_count_as_endless(monkeypatch: pytest.MonkeyP
 def test_halves_have_other_winners(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Sequence[Configuration]] = []
 
-    def ascending(half: Table, seed: int, lag: int) -> _table.Draw:
+    def ascending(half: Table, seed: int, lag: int) -> Draw:
         seen.append(half.configurations)
         return in_order(*sorted(range(len(half.configurations)), key=half.mean))
 
-    monkeypatch.setattr(_table, "by_tpe", ascending)
+    monkeypatch.setattr(replaying, "by_tpe", ascending)
     # Two pairs that differ by the same on each split, and two winners that are behind on their first.
     six = table((48.0, 58.0, 68.0), (50.0, 60.0, 70.0), SECOND, FIRST, LATE_WINNER, (59.0, 80.0, 91.0))
     found = halves(six, PAIRED, seeds=range(40))
@@ -218,8 +219,8 @@ def test_orders_compare_with_the_same_trials_unpruned() -> None:
 
 def test_the_rows_are_a_ratio_and_a_rate_against_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     small = table(FIRST, SECOND, (50.0, 60.0, 70.0), (49.0, 59.0, 69.0), (48.0, 58.0, 68.0))
-    monkeypatch.setattr(_table, "recorded", lambda: small)
-    bold, bold_lost, safe, safe_lost, orders_lost = _table.rows()
+    monkeypatch.setattr(replaying, "recorded", lambda: small)
+    bold, bold_lost, safe, safe_lost, orders_lost = replaying.rows()
     assert (bold.target, safe.target) == (0.4, 0.65)
     assert bold.other == safe.other == statistics.median(searches(small, []).steps)
     for lost in (bold_lost, safe_lost, orders_lost):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
+import platform
 import shutil
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,13 @@ def code_version() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return f"{__version__}+{digest.hexdigest()[:12]}"
+
+
+def versions() -> dict[str, str]:
+    """The versions that a study trains with, for its journal."""
+    names = ("torch", "torchvision", "timm", "ray", "optuna", "mlflow")
+    installed = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), "css-ray": code_version()} | installed
 
 
 def copy_code(folder: Path) -> None:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import pyarrow.fs
 
-from css_ray.records import Event
+from css_ray.events import Event, EventError, NewerEventError, from_json
 from css_ray.secrets import shown
 from css_ray.storage import below, is_url, locate, read_blocks
 
@@ -92,14 +92,8 @@ class Journal:
         """
         self.events: list[Event] = []
         for number, line in enumerate(self._store.read(), 1):
-            try:
-                self.events.append(_event(line))
-            except ValueError as error:
-                raise JournalError(
-                    f"event {number} of the journal in {shown(self.folder)} is damaged ({error}); "
-                    "restore it from a copy, or remove that event"
-                ) from None
-        self._known = {_key(event) for event in self.events} - {None}
+            self.events.append(_event(line, number, self.folder))
+        self._known = {event.identity for event in self.events} - {None}
         self._count = len(self.events)
         self._keeps = True
 
@@ -109,13 +103,13 @@ class Journal:
         Raises OSError where it cannot be written, StudyLockedError where another driver has taken over. Nothing can be written
         after that: on an object store nobody knows whether the event is there, and the next one might take its place.
         """
-        key = _key(event)
+        key = event.identity
         if key is not None and key in self._known:
             return False
         if self.error is not None:
             raise self.error
         try:
-            self._store.append(json.dumps(event, allow_nan=False, separators=(",", ":")), self._count)
+            self._store.append(json.dumps(event.to_json(), allow_nan=False, separators=(",", ":")), self._count)
         except (OSError, StudyLockedError) as error:
             self.error = error
             raise
@@ -157,30 +151,22 @@ class Follower:
         events = []
         for line in lines:
             self._count += 1
-            try:
-                events.append(_event(line))
-            except ValueError as error:
-                raise JournalError(f"event {self._count} of the journal in {shown(self.folder)} is damaged ({error})") from None
+            events.append(_event(line, self._count, self.folder))
         return events
 
 
-def _event(line: str) -> Event:
-    """Raises ValueError where the line is no event."""
-    event = json.loads(line)
-    if not isinstance(event, dict) or "event" not in event or "time" not in event:
-        raise ValueError("it has no kind or no time")
-    if "\ufffd" in line:
-        raise ValueError("some bytes are no text")
+def _event(line: str, number: int, folder: str) -> Event:
+    """The event of a line. Raises JournalError, with its number, where it is none."""
+    where = f"event {number} of the journal in {shown(folder)}"
+    try:
+        if "\ufffd" in line:  # before its kind is looked at: a damaged name is not one of a newer version
+            raise EventError("some bytes are not text")
+        event = from_json(json.loads(line))
+    except NewerEventError as error:
+        raise JournalError(f"{where} is of a newer version: {error}; use the version that wrote it, or a later one") from None
+    except (ValueError, RecursionError) as error:
+        raise JournalError(f"{where} is damaged ({error}); restore it from a copy, or remove that event") from None
     return event
-
-
-def _key(event: Event) -> tuple[Any, ...] | None:
-    kind = event["event"]
-    if kind.startswith("run_"):
-        return kind, event["trial"], event["split"], event.get("step")
-    if kind in ("trial_started", "trial_pruned", "study_started"):
-        return kind, event.get("trial")
-    return None
 
 
 class _Store(Protocol):

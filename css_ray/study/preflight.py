@@ -3,51 +3,86 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.data.crops import crop_warning
 from css_ray.data.lists import ListError
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import Split
+from css_ray.events import Event, RunStarted, TrialStarted
 from css_ray.methods import METHODS
 from css_ray.models.encoders import make_encoder
-from css_ray.records import Event
 from css_ray.secrets import shown
 from css_ray.storage import free_bytes
-from css_ray.study.definition import StudyDefinition, StudyError, TrialSpec, ends, fresh_splits
-from css_ray.study.run import build_method, choose_split, list_files, method_config, split_key
-from css_ray.training.optimizer import make_optimizer
-from css_ray.training.settings import TrainConfig
-from css_ray.types import Batch
+from css_ray.study.cost import needed_bytes
+from css_ray.study.definition import Problem, StudyDefinition, StudyError, TrialSpec, fresh_splits, read
+from css_ray.study.definition.problems import intact
+from css_ray.study.inputs import choose_split, list_files, split_key
+from css_ray.study.run import method_config
 
-ASSUMED_CLASSES = 21
-"""What a data set that does not say its classes is taken for where only sizes and times matter."""
+
+def read_and_check(path: Path | str, overrides: Sequence[str] = (), *, local: bool) -> StudyDefinition:
+    """Read a study file as `definition.read` does; if it is wrong, list what `check` finds in the rest of it as well.
+
+    local: as for `check`, which is still to be called with a study that is right.
+    """
+    try:
+        return read(path, overrides)
+    except StudyError as error:
+        if error.rest is None:
+            raise
+        found = _look(error.rest, local=local, known=error.problems)
+        raise StudyError([*error.problems, *found.problems], error.source) from None
 
 
 def check(study: StudyDefinition, *, local: bool, folder: str | None = None, events: Sequence[Event] = ()) -> list[str]:
-    """Raise StudyError with every problem that would stop a trial later; return what is allowed but hardly meant.
+    """Raise StudyError with every problem that would stop a trial later; return what is valid, but probably a mistake.
 
     local: the study runs on this machine, so that its GPUs are counted here; a cluster's are counted once it is joined.
-    folder: where the study will be kept, if its disk shall be looked at. events: of a study that goes on; its splits must still
+    folder: where the study will be kept, if its disk shall be looked at. events: of a study that resumes; its splits must still
     be those it began with.
     """
-    problems = []
+    found = _look(study, local=local, events=events)
+    if found.problems:
+        raise StudyError(found.problems, study.name)
+    small_disk = _small_disk(study, folder) if folder is not None and not events else []
+    warnings = _warnings(found.trials, found.datasets) + _same_images(study, found.trials, found.splits)
+    return warnings + _large_crops(found.trials, found.datasets) + small_disk
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a study meets in the world, and what is wrong with it."""
+
+    problems: list[Problem]
+    trials: list[TrialSpec]
+    datasets: dict[tuple[str, str], DataSet]
+    splits: dict[Hashable, Split]
+
+
+def _look(study: StudyDefinition, *, local: bool, events: Sequence[Event] = (), known: Sequence[Problem] = ()) -> _Found:
+    """Look at devices, networks, data sets and splits. known: what is wrong with the file, and so is not looked at here."""
+    problems: list[Problem] = []
     resources = study.resources
     wanted, present = resources.fewest * resources.gpus_per_worker, torch.cuda.device_count()
-    if local and wanted > present:
+    if local and wanted > present and intact(known, "resources"):
         problems.append(
-            f"resources.gpus_per_worker: a trial wants {wanted:g} GPU{'s' if wanted > 1 else ''}, this machine has {present}; "
-            "use --set resources.gpus_per_worker=0 for the CPU, or --address to join a cluster"
+            Problem(
+                "resources.gpus_per_worker",
+                f"a trial wants {wanted:g} GPU{'s' if wanted > 1 else ''}, this machine has {present}; "
+                "use --set resources.gpus_per_worker=0 for the CPU, or --address to join a cluster",
+            )
         )
-    trials = study.grid_trials()
-    if study.search is not None:
-        trials += [study.search_trial(len(trials), point) for point in (*study.search.first, *ends(study.space))]
-    problems += _models(trials) + _batches(study, trials)
+    trials = [trial for _, trial, _ in study.known_trials()]
+    if intact(known, "model"):
+        problems += _models(trials)
+    if not intact(known, "data.dataset", "data.root"):
+        return _Found(problems, trials, {}, {})
     begun = _begun(study, events)
     datasets: dict[tuple[str, str], DataSet] = {}
     for name, root, num_classes in dict.fromkeys(
@@ -57,60 +92,38 @@ def check(study: StudyDefinition, *, local: bool, folder: str | None = None, eve
         try:
             dataset = datasets[name, root] = ensure_dataset(name, root)
         except (OSError, ValueError) as error:
-            problems.append(f"data: {error}")
+            problems.append(Problem("data", str(error)))
             continue
         if num_classes is not None and num_classes != dataset.info.num_classes:
             problems.append(
-                f"data.num_classes: {num_classes} here, but the shards in {shown(root)} have {dataset.info.num_classes}; "
-                "drop the line or prepare the data anew"
+                Problem(
+                    "data.num_classes",
+                    f"{num_classes} here, but the shards in {shown(root)} have {dataset.info.num_classes}; "
+                    "drop the line or prepare the data again",
+                )
             )
+    if not intact(known, *SPLIT_SETTINGS):
+        return _Found(problems, trials, datasets, {})
     splits, wrong = _splits(study, (*trials, *begun.values()), datasets)
     if study.search is not None and study.search.confirm:
         # Found now, not when the search has ended.
         fresh = dataclasses.replace(study, splits=tuple(fresh_splits(study)))
-        problems += [f"search.confirm: {problem}" for problem in _splits(fresh, trials, datasets)[1]]
-    problems += wrong + _unlabelled(study, trials, splits) + _changed(begun, splits, events)
-    if problems:
-        raise StudyError(list(dict.fromkeys(problems)), study.name)
-    small_disk = _small_disk(study, folder) if folder is not None and not events else []
-    return _warnings(trials, datasets) + _same_images(study, trials, splits) + small_disk
+        confirming = _splits(fresh, trials, datasets)[1]
+        problems += [Problem("search.confirm", str(problem)) for problem in confirming if problem not in wrong]
+    problems += wrong
+    if intact(known, "method"):
+        problems += _unlabelled(study, trials, splits)
+    return _Found(problems + _changed(begun, splits, events), trials, datasets, splits)
 
 
-def needed_bytes(study: StudyDefinition) -> int:
-    """What the files of a study take on its disk at most, in bytes: weights and checkpoints in float32.
-
-    Of each run the best weights; of each trial that is kept (see `Keep`) its last checkpoint; of each that runs two
-    checkpoints, and one that is being written. Nothing is downloaded, and no memory taken.
-    """
-    trials = study.grid_trials()
-    kept = dict(enumerate(trials))
-    if study.search is not None:
-        drawn = study.search.first[0] if study.search.first else ends(study.space)[0]
-        count = min(study.search.trials, study.keep.top or study.search.trials)
-        kept |= dict.fromkeys(range(len(trials), len(trials) + count), study.search_trial(len(trials), drawn))
-    sizes: dict[tuple[str, ...], tuple[int, int]] = {}
-    total = largest = 0
-    for trial in kept.values():
-        key = str(trial.settings["model"]), trial.settings["method"]["name"]
-        if key not in sizes:
-            sizes[key] = _file_sizes(trial)
-        weights, checkpoint = sizes[key]
-        total += len(study.splits) * weights + checkpoint
-        largest = max(largest, checkpoint)
-    return total + 3 * min(study.resources.concurrent_trials, study.num_trials) * largest
+SPLIT_SETTINGS = ("splits", "data.labelled", "data.nested_splits", "data.labelled_list", "data.unlabelled_list")
+"""What the choice of labelled images depends on, beside the data set."""
 
 
-def _file_sizes(trial: TrialSpec) -> tuple[int, int]:
-    """Bytes of the best weights of one run, and of one checkpoint: the method's state, and SGD's momentum."""
-    settings = {**trial.settings, "model": {**trial.settings["model"], "pretrained": False}}
-    with torch.device("meta"):
-        method = build_method(settings, settings["data"]["num_classes"] or ASSUMED_CLASSES)
-    weights, state = (
-        sum(tensor.numel() * tensor.element_size() for tensor in each.state_dict().values())
-        for each in (method.predictor(), method)
-    )
-    momentum = sum(parameter.numel() * 4 for parameter in method.parameters() if parameter.requires_grad)
-    return weights, state + momentum
+def _large_crops(trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]) -> list[str]:
+    """Crops that are larger than every image of their data set."""
+    crops = {(data["dataset"], data["root"], data["crop"]) for data in (trial.settings["data"] for trial in trials)}
+    return [warning for name, root, crop in sorted(crops) if (warning := crop_warning(datasets[name, root], crop))]
 
 
 def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
@@ -126,19 +139,12 @@ def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
 
 def _begun(study: StudyDefinition, events: Sequence[Event]) -> dict[int, TrialSpec]:
     """The trials that a study which goes on has begun, by index."""
-    grid = study.grid_trials()
-    starts = {event["trial"]: event for event in events if event["event"] == "trial_started"}
-    return {
-        index: grid[index]
-        if start["source"] == "grid"
-        else study.search_trial(index, {path: start["params"][path] for path in study.space})
-        for index, start in starts.items()
-    }
+    return {event.trial: study.trial_begun(event) for event in events if isinstance(event, TrialStarted)}
 
 
 def _splits(
     study: StudyDefinition, trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]
-) -> tuple[dict[Hashable, Split], list[str]]:
+) -> tuple[dict[Hashable, Split], list[Problem]]:
     """The splits of all trials by `split_key`, each made or read once, and what is wrong with the others."""
     splits: dict[Hashable, Split] = {}
     problems = []
@@ -154,48 +160,49 @@ def _splits(
             try:
                 splits[key] = choose_split(dataset, data, index)
             except ListError as error:
-                problems += [f"data.labelled_list: {problem}" for problem in error.problems]
+                problems += [Problem("data.labelled_list", problem) for problem in error.problems]
             except ValueError as error:
-                problems.append(f"data.labelled: {error}")
+                problems.append(Problem("data.labelled", str(error)))
     return splits, problems
 
 
-def _unlabelled(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[str]:
+def _unlabelled(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[Problem]:
     """A method that learns from unlabelled images needs some."""
-    problems: dict[int, str] = {}
+    problems: dict[int, Problem] = {}
     for trial in trials:
         data = trial.settings["data"]
         made = [split for index in study.splits if (split := splits.get(split_key(data, index)))]
         if METHODS[trial.settings["method"]["name"]].needs_unlabelled and not all(split.unlabelled for split in made):
             count = data["labelled"]
-            problems.setdefault(
-                count, f"data.labelled: {count} labels all training images, but {trial.row} learns from unlabelled ones"
-            )
+            sentence = f"{count} labels all training images, but {trial.row} learns from unlabelled ones; label fewer"
+            problems.setdefault(count, Problem("data.labelled", sentence))
     return list(problems.values())
 
 
-def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], events: Sequence[Event]) -> list[str]:
-    """A study that goes on trains on the images that it began with."""
+def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], events: Sequence[Event]) -> list[Problem]:
+    """A study that resumes trains on the images that it began with."""
     problems = []
     for event in events:
-        if event["event"] != "run_started" or event["trial"] not in begun:
+        if not isinstance(event, RunStarted) or event.trial not in begun:
             continue
-        data, index = begun[event["trial"]].settings["data"], event["split"]
-        made, before = splits.get(split_key(data, index)), event["split_hash"]
+        data, index = begun[event.trial].settings["data"], event.split
+        made, before = splits.get(split_key(data, index)), event.split_hash
         if made is None or made.hash == before:
             continue
         hashes = f"({made.hash[:12]}, was {before[:12]})"
         if files := " and ".join(list_files(data, index)):
-            problems.append(
-                f"data.labelled_list: split {index}, from {files}, is no longer the one this study began with {hashes}; "
+            sentence = (
+                f"split {index}, from {files}, is no longer the one this study began with {hashes}; "
                 f"restore the lists and the data set (splits/{before}.json in the study's folder has the ids), "
                 "or start another study"
             )
+            problems.append(Problem("data.labelled_list", sentence))
         else:
-            problems.append(
-                f"data.root: split {index} with {event['num_labelled']} labels is no longer the one this study began with "
+            sentence = (
+                f"split {index} with {event.num_labelled} labels is no longer the one this study began with "
                 f"{hashes}; restore the data set in {shown(data['root'])}, or start another study"
             )
+            problems.append(Problem("data.root", sentence))
     return problems
 
 
@@ -226,7 +233,7 @@ def _warnings(trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], Da
     return [f"{', '.join(dict.fromkeys(where))}: {warning}" for warning, where in rows.items()]
 
 
-def _models(trials: Sequence[TrialSpec]) -> list[str]:
+def _models(trials: Sequence[TrialSpec]) -> list[Problem]:
     """What is wrong with the networks; nothing is downloaded."""
     problems = []
     settings = [trial.settings["model"] for trial in trials]
@@ -234,90 +241,11 @@ def _models(trials: Sequence[TrialSpec]) -> list[str]:
         (each["encoder"], each["output_stride"], each["pretrained"]) for each in settings
     ):
         try:
-            make_encoder(encoder, stride, pretrained if isinstance(pretrained, str) or encoder == "tiny" else False)
+            if isinstance(pretrained, str):
+                make_encoder(encoder, stride, pretrained)
+            else:
+                with torch.device("meta"):  # takes neither memory nor the time of drawing weights
+                    make_encoder(encoder, stride, False)
         except (OSError, ValueError) as error:
-            problems.append(f"model: {error}")
+            problems.append(Problem("model", str(error)))
     return problems
-
-
-def _batches(study: StudyDefinition, trials: Sequence[TrialSpec]) -> list[str]:
-    """Batch statistics need two images where they are not shared over GPUs."""
-    resources = study.resources
-    small = dict.fromkeys(
-        (key, trial.settings["data"][key], workers)
-        for trial in trials
-        for workers in resources.sizes(trial.settings["data"])
-        if workers == 1 or not resources.gpus_per_worker
-        for key in ("labelled_batch", "unlabelled_batch")
-        if trial.settings["data"][key] // workers < 2
-    )
-    return [
-        f"data.{key}: {batch} over {workers} worker(s) is less than 2 images each, which BatchNorm needs"
-        for key, batch, workers in small
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """How long a study would train.
-
-    seconds_a_step: by row, measured on `device`. seconds: of all steps of the study at its concurrency, without evaluation.
-    """
-
-    device: str
-    seconds_a_step: dict[str, float]
-    seconds: float
-
-
-def estimate(study: StudyDefinition) -> Estimate:
-    """Time a few steps of every row on random images of the study's size, one worker's share of the batch, on this machine.
-
-    It needs no data set. The first step of each row warms up and is not counted.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() and study.resources.gpus_per_worker else "cpu")
-    torch.set_num_threads(study.resources.cpus_per_worker)
-    trials = study.grid_trials()
-    rows: dict[str, list[TrialSpec]] = {}
-    for trial in trials:
-        rows.setdefault(trial.row, []).append(trial)
-    timed = {row: _seconds_a_step(study, specs[0], device) for row, specs in rows.items()}
-    total = sum(timed[trial.row] * trial.settings["train"]["iterations"] for trial in trials)
-    if study.search is not None:
-        drawn = study.search.first[0] if study.search.first else ends(study.space)[0]
-        trial = study.search_trial(len(trials), drawn)
-        timed[f"search: {trial.row}"] = _seconds_a_step(study, trial, device)
-        total += timed[f"search: {trial.row}"] * trial.settings["train"]["iterations"] * study.search.trials
-    seconds = total * len(study.splits) / study.resources.concurrent_trials
-    return Estimate(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", timed, seconds)
-
-
-TIMED_STEPS = 3
-
-
-def _seconds_a_step(study: StudyDefinition, trial: TrialSpec, device: torch.device) -> float:
-    data = trial.settings["data"]
-    num_classes = data["num_classes"] or ASSUMED_CLASSES
-    method = build_method(trial.settings, num_classes).to(device)
-    optimizer = make_optimizer(method, TrainConfig(**trial.settings["train"]))
-    size, workers = data["crop"], study.resources.sizes(data)[0]
-    labelled = data["labelled_batch"] // workers
-    unlabelled = data["unlabelled_batch"] // workers if method.needs_unlabelled else 0
-    batch = Batch(
-        torch.rand(labelled, 3, size, size),
-        torch.randint(num_classes, (labelled, size, size)),
-        torch.rand(unlabelled, 3, size, size),
-        torch.ones(unlabelled, size, size, dtype=torch.bool),
-    ).to(device)
-    times = []
-    for _ in range(TIMED_STEPS + 1):
-        started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=trial.settings["train"]["precision"] == "bf16"):
-            total = method(batch, 0.5).total
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        method.after_step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])

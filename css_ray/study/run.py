@@ -1,11 +1,9 @@
-"""One run: a trial's settings on one split, trained in this process (one rank of it). Knows no Ray."""
+"""One run: a trial's settings on one split, trained in this process (one rank of it)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +11,13 @@ import torch
 from torch import Tensor
 
 from css_ray import distributed
-from css_ray.data.catalogue import ensure_dataset
-from css_ray.data.lists import listed_ids
 from css_ray.data.loaders import make_train_loader, make_unlabelled_val_loader, make_val_loader
-from css_ray.data.shards import DataSet
-from css_ray.data.splits import Split, listed_split, make_split
 from css_ray.methods import METHODS, Method
-from css_ray.models.segmenter import ModelConfig, make_segmenter
-from css_ray.storage import locate
+from css_ray.models.segmenter import ModelConfig, Segmenter, make_segmenter
+from css_ray.study.inputs import Prepared
+from css_ray.study.job import RunSpec
+from css_ray.study.paths import absolute_paths
+from css_ray.training.best import BestDescription, describe_best
 from css_ray.training.loop import Fit, fit
 from css_ray.training.memory import keep_freed_memory
 from css_ray.training.reporter import Reporter
@@ -30,25 +27,17 @@ from css_ray.views import Views
 if TYPE_CHECKING:
     from css_ray.study.definition import StudyDefinition, TrialSpec
 
-RunSpec = dict[str, Any]
-"""Plain values, so that it crosses processes: trial, split, seed, settings (see TrialSpec), and lists once they were read."""
-
-Lists = dict[str, list[str] | None]
-"""The ids of a listed split: labelled, and unlabelled or None for all other training images."""
-
 
 def run_spec(study: StudyDefinition, trial: TrialSpec, split: int) -> RunSpec:
     """The run of `trial` on `split`. Its seed depends on the split alone, so that all trials meet the same luck on it."""
-    from css_ray.study.definition.study import absolute_paths
-
     settings = absolute_paths(trial.settings)
-    return {"trial": trial.index, "split": split, "seed": study.seed + split, "settings": settings}
+    return RunSpec(trial.index, split, study.seed + split, settings)
 
 
 def build_method(settings: Mapping[str, Any], num_classes: int, *, synchronise_batch_norm: bool = False) -> Method:
     """The method of a trial's settings, freshly initialised from torch's generator."""
     method = METHODS[settings["method"]["name"]]
-    model = ModelConfig(**{key: _tuple(value) for key, value in settings["model"].items()})
+    model = model_config(settings)
     views = Views(**{key: _tuple(value) for key, value in settings["views"].items()})
 
     def segmenter() -> Any:
@@ -59,94 +48,15 @@ def build_method(settings: Mapping[str, Any], num_classes: int, *, synchronise_b
     return method(segmenter, method_config(settings), views)
 
 
+def model_config(settings: Mapping[str, Any]) -> ModelConfig:
+    """The network of a trial's settings."""
+    return ModelConfig(**{key: _tuple(value) for key, value in settings["model"].items()})
+
+
 def method_config(settings: Mapping[str, Any]) -> Any:
     """The Config of a trial's method; its preset has been applied, and is kept beside it for the record."""
     values = {key: _tuple(value) for key, value in settings["method"].items() if key not in ("name", "preset")}
     return METHODS[settings["method"]["name"]].Config(**values)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a run sees, opened and checked: the data of its split."""
-
-    spec: RunSpec
-    dataset: Any
-    split: Split
-
-    def started(self) -> dict[str, Any]:
-        """What the journal says of the run's data."""
-        return {
-            "seed": self.spec["seed"],
-            "dataset": self.dataset.info.name,
-            "split_hash": self.split.hash,
-            "num_labelled": len(self.split.labelled),
-            "num_unlabelled": len(self.split.unlabelled),
-            "class_names": list(self.dataset.info.class_names),
-        }
-
-
-def prepare(spec: RunSpec) -> Prepared:
-    """Open the data set and choose the split.
-
-    The files of `data.labelled_list` and `data.unlabelled_list` are read if the spec has no `lists` yet. The spec of the result
-    has them: the driver prepares each split once, and workers never look for the files.
-
-    Raises as `ensure_dataset` and `choose_split` do.
-    """
-    data, index = spec["settings"]["data"], spec["split"]
-    dataset = ensure_dataset(data["dataset"], data["root"])
-    if "lists" not in spec:
-        spec = {**spec, "lists": _read_lists(dataset, data, index)}
-    return Prepared(spec, dataset, _split(dataset, data, index, spec["lists"]))
-
-
-def choose_split(dataset: DataSet, data: Mapping[str, Any], index: int) -> Split:
-    """The split that a trial's `data` settings ask for: listed where they name lists, else made by the rule.
-
-    Raises ListError with all that is wrong in the lists, ValueError if the count of labels is out of bounds.
-    """
-    return _split(dataset, data, index, _read_lists(dataset, data, index))
-
-
-def split_key(data: Mapping[str, Any], index: int) -> Hashable:
-    """All that a split depends on: trials whose `data` settings have the same key for an index have the same split."""
-    keys = ("dataset", "root", "labelled", "nested_splits", "labelled_list", "unlabelled_list")
-    return *(data[key] for key in keys), index
-
-
-def list_files(data: Mapping[str, Any], index: int) -> list[str]:
-    """The files of a listed split: the labelled list, then the unlabelled one; those that are named."""
-    templates = (data["labelled_list"], data["unlabelled_list"])
-    return [template.format(labelled=data["labelled"], split=index) for template in templates if template is not None]
-
-
-def write_ids(prepared: Prepared, folder: str) -> None:
-    """Write `<hash of the split>.json` with the ids of a run into `folder`, a path or a URL: what a result was trained on."""
-    split, info = prepared.split, prepared.dataset.info
-    ids = {
-        "dataset": info.name,
-        "content": info.content,
-        "index": split.index,
-        "labelled": split.labelled,
-        "unlabelled": split.unlabelled,
-    }
-    filesystem, root = locate(folder)
-    filesystem.create_dir(root, recursive=True)
-    with filesystem.open_output_stream(f"{root}/{split.hash}.json") as file:
-        file.write((json.dumps(ids, indent=0) + "\n").encode())
-
-
-def _read_lists(dataset: DataSet, data: Mapping[str, Any], index: int) -> Lists | None:
-    if not (files := list_files(data, index)):
-        return None
-    labelled, unlabelled = listed_ids(dataset, *files, num_labelled=data["labelled"])
-    return {"labelled": list(labelled), "unlabelled": None if unlabelled is None else list(unlabelled)}
-
-
-def _split(dataset: DataSet, data: Mapping[str, Any], index: int, lists: Lists | None) -> Split:
-    if lists is None:
-        return make_split(dataset, data["labelled"], index, nested=data["nested_splits"])
-    return listed_split(dataset, index, lists["labelled"] or [], lists["unlabelled"])
 
 
 def execute(
@@ -155,22 +65,24 @@ def execute(
     *,
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
-    keep_best: Callable[[dict[str, Tensor]], None] = lambda state: None,
+    keep_best: Callable[[dict[str, Tensor], BestDescription], None] = lambda weights, best: None,
     beat: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Train the run, from `checkpoint` if given, as this rank of the process group (or alone). Raises as `loop.fit` does.
 
-    beat: called before each batch, of training and of an evaluation alike: a sign of life.
+    keep_best: called on rank 0 with the predictor's weights and their description, as `write_best` takes them, after each
+    evaluation that is better than all before. beat: called before each batch, of training and of an evaluation alike: a sign of
+    life.
     """
     spec, dataset = prepared.spec, prepared.dataset
-    data, rank, world_size = spec["settings"]["data"], distributed.rank(), distributed.world_size()
-    train = TrainConfig(**spec["settings"]["train"])
+    data, rank, world_size = spec.settings["data"], distributed.rank(), distributed.world_size()
+    train = TrainConfig(**spec.settings["train"])
     if torch.device(device).type == "cpu":
         keep_freed_memory()
-    torch.manual_seed(spec["seed"])
+    torch.manual_seed(spec.seed)
     synchronise = world_size > 1 and torch.device(device).type == "cuda"
-    method = build_method(spec["settings"], dataset.info.num_classes, synchronise_batch_norm=synchronise)
-    views = Views(**{key: _tuple(value) for key, value in spec["settings"]["views"].items()})
+    method = build_method(spec.settings, dataset.info.num_classes, synchronise_batch_norm=synchronise)
+    views = Views(**{key: _tuple(value) for key, value in spec.settings["views"].items()})
 
     loaders = ExitStack()  # ends their worker processes, however the run ends
     loading: dict[str, Any] = {"rank": rank, "world_size": world_size, "num_workers": data["loader_workers"], "device": device}
@@ -183,7 +95,7 @@ def execute(
             labelled_batch=data["labelled_batch"] // world_size,
             unlabelled_batch=data["unlabelled_batch"] // world_size if method.needs_unlabelled else 0,
             views=views,
-            seed=spec["seed"],
+            seed=spec.seed,
             start_step=start_step,
             num_steps=train.iterations,
             **loading,
@@ -205,14 +117,38 @@ def execute(
             make_batches=batches,
             val_batches=_Beating(val, beat),
             class_names=tuple(dataset.info.class_names),
-            seed=spec["seed"],
+            seed=spec.seed,
             reporter=reporter,
             unlabelled_batches=None if unlabelled is None else _Beating(unlabelled, beat),
             crop=data["crop"],
             device=device,
             checkpoint=checkpoint,
-            keep_best=keep_best,
+            keep_best=lambda predictor, step, metrics: keep_best(
+                predictor.state_dict(), _describe(prepared, train, predictor, step, metrics)
+            ),
         )
+
+
+def _describe(
+    prepared: Prepared, train: TrainConfig, predictor: Segmenter, step: int, metrics: dict[str, float]
+) -> BestDescription:
+    spec, info, split = prepared.spec, prepared.dataset.info, prepared.split
+    return describe_best(
+        predictor,
+        model_config(spec.settings),
+        train,
+        step=step,
+        metrics=metrics,
+        method=spec.settings["method"]["name"],
+        crop=spec.settings["data"]["crop"],
+        class_names=info.class_names,
+        palette=info.palette,
+        seed=spec.seed,
+        split=spec.split,
+        split_hash=split.hash,
+        dataset=info.name,
+        content=info.content,
+    )
 
 
 class _Beating:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from css_ray.records import Event
+from css_ray.events import Event, TrialFinished
 
 MAX_PARAM = 6000  # characters; MLflow would cut longer values without a word
 MAX_TAG = 8000
@@ -34,8 +34,7 @@ def key_of(tags: Mapping[str, str]) -> Key:
 
 
 def milliseconds(event: Event) -> int:
-    seconds: float = event["time"]
-    return round(seconds * 1000)
+    return round(event.time * 1000)
 
 
 def allowed_name(name: str) -> str:
@@ -69,15 +68,15 @@ def without_prefix(metrics: Mapping[str, float], prefix: str) -> dict[str, float
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
-def trial_note(score: str, event: Event, reasons: Mapping[int, str]) -> str:
+def trial_note(score: str, event: TrialFinished, reasons: Mapping[int, str]) -> str:
     """Markdown: the score of a trial, and one line a split with its value or the reason why it has none."""
-    values = {int(split): value for split, value in event["values"].items()}
+    values = {int(split): value for split, value in event.values.items()}
     lines = [f"**{score}**", "", "| split | value |", "|---|---|"]
     lines += [f"| {split} | {value:.2f} |" for split, value in sorted(values.items())]
     failed = {split: reason for split, reason in reasons.items() if split not in values}
     for split, reason in sorted(failed.items()):
         line = " ".join(reason.split())[:200].replace("|", "\\|")
         lines.append(f"| {split} | {line} |")
-    if event["reason"]:
-        lines += ["", event["reason"]]
+    if event.reason:
+        lines += ["", event.reason]
     return "\n".join(lines)

@@ -15,8 +15,29 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from css_ray.records import Event, score_text
+from css_ray.events import (
+    Event,
+    RunEvaluated,
+    RunEvent,
+    RunFailed,
+    RunFinished,
+    RunLogged,
+    RunPruned,
+    RunResized,
+    RunRewound,
+    RunStarted,
+    StudyExtended,
+    StudyFinished,
+    StudyInterrupted,
+    StudyResumed,
+    StudyStarted,
+    TrialFinished,
+    TrialStarted,
+)
+from css_ray.records import score_text
+from css_ray.standing import Standing
 from css_ray.tracking.client import artifact_root_of, connect, search_runs
 from css_ray.tracking.forms import (
     JOURNAL,
@@ -73,24 +94,24 @@ class Projection:
         self._identity: dict[str, str] = {}
         self._runs: dict[Key, _Run] = {}
         self._in_doubt = False  # a call failed: the server may have done what it was asked all the same
-        self._trials: dict[int, Event] = {}
-        self._reasons: dict[Key, str] = {}
-        self._writers: dict[str, Callable[[int, _Run, Event], None]] = {
-            "study_started": self._study_started,
-            "trial_started": self._trial_started,
-            "run_started": self._run_started,
-            "run_logged": self._run_measured,
-            "run_evaluated": self._run_measured,
-            "run_finished": self._run_finished,
-            "run_failed": self._run_failed,
-            "run_pruned": self._run_pruned,
-            "run_rewound": self._run_rewound,
-            "run_resized": self._run_resized,
-            "trial_finished": self._trial_finished,
-            "study_interrupted": self._study_interrupted,
-            "study_resumed": self._study_resumed,
-            "study_extended": self._study_extended,
-            "study_finished": self._study_finished,
+        self._standing = Standing[Any]()
+        self._folded = 0
+        self._writers: dict[type[Event], Callable[[int, _Run, Any], None]] = {
+            StudyStarted: self._study_started,
+            TrialStarted: self._trial_started,
+            RunStarted: self._run_started,
+            RunLogged: self._run_measured,
+            RunEvaluated: self._run_measured,
+            RunFinished: self._run_finished,
+            RunFailed: self._run_failed,
+            RunPruned: self._run_pruned,
+            RunRewound: self._run_rewound,
+            RunResized: self._run_resized,
+            TrialFinished: self._trial_finished,
+            StudyInterrupted: self._study_interrupted,
+            StudyResumed: self._study_resumed,
+            StudyExtended: self._study_extended,
+            StudyFinished: self._study_finished,
         }
 
     def apply(self, events: Sequence[Event]) -> None:
@@ -117,124 +138,118 @@ class Projection:
         self._position += count
 
     def _apply(self, position: int, event: Event) -> None:
-        kind = event["event"]
-        key: Key = event.get("trial"), event.get("split")
-        # What later events need, whether this one is written or has been before.
-        if kind == "study_started":
+        key: Key = getattr(event, "trial", None), getattr(event, "split", None)
+        if isinstance(event, StudyStarted):
             self._open(event)
-        elif kind == "trial_started":
-            self._trials[event["trial"]] = event
-        elif kind == "run_started":
-            self._reasons.pop(key, None)
-        elif kind in ("run_failed", "run_pruned"):
-            self._reasons[key] = f"{kind.removeprefix('run_')}: {event['reason']}"
-
         run = self._runs.get(key)
+        if run is None and not isinstance(event, StudyStarted | TrialStarted | RunStarted):
+            raise ValueError(
+                f"{event.kind} of trial {key[0]}, split {key[1]} came before its start; hand over the whole journal"
+            )
+        # What later events need, whether this one is written or has been before. A batch that is applied again was folded
+        # already: what is written of it may then be newer than its event, as is what comes after it.
+        if position >= self._folded:
+            self._folded = position + 1
+            self._standing.add(event)
         if run is None:
-            if kind not in ("study_started", "trial_started", "run_started"):
-                raise ValueError(f"{kind} of trial {key[0]}, split {key[1]} came before its start; hand over the whole journal")
             run = self._runs[key] = self._create(key, event)
         if position < run.projected:
             return
         run.seen = position + 1
-        if kind in self._writers:
-            self._writers[kind](position, run, event)
+        if type(event) in self._writers:
+            self._writers[type(event)](position, run, event)
 
     # One method per kind of event. A run's status changes at once, its metrics and tags go in batches afterwards: if the
     # process dies in between, the replay reopens the run and ends it again.
 
-    def _study_started(self, position: int, run: _Run, event: Event) -> None:
-        self._client.log_text(run.id, json.dumps(event["spec"], indent=2, default=str), "study.json")
-        run.tags |= {"css_ray.versions": json.dumps(event["versions"]), NOTE: "The study has no table yet."}
+    def _study_started(self, position: int, run: _Run, event: StudyStarted) -> None:
+        self._client.log_text(run.id, json.dumps(event.spec, indent=2, default=str), "study.json")
+        run.tags |= {"css_ray.versions": json.dumps(event.versions), NOTE: "The study has no table yet."}
 
-    def _study_resumed(self, position: int, run: _Run, event: Event) -> None:
+    def _study_resumed(self, position: int, run: _Run, event: StudyResumed) -> None:
         self._reopen(run)
 
-    def _study_extended(self, position: int, run: _Run, event: Event) -> None:
-        self._client.log_text(run.id, json.dumps(event["spec"], indent=2, default=str), "study.json")
+    def _study_extended(self, position: int, run: _Run, event: StudyExtended) -> None:
+        self._client.log_text(run.id, json.dumps(event.spec, indent=2, default=str), "study.json")
 
-    def _study_interrupted(self, position: int, run: _Run, event: Event) -> None:
-        run.tags["css_ray.reason"] = event["reason"]
+    def _study_interrupted(self, position: int, run: _Run, event: StudyInterrupted) -> None:
+        run.tags["css_ray.reason"] = event.reason
         self._kill_running(position, event, list(self._runs))
 
-    def _study_finished(self, position: int, run: _Run, event: Event) -> None:
+    def _study_finished(self, position: int, run: _Run, event: StudyFinished) -> None:
         self._kill_running(position, event, [key for key in self._runs if key != (None, None)])
-        run.tags |= {"css_ray.status": event["status"], "css_ray.best_trial": str(event["best_trial"])}
-        self._end(run, "FAILED" if event["status"] == "failed" else "FINISHED", event)
+        run.tags |= {"css_ray.status": event.status, "css_ray.best_trial": str(event.best_trial)}
+        self._end(run, "FAILED" if event.status == "failed" else "FINISHED", event)
 
-    def _trial_started(self, position: int, run: _Run, event: Event) -> None:
+    def _trial_started(self, position: int, run: _Run, event: TrialStarted) -> None:
         self._reopen(run)
-        run.params |= params_of(event["config"] | event["params"])
+        run.params |= params_of(event.config | event.params)
 
-    def _trial_finished(self, position: int, run: _Run, event: Event) -> None:
-        trial = event["trial"]
+    def _trial_finished(self, position: int, run: _Run, event: TrialFinished) -> None:
+        trial = event.trial
         self._kill_running(position, event, [key for key in self._runs if key[0] == trial and key[1] is not None])
-        scores = {name: event[name] for name in ("mean", "std", "n", "num_splits") if event[name] is not None}
-        self._measure(run, scores, event, step=0)
-        score = score_text(event["mean"], event["std"], event["n"], event["num_splits"])
-        reasons = {key[1]: reason for key, reason in self._reasons.items() if key[0] == trial and key[1] is not None}
+        scores = {"mean": event.mean, "std": event.std, "n": event.n, "num_splits": event.num_splits}
+        self._measure(run, {name: value for name, value in scores.items() if value is not None}, event, step=0)
+        score = score_text(event.mean, event.std, event.n, event.num_splits)
+        runs = self._standing.trials[trial].runs
+        reasons = {split: f"{each.status}: {each.reason}" for split, each in runs.items() if each.reason}
         run.tags |= {
             "css_ray.score": score,
-            "css_ray.status": event["status"],
-            "css_ray.reason": event["reason"] or "-",
+            "css_ray.status": event.status,
+            "css_ray.reason": event.reason or "-",
             NOTE: trial_note(score, event, reasons),
         }
-        self._end(run, "FAILED" if event["status"] == "failed" else "FINISHED", event)
+        self._end(run, "FAILED" if event.status == "failed" else "FINISHED", event)
 
-    def _run_started(self, position: int, run: _Run, event: Event) -> None:
-        trial = self._trials[event["trial"]]
-        parent = self._runs[event["trial"], None]
-        if position >= parent.projected:
-            self._reopen(parent)
-            parent.seen = position + 1
-        self._reopen(run)
-        run.params |= params_of(trial["params"])
+    def _run_started(self, position: int, run: _Run, event: RunStarted) -> None:
+        trial = self._standing.trials[event.trial]
+        self._reopen_with_trial(position, run, event)
+        run.params |= params_of(trial.params)
         run.tags |= {
-            "css_ray.seed": str(event["seed"]),
-            "css_ray.split_hash": event["split_hash"],
-            "css_ray.num_labelled": str(event["num_labelled"]),
-            "css_ray.num_unlabelled": str(event["num_unlabelled"]),
-            "css_ray.classes": ", ".join(event["class_names"]),
+            "css_ray.seed": str(event.seed),
+            "css_ray.split_hash": event.split_hash,
+            "css_ray.num_labelled": str(event.num_labelled),
+            "css_ray.num_unlabelled": str(event.num_unlabelled),
+            "css_ray.classes": ", ".join(event.class_names),
             "css_ray.step": "0",
         }
         self._name_dataset(run, event)
 
-    def _run_measured(self, position: int, run: _Run, event: Event) -> None:
-        self._measure(run, event["metrics"], event, step=event["step"])
-        run.tags["css_ray.step"] = str(event["step"])
-        self._reopen(run)
+    def _run_measured(self, position: int, run: _Run, event: RunLogged | RunEvaluated) -> None:
+        self._measure(run, event.metrics, event, step=event.step)
+        run.tags["css_ray.step"] = str(event.step)
+        self._reopen_with_trial(position, run, event)
 
-    def _run_finished(self, position: int, run: _Run, event: Event) -> None:
-        for prefix in ("last", "best"):
-            scores = {f"{prefix}/{name}": value for name, value in event[prefix].items()}
-            self._measure(run, scores, event, step=event["step"])
+    def _run_finished(self, position: int, run: _Run, event: RunFinished) -> None:
+        for prefix, found in (("last", event.last), ("best", event.best)):
+            self._measure(run, {f"{prefix}/{name}": value for name, value in found.items()}, event, step=event.step)
         run.tags |= {
-            "css_ray.step": str(event["step"]),
-            "css_ray.best_step": str(event["best_step"]),
-            "css_ray.seconds": repr(float(event["seconds"])),
+            "css_ray.step": str(event.step),
+            "css_ray.best_step": str(event.best_step),
+            "css_ray.seconds": repr(float(event.seconds)),
         }
         self._end(run, "FINISHED", event)
 
-    def _run_failed(self, position: int, run: _Run, event: Event) -> None:
-        run.tags |= {"css_ray.step": str(event["step"]), "css_ray.reason": event["reason"]}
+    def _run_failed(self, position: int, run: _Run, event: RunFailed) -> None:
+        run.tags |= {"css_ray.step": str(event.step), "css_ray.reason": event.reason}
         self._end(run, "FAILED", event)
 
-    def _run_pruned(self, position: int, run: _Run, event: Event) -> None:
-        run.tags |= {"css_ray.step": str(event["step"]), "css_ray.reason": event["reason"], "css_ray.status": "pruned"}
+    def _run_pruned(self, position: int, run: _Run, event: RunPruned) -> None:
+        run.tags |= {"css_ray.step": str(event.step), "css_ray.reason": event.reason, "css_ray.status": "pruned"}
         self._end(run, "KILLED", event)
 
-    def _run_rewound(self, position: int, run: _Run, event: Event) -> None:
-        run.tags["css_ray.rewound"] = event["reason"]
+    def _run_rewound(self, position: int, run: _Run, event: RunRewound) -> None:
+        run.tags["css_ray.rewound"] = event.reason
 
-    def _run_resized(self, position: int, run: _Run, event: Event) -> None:
-        run.tags["css_ray.resized"] = event["reason"]
+    def _run_resized(self, position: int, run: _Run, event: RunResized) -> None:
+        run.tags["css_ray.resized"] = event.reason
 
     # ------------------------------------------------------------------------------------------------------ calls to MLflow
 
-    def _open(self, event: Event) -> None:
+    def _open(self, event: StudyStarted) -> None:
         """Find or create the experiment, and find the runs that an earlier projection of this journal has left in it."""
-        name = event["study"]
-        self._identity = {STUDY_ID: event["study_id"], JOURNAL: f"{event['study_id']} {event['time']:.3f}"}
+        name = event.study
+        self._identity = {STUDY_ID: event.study_id, JOURNAL: f"{event.study_id} {event.time:.3f}"}
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             place = f"{self._artifact_root}/{name}" if self._artifact_root else None
@@ -271,9 +286,9 @@ class Projection:
             name = "study"
             tags[KIND] = "study"
         else:
-            start = self._trials[trial]
-            name = f"{start['row']} #{trial}"
-            tags |= {KIND: "trial", TRIAL: str(trial), "css_ray.row": start["row"], "css_ray.source": start["source"]}
+            start = self._standing.trials[trial]
+            name = f"{start.row} #{trial}"
+            tags |= {KIND: "trial", TRIAL: str(trial), "css_ray.row": start.row, "css_ray.source": start.source}
             if split is not None:
                 name = f"{name} split {split}"
                 tags |= {KIND: "split", SPLIT: str(split), PARENT: self._runs[trial, None].id}
@@ -285,6 +300,14 @@ class Projection:
         if run.status != "RUNNING":
             self._client.update_run(run.id, status="RUNNING")
             run.status = "RUNNING"
+
+    def _reopen_with_trial(self, position: int, run: _Run, event: RunEvent) -> None:
+        """Reopen a run and its trial: of a trial that is resumed the journal has no second start."""
+        trial = self._runs[event.trial, None]
+        if trial.status != "RUNNING" and position >= trial.projected:
+            self._reopen(trial)
+            trial.seen = position + 1
+        self._reopen(run)
 
     def _end(self, run: _Run, status: str, event: Event) -> None:
         self._client.set_terminated(run.id, status, milliseconds(event))
@@ -299,14 +322,14 @@ class Projection:
                 self._end(run, "KILLED", event)
             run.seen = position + 1
 
-    def _name_dataset(self, run: _Run, event: Event) -> None:
+    def _name_dataset(self, run: _Run, event: RunStarted) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(
-            name=f"{event['dataset']}/{event['num_labelled']}/split{event['split']}",
-            digest=event["split_hash"][:MAX_DIGEST],
+            name=f"{event.dataset}/{event.num_labelled}/split{event.split}",
+            digest=event.split_hash[:MAX_DIGEST],
             source_type="css_ray",
-            source=json.dumps({"dataset": event["dataset"], "split": event["split"], "hash": event["split_hash"]}),
+            source=json.dumps({"dataset": event.dataset, "split": event.split, "hash": event.split_hash}),
         )
         self._client.log_inputs(run.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "labelled")])])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from css_ray.records import Event
+from css_ray.events import Event
 from css_ray.secrets import shown, without_secrets
 from css_ray.tracking.client import cause, sqlite_file
 from css_ray.tracking.projection import Projection
@@ -139,7 +139,7 @@ class Tracker:
                     continue
                 _log.warning(
                     "MLflow refuses %s: %s",
-                    {name: batch[0].get(name) for name in ("event", "trial", "split")},
+                    {name: value for name, value in batch[0].to_json().items() if name in ("event", "trial", "split")},
                     without_secrets(error),
                 )
                 projection.skip(1)
@@ -170,7 +170,7 @@ class Tracker:
 
 
 def refused(error: Exception) -> bool:
-    """True if another try cannot help: MLflow rejects what it was sent, or the event is not what records.py describes."""
+    """True if another try cannot help: MLflow rejects what it was sent, or the event came out of order."""
     from mlflow.exceptions import MlflowException, RestException
 
     if isinstance(error, MlflowException):

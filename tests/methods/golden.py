@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")  # as tests/conftest.py has it, before torch is imported
 
 import torch
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.chaos import MARK, SPLITS, check_journal, check_nothing_left, listening, sockets_of
+from benchmarks.chaos import SPLITS, check_journal, check_nothing_left
+from benchmarks.workloads.processes import MARK, listening, sockets_of
 
 Events = list[dict[str, Any]]
 

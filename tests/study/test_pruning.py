@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 import pytest
 
-from benchmarks import _pruning
+from benchmarks.simulations import pruning
 from css_ray.study.pruning import PRUNERS, Pruner, PruningContext
 from css_ray.study.pruning.curves import bracket_of, rungs
 from css_ray.study.pruning.paired import forecast, prospect
@@ -399,11 +399,11 @@ def at_rung(mine: dict[int, float], *others: dict[int, float], split: int = 0, n
 
 def test_asha_compares_at_the_first_evaluation_on_a_rung() -> None:
     verdict = at_rung({25: 30.0}, {25: 40.0}, {25: 41.0, 50: 60.0}, {25: 20.0})
-    assert verdict.reason == "at step 25 of 100 on split 0 its 30.00 is number 3 of 4; only the best goes on"
+    assert verdict.reason == "at step 25 of 100 on split 0 its 30.00 is number 3 of 4; only the best continues"
     assert at_rung({25: 42.0}, {25: 40.0}, {25: 41.0}, {25: 20.0}) is None
     six = [{25: float(value)} for value in (50, 45, 40, 35, 20)]
     assert at_rung({25: 47.0}, *six) is None
-    assert at_rung({25: 44.0}, *six).reason.endswith("is number 3 of 6; the best 2 go on")
+    assert at_rung({25: 44.0}, *six).reason.endswith("is number 3 of 6; the best 2 continue")
     # The second rung is at 60 % of the steps; 50 is none, and only equal steps count.
     assert at_rung({25: 47.0, 50: 1.0}, *({**curve, 50: 50.0} for curve in six)) is None
     assert at_rung({25: 47.0, 50: 48.0, 75: 1.0}, {70: 50.0, 100: 50.0}, {80: 50.0}) is None
@@ -585,13 +585,13 @@ def test_optuna_is_told_the_truth() -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"pruner": "MedainPruner"}, "pruner 'MedainPruner' is none of Optuna's (did you mean MedianPruner?)"),
-        ({"pruner": "NopPruner", "settings": {}}, "pruner 'NopPruner' is none of Optuna's"),
-        ({"pruner": "MedianPruner", "settings": {"startup_trials": 3}}, "MedianPruner has no startup_trials (did you mean n_startup_trials?)"),
+        ({"pruner": "MedainPruner"}, "pruner 'MedainPruner' is not a pruner of Optuna (did you mean MedianPruner?)"),
+        ({"pruner": "NopPruner", "settings": {}}, "pruner 'NopPruner' is not a pruner of Optuna"),
+        ({"pruner": "MedianPruner", "settings": {"startup_trials": 3}}, "MedianPruner has no setting startup_trials (did you mean n_startup_trials?)"),
         ({"pruner": "PercentilePruner"}, "settings: PercentilePruner needs percentile"),
         ({"pruner": "PercentilePruner", "settings": {"percentile": 120}}, "Percentile must be between 0 and 100 inclusive"),
         ({"pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": "MedianPruner"}}, "must be a mapping of pruner and settings, got 'MedianPruner'"),
-        ({"pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": {"pruner": "Median"}}}, "wrapped_pruner: pruner 'Median' is none of Optuna's (did you mean MedianPruner?)"),
+        ({"pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": {"pruner": "Median"}}}, "settings.wrapped_pruner.pruner 'Median' is not a pruner of Optuna (did you mean MedianPruner?)"),
     ],
 )  # fmt: skip
 def test_a_pruner_that_optuna_lacks_is_named(settings: dict[str, Any], problem: str) -> None:
@@ -605,7 +605,7 @@ def test_a_pruner_that_optuna_lacks_is_named(settings: dict[str, Any], problem: 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.25])
 def test_the_simulated_wilcoxon_is_optunas(threshold: float) -> None:
-    generator, rule, verdicts = np.random.default_rng(4), _pruning.wilcoxon(threshold), set()
+    generator, rule, verdicts = np.random.default_rng(4), pruning.wilcoxon(threshold), set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         direct = optuna.pruners.WilcoxonPruner(p_threshold=threshold)
@@ -638,6 +638,6 @@ def test_at_three_splits_the_paired_rule_acts_where_wilcoxon_cannot() -> None:
 
 
 def test_a_winner_of_a_search_is_kept() -> None:
-    world = _pruning.World(3, 1.0, "t3")
-    searched = _pruning.search(_pruning.paired, world, 20, 60)
+    world = pruning.World(3, 1.0, "t3")
+    searched = pruning.search(pruning.paired, world, 20, 60)
     assert searched.winner_pruned <= 0.05 and searched.saved > 0.2

@@ -1,0 +1,117 @@
+"""The step of CSS (mix) on a GPU, with each setting on and off: images a second, peak memory, the share of the losses."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from benchmarks import Row, UnavailableError
+from benchmarks.workloads.steps import Steps
+from css_ray.models import ModelConfig
+from css_ray.training.settings import TrainConfig
+
+PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+SETTINGS = [
+    TrainConfig(precision=precision, channels_last=channels_last, compile=compiled)
+    for precision, channels_last, compiled in itertools.product(PRECISIONS, (False, True), (False, True))
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """seconds: of a step. passes: of its passes through the networks alone. peak: bytes at a step's peak, 0 on a CPU."""
+
+    seconds: float
+    passes: float
+    peak: int
+
+
+def rows() -> Iterator[Row]:
+    if not torch.cuda.is_available():
+        raise UnavailableError("torch sees no CUDA device")
+    models = [ModelConfig(encoder="resnet101", output_stride=stride, pretrained=False) for stride in (16, 8)]
+    lines, found = [], []
+    for model in models:
+        measured = [measure(model, 512, 8, settings, torch.device("cuda")) for settings in SETTINGS]
+        lines += [table_line(model, 8, *pair) for pair in zip(SETTINGS, measured, strict=True)]
+        found += list(rows_of(model, measured))
+    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}, CSS (mix), resnet101, 8 + 8 of 512 x 512:\n")
+    print("\n".join([*TABLE_HEAD, *lines, ""]), flush=True)
+    yield from found
+
+
+def measure(
+    model: ModelConfig, size: int, batch_size: int, settings: TrainConfig, device: torch.device, *, repeats: int = 10
+) -> Measured | None:
+    """None where the device's memory is too small."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+    torch.compiler.reset()
+    try:
+        steps = Steps(model, size, batch_size, settings, device)
+        for _ in range(3):  # compilation, the choice of algorithms, momentum
+            steps.whole()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        seconds = _median(steps.whole, repeats, device)
+        peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+        steps.passes()
+        return Measured(seconds, _median(steps.passes, repeats, device), peak)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _median(function: Callable[[], None], repeats: int, device: torch.device) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    times = []
+    for _ in range(repeats):
+        wait()
+        started = time.perf_counter()
+        function()
+        wait()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+TABLE_HEAD = [
+    "| output stride | precision | channels_last | compile | images/s | peak memory | share of the losses |",
+    "|---|---|---|---|---|---|---|",
+]
+
+
+def table_line(model: ModelConfig, batch_size: int, settings: TrainConfig, measured: Measured | None) -> str:
+    """images/s counts labelled and unlabelled images; the losses are all of a step but its passes through the networks."""
+    cells = [str(model.output_stride), settings.precision, *("yes" if on else "no" for on in _switches(settings))]
+    if measured is None:
+        cells += ["out of memory", "–", "–"]
+    else:
+        rate, share = 2 * batch_size / measured.seconds, 1 - measured.passes / measured.seconds
+        cells += [f"{rate:.1f}", f"{measured.peak / 2**30:.1f} GiB", f"{share:.0%}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def _switches(settings: TrainConfig) -> tuple[bool, bool]:
+    return settings.channels_last, settings.compile
+
+
+def rows_of(model: ModelConfig, measured: list[Measured | None]) -> Iterator[Row]:
+    """Settings that must not cost time: bf16 with channels_last against neither, and compiling against not."""
+    by_settings = {
+        (settings.precision, *_switches(settings)): result for settings, result in zip(SETTINGS, measured, strict=True)
+    }
+    plain, fast, compiled = (by_settings[key] for key in (("fp32", False, False), ("bf16", True, False), ("bf16", True, True)))
+    name = f"CSS (mix) step, resnet101, output stride {model.output_stride}"
+    if plain is not None and fast is not None:
+        yield Row(f"{name}: bf16 + channels_last, vs fp32", fast.seconds, plain.seconds, 1.0)
+    if fast is not None and compiled is not None:
+        yield Row(f"{name}: compiled, vs not", compiled.seconds, fast.seconds, 1.05)

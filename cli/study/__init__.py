@@ -1,0 +1,21 @@
+"""`css-ray study`: plan, run, submit, resume, confirm, status, list, stop, logs, table, pseudo-labels, sync.
+
+A thin layer over `css_ray.Study` and, where an `--address` is that of a cluster's dashboard, `css_ray.execution.jobs`.
+"""
+
+from __future__ import annotations
+
+import click
+
+from .remote import drive, logs, stop, submit
+from .run import confirm, plan, resume, run
+from .show import list_, pseudo_labels, status, sync, table
+
+
+@click.group()
+def study() -> None:
+    """Plan, run, resume and read studies."""
+
+
+for command in (plan, run, submit, resume, confirm, status, list_, stop, logs, drive, table, pseudo_labels, sync):
+    study.add_command(command)

@@ -1,0 +1,166 @@
+"""`css-ray study submit | stop | logs | drive`: studies whose driver runs on a Ray cluster."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import BadInput
+from .options import bad_input, read_study, set_option, storage_option
+
+if TYPE_CHECKING:
+    from css_ray.execution.jobs import Cluster, Submitted
+
+
+@click.command()
+@click.argument("file", type=click.Path())
+@set_option
+@storage_option
+@click.option("--address", metavar="URL", required=True, help="The dashboard of a Ray cluster: http://host:8265.")
+@click.option("--follow", is_flag=True, help="Print what its driver prints, until it ends; Ctrl-C ends the printing alone.")
+def submit(file: str, overrides: tuple[str, ...], storage: str, address: str, follow: bool) -> None:
+    """Have a Ray cluster run the study in FILE: its driver runs there, this machine may go.
+
+    The code of css-ray and the study file travel; data, storage and secrets must be in the cluster's reach.
+    """
+    definition = read_study(file, overrides)
+    with cluster_answers():
+        cluster = cluster_at(address)
+        submitted = cluster.submit(definition, storage)
+    show_submitted(cluster, submitted, follow)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--address", metavar="URL", required=True, help="The dashboard of the cluster that it was submitted to.")
+def stop(name: str, address: str) -> None:
+    """Stop the study NAME on the cluster that it was submitted to. Nothing that was trained is lost."""
+    with cluster_answers():
+        cluster = cluster_at(address)
+        before = cluster.find(name)
+        after = cluster.stop(name)
+    if not before.active:
+        click.echo(f"{name} was not at work: its job {before.job} is {before.status.lower()}")
+        return
+    if after.active:
+        raise click.ClickException(f"the job {after.job} of {name} is still {after.status.lower()}; look at its logs")
+    click.echo(f"{name} was stopped; it goes on by:")
+    click.echo(f"  css-ray study resume {name} --storage {after.storage} --address {address}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--address", metavar="URL", required=True, help="The dashboard of the cluster that it was submitted to.")
+@click.option("--follow", is_flag=True, help="Until the driver ends; Ctrl-C ends the printing alone.")
+def logs(name: str, address: str, follow: bool) -> None:
+    """Print what the driver of the study NAME printed on the cluster that it was submitted to."""
+    with cluster_answers():
+        cluster = cluster_at(address)
+        print_logs(cluster, cluster.find(name), follow)
+
+
+@click.command()
+@click.option("--file", type=click.Path(), help="A study file, to begin with it.")
+@click.option("--name", help="A study that has begun, instead of a file.")
+@set_option
+@storage_option
+@click.option("--code", hidden=True, help="The version of the code that must run here.")
+def drive(file: str | None, name: str | None, overrides: tuple[str, ...], storage: str, code: str | None) -> None:
+    """On a node of a cluster: begin a study or go on with it, and start its driver anew when it dies.
+
+    For what starts jobs on a cluster, such as `study submit` and the RayJob of cluster/kuberay.yaml.
+    """
+    from css_ray.execution.jobs import drive_commands, keep_driving
+    from css_ray.study.code import code_version
+    from css_ray.study.journal import study_folder
+
+    if code not in (None, code_version()):
+        raise BadInput(
+            f"css-ray {code} was submitted, and this node runs {code_version()}: another installation goes before what was "
+            "sent; remove it from the nodes, or from PYTHONPATH"
+        )
+    if (file is None) == (name is None):
+        raise BadInput("--file, --name: give one of them")
+    begun = name or read_study(str(file), overrides).name
+    run_, resume_ = drive_commands(storage, file, begun, overrides)
+    sys.exit(keep_driving(run_, resume_, study_folder(storage, begun)))
+
+
+@contextmanager
+def cluster_answers() -> Iterator[None]:
+    """What goes wrong between this machine and a cluster is told in one line."""
+    from css_ray.execution.jobs import ClusterError
+
+    try:
+        with bad_input():
+            yield
+    except ClusterError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def is_dashboard(address: str | None) -> bool:
+    from css_ray.execution.jobs import is_jobs_address
+
+    return is_jobs_address(address)
+
+
+def cluster_at(address: str) -> Cluster:
+    from css_ray.execution.jobs import Cluster
+
+    return Cluster(address)
+
+
+def show_submitted(cluster: Cluster, submitted: Submitted, follow: bool) -> None:
+    at = f"{submitted.name} --address {cluster.address}"
+    click.echo(f"{submitted.name} was submitted as the job {submitted.job}; this machine may go. From here:")
+    commands = {
+        f"css-ray study logs {at} --follow": "what its driver prints",
+        f"css-ray study status {at}": "a row a trial, a cell a split",
+        f"css-ray study stop {at}": "ends it; study resume goes on",
+    }
+    for command, text in commands.items():
+        click.echo(f"  {command:{max(map(len, commands))}}   {text}")
+    if follow:
+        with cluster_answers():
+            print_logs(cluster, submitted, follow)
+
+
+def print_logs(cluster: Cluster, submitted: Submitted, follow: bool) -> None:
+    try:
+        for piece in cluster.logs(submitted, follow=follow):
+            click.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        click.echo("\nthe study goes on; only the printing has ended", err=True)
+        return
+    if not follow:
+        return
+    ended = cluster.find(submitted.name, submitted.job)
+    if ended.status == "FAILED":
+        sys.exit(1)
+
+
+def remote_status(name: str, storage: str, address: str) -> None:
+    """How far a study on a cluster is: what `study status` prints there."""
+    from css_ray.execution.jobs import ClusterError
+
+    with cluster_answers():
+        cluster = cluster_at(address)
+        try:
+            submitted = cluster.find(name)
+        except ClusterError:
+            # Of an earlier life of the cluster, perhaps: its storage knows.
+            if storage == "runs":
+                raise
+        else:
+            storage = submitted.storage
+            click.echo(f"job {submitted.job}: {submitted.status.lower()}")
+            if submitted.reason:
+                click.echo(f"  {submitted.reason}")
+        succeeded, output = cluster.call("study", "status", name, "--storage", storage)
+    click.echo(output, nl=False)
+    if not succeeded:
+        sys.exit(1)

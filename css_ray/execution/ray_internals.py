@@ -1,0 +1,135 @@
+"""Every private name of Ray that css-ray touches, in one file: the list to check when Ray is upgraded.
+
+`tests/execution/test_ray_internals.py` uses each of them, and names the one that an upgrade has moved. Each is imported where
+it is used, since the processes of a study import no more of Ray than they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+QUIET_LOGGERS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers that report each upload of a job's code."""
+
+TITLES = {"worker": "ray::RayTrainWorker", "trial": "ray::ImplicitFunc"}
+"""How the titles of the processes begin that a study starts under Ray, by which `benchmarks/chaos.py` finds them."""
+
+CLUSTER_TITLES = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor")
+"""The same of Ray's own processes, which stay when a study has ended."""
+
+
+# ------------------------------------------------------------------------------------------------------ the key-value store
+
+
+def kv_put(key: str, value: bytes) -> None:
+    """Keep a value in the cluster's key-value store."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(key, value)
+
+
+def kv_get(key: str) -> bytes | None:
+    """The value of a key, None if there is none."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    value: bytes | None = _internal_kv_get(key)
+    return value
+
+
+def kv_delete(key: str) -> None:
+    """Remove a key, if it is there."""
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(key)
+
+
+# ---------------------------------------------------------------------------------------------------- what the cluster holds
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """What is free on each node, by the node's id."""
+    from ray._private.state import available_resources_per_node
+
+    free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
+    return free
+
+
+@dataclass(frozen=True, slots=True)
+class HeldGroup:
+    """A placement group. by_actor: whether an actor made it, not the driver itself; actor_dead: whether that is dead."""
+
+    id: bytes
+    job: bytes
+    detached: bool
+    by_actor: bool
+    actor_dead: bool
+
+
+def jobs_with(key: str) -> dict[bytes, bool]:
+    """The jobs whose metadata have `key`, and whether each is dead."""
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import JobTableData  # type: ignore[attr-defined]
+
+    accessor = state._connect_and_get_accessor()  # type: ignore[no-untyped-call]
+    jobs = [JobTableData.FromString(job) for job in accessor.get_job_table()]
+    return {job.job_id: job.is_dead for job in jobs if key in job.config.metadata}
+
+
+def held_groups() -> Iterator[HeldGroup]:
+    """The placement groups that were not removed."""
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+
+    accessor = state._connect_and_get_accessor()  # type: ignore[no-untyped-call]
+    for text in accessor.get_placement_group_table():
+        group = PlacementGroupTableData.FromString(text)
+        if group.state != PlacementGroupTableData.REMOVED:
+            by_actor = not ray.ActorID(group.creator_actor_id).is_nil()  # type: ignore[attr-defined]
+            yield HeldGroup(
+                group.placement_group_id, group.creator_job_id, group.is_detached, by_actor, group.creator_actor_dead
+            )
+
+
+def remove_group(group: HeldGroup) -> None:
+    """Give back what a placement group holds."""
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.id)))  # type: ignore[attr-defined]
+
+
+# -------------------------------------------------------------------------------------------------------- Tune, Train, queues
+
+
+def keep_from_trials(prefixes: Sequence[str]) -> None:
+    """Have Tune pass on to its trials no environment variable that begins with one of `prefixes`."""
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.difference_update({name for name in ENV_VARS_TO_PROPAGATE if name.startswith(tuple(prefixes))})
+
+
+def without_data(trainer: Any) -> None:
+    """Have a trainer start no process that hands out Ray Data's data sets: there are none."""
+    callbacks = trainer._create_default_callbacks
+
+    def without_datasets() -> list[Any]:
+        return [callback for callback in callbacks() if type(callback).__name__ != "DatasetsCallback"]
+
+    trainer._create_default_callbacks = without_datasets
+
+
+def put_without_waiting(queue: Any, item: object) -> None:
+    """Send `item` to a queue; nobody waits for its arrival."""
+    queue.actor.put_nowait.remote(item)
+
+
+def check_dashboard() -> None:
+    """Raise ImportError where what the dashboard needs is missing; without it a killed trial keeps its cores."""
+    import ray.dashboard.optional_deps  # noqa: F401

@@ -1,0 +1,106 @@
+"""The time that a driver spends with Ray: how it joins or starts a cluster, and how a signal ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from css_ray.execution.address import remember_address
+from css_ray.execution.nodes import check_code
+from css_ray.execution.ray_internals import keep_from_trials
+from css_ray.execution.reclaim import driver_config
+from css_ray.execution.token import guard_token
+from css_ray.study.definition import StudyDefinition
+
+_log = logging.getLogger(__name__)
+
+
+def connect(study: StudyDefinition, address: str | None) -> int:
+    """Start Ray here, or join the cluster at `address`; returns how many trials run side by side.
+
+    On this machine as many as fit; on a cluster as many as the study wants, since an autoscaler may bring nodes.
+    Raises RuntimeError where not even one trial fits on this machine, with what it needs and what is there.
+    """
+    if address is not None and address.startswith("ray://"):
+        raise RuntimeError(f"--address {address}: a Ray Client cannot drive a study; run this on the head with --address auto")
+    settings = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2" if address is None else "2",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0" if address is None else "1",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",  # with it Tune prints a banner whatever its verbosity
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        # Of a process that does not even say that it lives; one that stands still says so itself, see `watchdog.Watchdog`.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(max(60, math.ceil(study.resources.hang_seconds))),
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    threads = str(study.resources.cpus_per_worker)
+    guard_token()
+    # Tune would hand on the driver's AWS keys in the runtime environment of its trials, which Ray writes to a log on each node.
+    keep_from_trials(["AWS_"])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        # The dashboard is needed: Ray Train frees the cores of a killed trial through it. It listens on loopback.
+        include_dashboard=True if address is None else None,
+        job_config=driver_config(),
+        runtime_env={
+            "env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+            | {name: os.environ[name] for name in settings},
+            "worker_process_setup_hook": remember_address,
+        },
+    )
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Ray's own handler of SIGTERM ends the process where it stands
+            if handler is not None:  # None: it was not Python's
+                signal.signal(number, handler)
+    if address is not None:
+        check_code()
+    resources = study.resources
+    needs = {"CPU": resources.fewest * resources.cpus_per_worker, "GPU": resources.fewest * resources.gpus_per_worker}
+    has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    fits = min(int(has.get(name, 0) // need) for name, need in needs.items() if need)
+    words = ", ".join(f"{need:g} {name}" for name, need in needs.items() if need)
+    there = ", ".join(f"{has.get(name, 0):g} {name}" for name, need in needs.items() if need)
+    if address is not None:
+        if fits < 1:
+            _log.warning("a trial needs %s, the cluster has %s now; the study waits for nodes", words, there)
+        return resources.concurrent_trials
+    if fits < 1:
+        raise RuntimeError(
+            f"a trial needs {words}, but this machine has {there}; "
+            "lower resources.workers or resources.cpus_per_worker, or join a cluster with --address"
+        )
+    return min(fits, resources.concurrent_trials)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt inside; a second one ends the process at once."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda number, frame: os._exit(130))
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

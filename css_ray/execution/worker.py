@@ -1,0 +1,198 @@
+"""A rank of a slot's worker group: trains one trial after another, each on its splits in sequence.
+
+Each message carries the events that happened since the last one. A checkpoint holds, beside the state of the run in progress,
+every event of the trial so far; after an interruption they are told again, and the journal drops those it knows. So the journal
+misses nothing, however the driver died.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor
+
+from css_ray import distributed
+from css_ray.events import (
+    RunEvaluated,
+    RunEvent,
+    RunFailed,
+    RunFinished,
+    RunResized,
+    RunRewound,
+    RunStarted,
+    from_json,
+)
+from css_ray.execution.checkpoints import Checkpoints
+from css_ray.execution.handover import LEAVE, NOTHING, Handover
+from css_ray.execution.rank_reporter import TRIAL_FILE, PrunedError, SlotReporter, sum_of_ranks
+from css_ray.execution.watchdog import Watchdog
+from css_ray.storage import below, is_url, locate, send
+from css_ray.study.code import code_version
+from css_ray.study.inputs import prepare
+from css_ray.study.job import Job
+from css_ray.study.run import execute
+from css_ray.training.best import BEST_FILES, BestDescription, write_best
+from css_ray.training.checkpoint import DamagedError, check_checkpoint, newest_readable
+from css_ray.training.loop import NonFiniteLossError
+
+
+def take_jobs(config: dict[str, Any]) -> None:
+    """The training function of a slot's ranks: one job after another, until none comes any more.
+
+    config: slot (its name), queue (where news goes), cpus_per_worker, code (the `code_version` that is wanted, or None).
+    Raises RuntimeError on a node, perhaps one that joined later, that has other code.
+    """
+    if config["code"] not in (None, code_version()):
+        raise RuntimeError(
+            f"node {socket.gethostname()} has css-ray {code_version()}, the study runs {config['code']}; "
+            "install the same on all nodes"
+        )
+    torch.set_num_threads(config["cpus_per_worker"])
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    handover, number = Handover(config["slot"]), NOTHING
+    while True:
+        mine = handover.wait(number) if distributed.rank() == 0 else 0
+        number = sum_of_ranks(mine, device)  # rank 0's: the others have none of their own, and wait here
+        if number == LEAVE:
+            return
+        job = handover.job(number)
+        if sum_of_ranks(int(job is None), device):
+            continue  # withdrawn, when not all had seen it
+        assert job is not None
+        watchdog = Watchdog(job.hang_seconds, handover.say_why)
+        with watchdog:
+            train_splits(job, SlotReporter(job, number, config["queue"], device, watchdog.beat), device, watchdog.beat)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the next trial may need other sizes
+
+
+def train_splits(job: Job, reporter: SlotReporter, device: torch.device, beat: Callable[[], None]) -> None:
+    """Train a trial on its splits, in sequence.
+
+    beat: called again and again, as training goes on.
+    A split whose loss becomes NaN or infinite has failed, with its reason; the others are trained all the same. Any other
+    exception ends the worker group, and Ray Train starts it again from the last checkpoint. A checkpoint that is damaged is
+    passed over: the trial goes on from the one before, or starts anew, and says so.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder: Path | None = None
+        kept = reporter.checkpoints
+        opened, damages = newest_readable(kept.newest_first(), lambda name: open_checkpoint(kept, name, Path(scratch)), device)
+        if opened is not None:
+            folder, told = opened
+            reporter.remember(told)
+        ended, evaluated = progress_of(reporter.events)
+        for spec in job.runs:
+            split = spec.split
+            if split in ended:
+                continue
+            reporter.split = split
+            # The checkpoint is of the run in progress, if that had been evaluated; else the run starts at its first step.
+            resumed = folder if split in evaluated else None
+            prepared = prepare(spec)
+            workers = distributed.world_size()
+            before = workers_of(reporter.events, split)
+            reporter.tell(RunStarted, **prepared.started(), workers=workers)
+            if before not in (None, workers):
+                step = evaluated[split] if resumed else 0
+                reason = f"from step {step} on {workers} workers train it, {before} did before"
+                reporter.tell(RunResized, step=step, workers=workers, before=before, reason=reason)
+            if damages:
+                step = evaluated[split] if resumed else 0
+                where = f"goes on from the one before, at step {step}" if resumed else "starts from its first step"
+                reporter.tell(RunRewound, step=step, reason=f"damaged checkpoints ({'; '.join(damages)}): the run {where}")
+                damages = []
+            reporter.send()
+            try:
+                fit = execute(
+                    prepared,
+                    reporter,
+                    device=device,
+                    checkpoint=resumed,
+                    keep_best=keeper(below(job.models, f"split_{split}")),
+                    beat=beat,
+                )
+            except PrunedError:
+                break
+            except NonFiniteLossError as error:
+                reporter.tell(RunFailed, step=reporter.step, reason=str(error))
+            else:
+                reporter.tell(
+                    RunFinished,
+                    step=fit.step,
+                    last=fit.last,
+                    best=fit.best,
+                    best_step=fit.best_step,
+                    seconds=round(fit.seconds, 3),
+                )
+            folder = None
+            reporter.save(lambda folder: None)
+            if spec is not job.runs[-1] and reporter.pruned_after(split):
+                break
+        reporter.send(over=True)
+
+
+def open_checkpoint(checkpoints: Checkpoints, name: str, scratch: Path) -> tuple[Path, list[RunEvent]]:
+    """A folder with the files of the checkpoint `name`, and the events it holds.
+
+    Raises DamagedError where this rank could not go on from it.
+    """
+    try:
+        try:
+            folder = checkpoints.fetch(name, scratch)
+            told = map(from_json, json.loads((folder / TRIAL_FILE).read_text()))
+            events = [event for event in told if isinstance(event, RunEvent)]
+        except FileNotFoundError:
+            raise DamagedError(Path(TRIAL_FILE), "it is missing") from None
+        except ValueError as error:
+            raise DamagedError(Path(TRIAL_FILE), error) from error
+        ended, evaluated = progress_of(events)
+        if evaluated.keys() - ended:
+            check_checkpoint(folder)
+    except DamagedError as error:
+        error.reason = f"{name}/{error.reason}"
+        raise
+    return folder, events
+
+
+def progress_of(events: list[RunEvent]) -> tuple[set[int], dict[int, int]]:
+    """The splits of a trial that ended, and the latest evaluated step of each that was evaluated."""
+    ended = {event.split for event in events if isinstance(event, RunFinished | RunFailed)}
+    evaluated: dict[int, int] = {}
+    for event in events:
+        if isinstance(event, RunEvaluated):
+            evaluated[event.split] = max(event.step, evaluated.get(event.split, 0))
+    return ended, evaluated
+
+
+def workers_of(events: list[RunEvent], split: int) -> int | None:
+    """How many workers trained a split of a trial last; None where it has not begun."""
+    told = [event.workers for event in events if isinstance(event, RunStarted | RunResized) and event.split == split]
+    return told[-1] if told else None
+
+
+def keeper(folder: str) -> Callable[[dict[str, Tensor], BestDescription], None]:
+    """Writes the best weights of a run and their description into `folder`, a path or a URL."""
+
+    def keep(weights: dict[str, Tensor], best: BestDescription) -> None:
+        if not is_url(folder):
+            write_best(Path(folder), weights, best)
+            return
+        filesystem, path = locate(folder)
+        with tempfile.TemporaryDirectory() as scratch:
+            write_best(Path(scratch), weights, best)
+            filesystem.create_dir(path, recursive=True)
+            for name in BEST_FILES:
+                send(Path(scratch) / name, filesystem, f"{path}/{name}")
+
+    return keep

@@ -1,0 +1,42 @@
+"""One data set and one undisturbed study, for all that compare with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported: on some processors MKL computes logarithms and the like in float64 to half of their digits, so that
+# golden losses would differ from those of other processors.
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
+
+from tests.places import Place
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from css_ray.data.catalogue import ensure_dataset
+
+    root = tmp_path_factory.mktemp("data") / "digits"
+    ensure_dataset("digits", str(root))
+    return root
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Place:
+    place = Place(tmp_path_factory.mktemp("undisturbed"), data)
+    code, output = place.run()
+    assert code == 0, output
+    place.output = output  # type: ignore[attr-defined]
+    return place
+
+
+@pytest.fixture
+def place(tmp_path: Path, data: Path) -> Iterator[Place]:
+    place = Place(tmp_path, data)
+    yield place
+    for process in place.processes():
+        os.kill(process, signal.SIGKILL)
