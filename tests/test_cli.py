@@ -250,6 +250,22 @@ def test_methods_shows_what_a_preset_changes() -> None:
     assert "KEY=VALUE" in refused("methods", "css", "mix")
 
 
+def test_a_crop_larger_than_every_image_is_a_warning(file: Path) -> None:
+    said = (
+        "warning: data.crop: 48 is larger than every training image of digits (at most 40x40, width x height), so at least 30 %"
+    )
+    result = call("study", "plan", str(file), "--no-measure", "--set", "data.crop=48")  # 1 - (40 / 48)^2 = 30.6 %
+    assert result.exit_code == 0 and result.output.count(said) == 1, result.output
+    result = call("study", "plan", str(file), "--no-measure", "--set", "data.crop=40")
+    assert result.exit_code == 0 and "warning" not in result.output, result.output
+
+
+def test_more_labels_than_masks_are_one_problem(file: Path) -> None:
+    search = SEARCH.replace("trials: 2", "trials: 2, confirm: 1")
+    output = refused("study", "plan", str(file), "--set", "data.labelled=401", "--set", search)
+    assert output.count("401") == 1 and "400 of the 400 training images of digits have a mask; label 1 to 400" in output
+
+
 def test_a_threshold_out_of_reach_is_a_warning_before_anything_starts(file: Path) -> None:
     result = call("study", "plan", str(file), "--no-measure", "--set", "grid.method=[{name: css, row: lit, preset: paper}]")
     assert result.exit_code == 0

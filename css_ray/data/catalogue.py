@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable
 from pathlib import Path
 
 from css_ray.data.remote import DESCRIPTION
+from css_ray.messages import did_you_mean
 from css_ray.secrets import shown
 from css_ray.storage import is_url
 
@@ -120,10 +120,8 @@ def ensure_dataset(name: str, root: str | Path) -> DataSet:
 
 def _unknown(name: str, out: str | Path) -> str:
     """Why css-ray cannot make the data set `name` by itself, and how to have it all the same."""
-    near = difflib.get_close_matches(name, DATASETS, n=1)
     return (
-        f"{name} is no built-in data set"
-        + (f" (did you mean {near[0]}?)" if near else "")
-        + f": describe its folders and classes in a YAML file as studies/data/camvid.yaml does, with `name: {name}`, "
-        f"then run: css-ray data prepare {name}.yaml --root ORIGINAL_FILES --out {out}"
+        f"{name} is no built-in data set{did_you_mean(name, DATASETS)}; describe its folders and classes in a YAML file as "
+        f"studies/data/camvid.yaml does, with `name: {name}`, then run: "
+        f"css-ray data prepare {name}.yaml --root ORIGINAL_FILES --out {out}"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.data.crops import crop_warning
 from css_ray.data.lists import ListError
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import Split
@@ -50,7 +51,8 @@ def check(study: StudyDefinition, *, local: bool, folder: str | None = None, eve
     if found.problems:
         raise StudyError(found.problems, study.name)
     small_disk = _small_disk(study, folder) if folder is not None and not events else []
-    return _warnings(found.trials, found.datasets) + _same_images(study, found.trials, found.splits) + small_disk
+    warnings = _warnings(found.trials, found.datasets) + _same_images(study, found.trials, found.splits)
+    return warnings + _large_crops(found.trials, found.datasets) + small_disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,12 @@ def _look(study: StudyDefinition, *, local: bool, events: Sequence[Event] = (), 
 
 SPLIT_SETTINGS = ("splits", "data.labelled", "data.nested_splits", "data.labelled_list", "data.unlabelled_list")
 """What the choice of labelled images depends on, beside the data set."""
+
+
+def _large_crops(trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]) -> list[str]:
+    """Crops that are larger than every image of their data set."""
+    crops = {(data["dataset"], data["root"], data["crop"]) for data in (trial.settings["data"] for trial in trials)}
+    return [warning for name, root, crop in sorted(crops) if (warning := crop_warning(datasets[name, root], crop))]
 
 
 def _small_disk(study: StudyDefinition, folder: str) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract import make_batch, make_method
 
 from css_ray.methods import METHODS
+from css_ray.testing import make_batch, make_method
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
 from css_ray.training.step import train_step

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from css_ray.config import Config, ConfigError, Problem
 from css_ray.messages import did_you_mean
-from css_ray.methods import METHODS
+from css_ray.methods import METHODS, MethodError
 from css_ray.models.segmenter import ModelConfig
 from css_ray.secrets import secret_in, shown
 from css_ray.study.definition.fields import checker_of, problems_of
@@ -207,14 +207,15 @@ class Checker:
     def method(self, path: str, value: Any) -> Any:
         """Check one entry that names a method and its settings; returns the class or None."""
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            self.fault(path, f"must be a mapping with a name, such as {{name: css}}; got {value!r}")
+            self.fault(path, f"must be a mapping with a name, such as {{name: {next(iter(METHODS))}}}; got {value!r}")
             return None
-        if value["name"] not in METHODS:
-            self.fault(f"{path}.name", f"{value['name']} is unknown{did_you_mean(value['name'], list(METHODS))}")
+        try:
+            method = METHODS[value["name"]]
+        except MethodError as error:
+            self.fault(f"{path}.name", str(error))
             return None
         if not isinstance(value.get("row", ""), str):
             self.fault(f"{path}.row", f"must be text, got {value['row']!r}")
-        method = METHODS[value["name"]]
         preset = value.get("preset", "default")
         if preset not in method.presets:
             self.fault(f"{path}.preset", f"{preset!r} is unknown{did_you_mean(str(preset), method.presets)}")

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from css_ray.config import Problem
 from css_ray.messages import did_you_mean
 from css_ray.methods import METHODS
-from css_ray.study.definition.yaml_file import StudyLoader
+from css_ray.study.definition.yaml_file import read_value
 
 NAMING = ("name", "row")
 """What an entry that names a method holds beside its settings, and no two entries may share."""
@@ -36,8 +34,8 @@ def _apply(spec: dict[str, Any], text: str) -> Iterator[Problem]:
         yield Problem("--set", f"takes KEY=VALUE, such as train.iterations=100; got {text!r}", joint=" ")
         return
     try:
-        parsed = yaml.load(value, Loader=StudyLoader)
-    except yaml.YAMLError:
+        parsed = read_value(value)
+    except ValueError:
         yield Problem(f"--set {path}", f"{value!r} is not a YAML value")
         return
     # `grid.data.labelled` and `search.space.method.temperature` have dots in their own keys.

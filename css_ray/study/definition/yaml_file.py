@@ -21,6 +21,14 @@ class StudyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_value(text: str) -> Any:
+    """A value as a study file would have it. Raises ValueError if it is not YAML."""
+    try:
+        return yaml.load(text, Loader=StudyLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is not a YAML value ({yaml_error_text(error)})") from None
+
+
 def yaml_error_text(error: yaml.YAMLError) -> str:
     """Where a text is not YAML, and why, in one line."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
