@@ -73,7 +73,7 @@ class Problem:
     Attributes:
         path: The field's name, or its path in a study file: `lr`, `train.lr`, `grid.method[0].name`. Empty for a whole file.
         sentence: What is wrong with it and what to do, without a subject: `must be > 0, got -1`.
-        joint: What stands between the two in a message about a study.
+        joint: What separates the two in a message about a study.
     """
 
     path: str

@@ -147,7 +147,7 @@ def test_problems_of_the_file_and_of_what_it_names_come_together(file: Path) -> 
 
 
 def test_what_is_wrong_in_a_file_hides_what_depends_on_it(file: Path) -> None:
-    """The encoder is unknown, so nothing is known of its stride; 8 of a number of workers that is none cannot be counted."""
+    # The encoder is unknown, so nothing is known of its stride; and GPUs of `none` workers cannot be counted.
     wrong = ["model.encoder=resnet999", "model.output_stride=16", "resources.workers=none", "resources.gpus_per_worker=8"]
     lines = refused("study", "plan", str(file), *(part for each in wrong for part in ("--set", each))).splitlines()
     assert [line.split(":")[0].strip() for line in lines] == ["Error", "model.encoder", "resources.workers"]

@@ -127,7 +127,7 @@ def _large_crops(trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str],
 
 
 def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
-    """A disk that will hardly hold the study; it would pause when that is full."""
+    """A disk that is probably too small for the study, which would pause when it is full."""
     needed, free = needed_bytes(study), free_bytes(folder)
     if free is None or free >= needed + study.keep.min_free_gb * 1e9:
         return []
@@ -138,7 +138,7 @@ def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
 
 
 def _begun(study: StudyDefinition, events: Sequence[Event]) -> dict[int, TrialSpec]:
-    """The trials that a study which goes on has begun, by index."""
+    """The trials that a study which resumes has begun, by index."""
     return {event.trial: study.trial_begun(event) for event in events if isinstance(event, TrialStarted)}
 
 
@@ -207,7 +207,7 @@ def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], e
 
 
 def _same_images(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[str]:
-    """Splits that are one and the same tell nothing about the choice of the images."""
+    """Identical splits measure nothing of the choice of the images."""
     warnings = []
     for trial in trials:
         data = trial.settings["data"]

@@ -53,7 +53,7 @@ class Checker:
     """Collects problems; a part that is wrong is None, and later checks that need it are left out.
 
     problems: all of them. faults: those that leave a part of the study without a valid value; the others break a rule between
-    valid parts. unknown_encoder: says why a name is not an encoder, or None.
+    valid parts. unknown_encoder: returns why a name is not an encoder, or None.
     """
 
     def __init__(self, spec: dict[str, Any], unknown_encoder: Callable[[str], str | None] = lambda name: None) -> None:

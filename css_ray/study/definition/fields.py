@@ -83,7 +83,7 @@ def problems_of(error: ValidationError, path: str, known: Collection[str] = ()) 
 
 def _sentence(details: Sequence[Any]) -> str:
     """What is wrong with one value; several details are those of the members of a union."""
-    # A member that has the value's type says more than the others.
+    # A member that has the value's type explains more than the others.
     detail = next((each for each in details if each["type"] not in _TYPES), details[0])
     kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     if kind == "missing":

@@ -13,7 +13,7 @@ from css_ray.methods import METHODS
 from css_ray.study.definition.yaml_file import read_value
 
 NAMING = ("name", "row")
-"""What an entry that names a method says beside its settings, and no two entries may have in common."""
+"""What an entry that names a method holds beside its settings, and no two entries may share."""
 
 
 def apply_overrides(spec: dict[str, Any], overrides: Sequence[str]) -> list[Problem]:
