@@ -29,7 +29,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 TESTS = {
-    "css_ray/functional": ["tests/functional"],
+    "css_ray/functional": ["tests/functional/test_{name}.py", "tests/functional/test_oracles.py"],
+    "css_ray/functional/precision.py": ["tests/functional/test_similarity.py"],
+    "css_ray/functional/resizing.py": ["tests/functional/test_augmentation.py", "tests/functional/test_similarity.py"],
     "css_ray/reports": ["tests/reports"],
     "css_ray/study/pruning": ["tests/study/test_pruning.py"],
     "css_ray/study/budget.py": ["tests/study/test_driver.py"],
@@ -41,7 +43,7 @@ TESTS = {
     "css_ray/secrets.py": ["tests/test_secrets.py"],
     "css_ray/standing.py": ["tests/test_standing.py"],
 }
-"""What is changed, a file or a folder, and the tests that must notice."""
+"""What is changed, a file or a folder, and the tests that must notice; {name} is the module's."""
 
 COPIED = ("css_ray", "cli", "benchmarks", "tests", "studies", "docs", "pyproject.toml")
 """The parts of the tree that these tests read."""
@@ -112,7 +114,8 @@ def _put(owner: object, key: str | int, value: object) -> None:
 
 def tests_of(path: Path) -> list[str]:
     """The tests of a module, by the longest entry of TESTS that it is, or is below of."""
-    return next((TESTS[str(each)] for each in (path, *path.parents) if str(each) in TESTS), [])
+    named = next((TESTS[str(each)] for each in (path, *path.parents) if str(each) in TESTS), [])
+    return [test.format(name=path.stem) for test in named]
 
 
 def mutants(paths: Sequence[Path], limit: int | None, seed: int) -> list[Mutant]:
