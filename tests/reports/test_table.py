@@ -150,6 +150,14 @@ def test_trials_are_sorted_with_the_incomplete_ones_last() -> None:
     assert [row[-2].bold for row in grid.rows] == [True, False, False, False, False]
 
 
+def test_a_setting_that_all_trials_share_has_no_column() -> None:
+    records = [run(0, 0, 60.0, labelled=92, crop=320), run(1, 0, 61.0, labelled=183, crop=320)]
+    assert trial_table(records).params == ("data.labelled",)
+    assert trial_table(records, params=["data.crop"]).params == ("data.crop",)
+    # One trial varies nothing.
+    assert trial_table(records[:1]).params == ()
+
+
 # --------------------------------------------------------------------------------------------------------------- renderers
 
 
