@@ -47,6 +47,8 @@ def test_means_over_splits_by_source_and_class() -> None:
         ("row 1", "mix", "72.00 ± 2.83 (n=2 of 3)", "60.00", "95.00", "–"),
         ("row 1", "representations", "–", "0.00", "–", "–"),  # a threshold out of reach keeps nothing
     ]
+    assert grid.caption.endswith("mean ± standard deviation (ddof=1) over 3 splits.")
+    assert pseudo_label_table(RECORDS[:2], splits=1).caption.endswith("over 1 split.")
     assert table.lines()[0]["std"] == pytest.approx(8**0.5)
     assert "row 1,mix,72" in to_csv(table).replace("1,row 1", "row 1")
     assert "72.00 ± 2.83" in to_markdown(table) and "72.00 ± 2.83" in to_text(table)
