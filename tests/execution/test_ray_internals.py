@@ -119,7 +119,7 @@ def test_the_key_value_store() -> None:
 
 @with_ray
 def test_what_is_free_on_each_node() -> None:
-    (node,) = ray.nodes()
+    (node,) = ray.nodes()  # type: ignore[no-untyped-call]
     wait_until(lambda: ray_internals.free_resources()[node["NodeID"]]["CPU"] == 2.0)
     assert ray_internals.free_resources().keys() == {node["NodeID"]}
 
@@ -135,14 +135,15 @@ class Controller:
     def hold(self) -> bytes:
         self.group = placement_group([{"CPU": 1}])
         ray.get(self.group.ready(), timeout=60)
-        return self.group.id.binary()
+        made: bytes = self.group.id.binary()
+        return made
 
 
 @with_ray
 def test_placement_groups_are_listed_with_their_makers_and_removed() -> None:
     own = placement_group([{"CPU": 1}], lifetime="detached", name="own")
     ray.get(own.ready(), timeout=60)
-    controller: Any = Controller.remote()
+    controller = Controller.remote()  # type: ignore[attr-defined]
     its = ray.get(controller.hold.remote(), timeout=60)
 
     def held() -> dict[bytes, ray_internals.HeldGroup]:
