@@ -1,4 +1,4 @@
-"""`python -m css_ray_cli`: the command `css-ray` where only the packages are there, as on a cluster that they were sent to."""
+"""`python -m css_ray_cli`: the command `css-ray` where only the packages are, as on a cluster to which they were sent."""
 
 import sys
 
@@ -8,6 +8,6 @@ try:
     main()
 except ModuleNotFoundError as error:
     sys.exit(
-        f"{sys.executable} has no {error.name}; start Ray in the environment where what css-ray depends on is installed "
-        "(activate it before `ray start`, so that `python` is its own)"
+        f"{sys.executable} has no {error.name}; start Ray in an environment that has the dependencies of css-ray "
+        "(activate it before `ray start`, so that `python` is the one of that environment)"
     )

@@ -1,4 +1,4 @@
-"""`css-ray cluster`: is a Ray cluster ready for studies, and if not, what mends it."""
+"""`css-ray cluster`: is a Ray cluster ready for studies, and if not, what fixes it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ def cluster() -> None:
     default="auto",
     show_default=True,
     metavar="ADDRESS",
-    help="Of the cluster: auto on a node of it, host:port, or its dashboard (http://host:8265), which asks from afar.",
+    help="Of the cluster: auto on one of its nodes, host:port, or its dashboard (http://host:8265) from another machine.",
 )
 @click.option(
-    "--storage", envvar="CSS_RAY_STORAGE", metavar="DIR", help="A folder or URL that every node should write and read."
+    "--storage", envvar="CSS_RAY_STORAGE", metavar="DIR", help="A folder or URL that every node must be able to write and read."
 )
 @click.option(
-    "--tracking-uri", envvar="MLFLOW_TRACKING_URI", metavar="URL", help="An MLflow server that every node should reach."
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    metavar="URL",
+    help="An MLflow server that every node must be able to reach.",
 )
 @click.pass_context
 def check(ctx: click.Context, address: str, storage: str | None, tracking_uri: str | None) -> None:
@@ -38,14 +41,14 @@ def check(ctx: click.Context, address: str, storage: str | None, tracking_uri: s
     from css_ray.execution.jobs import is_jobs_address
 
     if is_jobs_address(address):
-        # What this machine's environment says holds here; the cluster has its own.
+        # The environment of this machine holds here; the cluster has its own.
         given = {"--storage": storage, "--tracking-uri": tracking_uri}
         typed = {
             option: value
             for option, value in given.items()
             if ctx.get_parameter_source(option.strip("-").replace("-", "_")) is click.core.ParameterSource.COMMANDLINE
         }
-        _from_afar(address, typed)
+        _check_remotely(address, typed)
         return
     from css_ray.execution.nodes import check_cluster, joined
 
@@ -58,22 +61,19 @@ def check(ctx: click.Context, address: str, storage: str | None, tracking_uri: s
     sys.exit(1 if report.problems else 0)
 
 
-def _from_afar(address: str, typed: dict[str, str | None]) -> None:
+def _check_remotely(address: str, typed: dict[str, str | None]) -> None:
     from css_ray.execution.jobs import Cluster, ClusterError
-    from css_ray.secrets import secret_in, shown
+    from css_ray.secrets import BY_CLUSTER, credentials_text
 
     for option, value in typed.items():
-        if secret := secret_in(value or ""):
-            raise BadInput(
-                f"{option}: {shown(value or '')} comes with {secret}, which would stand in the cluster's logs; give it there, "
-                "in the environment that Ray is started in"
-            )
+        if refused := credentials_text(value or "", BY_CLUSTER):
+            raise BadInput(f"{option}: {refused}")
     try:
-        well, printed = Cluster(address).call("cluster", "check", *(str(part) for pair in typed.items() for part in pair))
+        succeeded, output = Cluster(address).call("cluster", "check", *(str(part) for pair in typed.items() for part in pair))
     except ClusterError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(printed, nl=False)
-    sys.exit(0 if well else 1)
+    click.echo(output, nl=False)
+    sys.exit(0 if succeeded else 1)
 
 
 def _show(report: Report) -> None:

@@ -37,7 +37,7 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 processes_option = click.option(
     "--processes",
     type=click.IntRange(min=1),
-    help="Processes that share the work; as many as this machine has cores if not given.",
+    help="Number of processes that share the work; by default the number of cores.",
 )
 
 
@@ -53,7 +53,7 @@ processes_option = click.option(
 def prepare(
     name_or_yaml: str, root: str | None, out: str, resize: tuple[int, int] | None, processes: int | None, address: str | None
 ) -> None:
-    """Write the data set NAME_OR_YAML to a place that studies read: a name css-ray knows, or a YAML description of a folder.
+    """Write the data set NAME_OR_YAML to a place that studies read: a built-in name, or a YAML description of a folder.
 
     \b
     css-ray data prepare voc_classic --root data/raw --out data/voc_classic
@@ -78,7 +78,7 @@ def prepare(
         except (OSError, ValueError) as error:
             raise bad_input(error) from None
     if not written:
-        click.echo(f"{shown(out)} holds this data set already; nothing was done")
+        click.echo(f"{shown(out)} contains this data set already; nothing was done")
     _describe(out)
 
 
@@ -86,10 +86,10 @@ def prepare(
 @click.argument("place", metavar="DIR_OR_URL")
 @processes_option
 def check(place: str, processes: int | None) -> None:
-    """Re-read every byte and every pixel of the prepared data set in DIR_OR_URL, and name all that is wrong.
+    """Read every byte and every pixel of the prepared data set in DIR_OR_URL again, and list every problem.
 
-    Files cut short or changed, images and masks that cannot be decoded or differ in size, labels that are no class, ids that
-    stand twice, validation images among the training images. Exits with 1 if anything is found.
+    It finds files that were cut short or changed, images and masks that cannot be decoded or differ in size, labels of unknown
+    classes, ids that are listed twice, and validation images among the training images. It exits with 1 if it finds anything.
     """
     from css_ray.data.check import check_dataset
     from css_ray.data.remote import read_description
@@ -120,9 +120,11 @@ def check(place: str, processes: int | None) -> None:
 
 @data.command()
 @click.argument("place", metavar="DIR_OR_URL")
-@click.option("--contact-sheet", "sheet", type=click.Path(dir_okay=False), help="PNG to write: some images under their masks.")
+@click.option(
+    "--contact-sheet", "sheet", type=click.Path(dir_okay=False), help="PNG to write: some images with their masks on top."
+)
 def info(place: str, sheet: str | None) -> None:
-    """Show what the prepared data set in DIR_OR_URL holds: counts, sizes, how frequent each class is."""
+    """Describe the prepared data set in DIR_OR_URL: counts, sizes, and the frequency of each class."""
     from css_ray.data.overview import contact_sheet, count_classes
 
     dataset = _describe(place)
@@ -144,7 +146,7 @@ def info(place: str, sheet: str | None) -> None:
 
 
 def _describe(place: str) -> DataSet:
-    """Open a prepared data set and print what its description says; decodes nothing."""
+    """Open a prepared data set and print its description; decodes nothing."""
     from css_ray.data.shards import open_dataset
     from css_ray.secrets import shown
 
@@ -167,7 +169,7 @@ def _describe(place: str) -> DataSet:
 
 @contextlib.contextmanager
 def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal, nothing elsewhere; called with how many images are done, and of how many."""
+    """A bar on the terminal, nothing elsewhere; called with the number of images done, and of all images."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

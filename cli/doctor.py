@@ -1,4 +1,4 @@
-"""`css-ray doctor`: is this machine ready, and if not, what mends it."""
+"""`css-ray doctor`: is this machine ready, and if not, what fixes it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from pathlib import Path
 
 import click
 
+from css_ray.messages import DEFAULT_STORAGE
+
 MIN_FREE_GB = 5
 
 
 @click.command()
 @click.option(
     "--storage",
-    default="runs",
+    default=DEFAULT_STORAGE,
     show_default=True,
     envvar="CSS_RAY_STORAGE",
     help="The storage whose disk and MLflow are checked.",
@@ -48,7 +50,7 @@ def doctor(storage: str, tracking_uri: str | None) -> None:
 
 
 class Wrong(Exception):
-    """What is wrong and how to mend it."""
+    """What is wrong and how to fix it."""
 
 
 def _python() -> str:
@@ -74,7 +76,7 @@ def _packages() -> str:
         if requirement.name in ("torch", "ray", "optuna", "mlflow"):
             found.append(f"{requirement.name} {version}")
     if problems:
-        raise Wrong("; ".join(problems) + "; mend with: pip install -c constraints.txt -e .")
+        raise Wrong("; ".join(problems) + "; fix it with: pip install -c constraints.txt -e .")
     return ", ".join(found)
 
 
@@ -91,26 +93,33 @@ def _devices() -> str:
 
 def _disk(storage: str) -> str:
     from css_ray.secrets import shown
+    from css_ray.storage import existing_folder, is_url
 
-    if "://" in storage:
-        return f"{shown(storage)} is no local disk"
-    folder = Path(storage).resolve()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free / 1e9
-    if not os.access(folder, os.W_OK):
-        raise Wrong(f"{folder} cannot be written; choose another with --storage")
+    if is_url(storage):
+        return f"{shown(storage)} is not a local disk"
+    _check_writable(storage)
+    free = shutil.disk_usage(existing_folder(storage)).free / 1e9
     if free < MIN_FREE_GB:
         raise Wrong(
-            f"{free:.1f} GB free where {storage} lies, a study wants {MIN_FREE_GB} GB; "
+            f"{free:.1f} GB are free on the disk of {storage}, a study needs {MIN_FREE_GB} GB; "
             "free some, or choose another disk with --storage"
         )
     shared = Path("/dev/shm")
     if shared.exists() and shutil.disk_usage(shared).total < 1e9:
         raise Wrong(
-            f"/dev/shm has {shutil.disk_usage(shared).total / 1e9:.1f} GB; Ray wants 1 GB or more (docker: --shm-size=2g)"
+            f"/dev/shm has {shutil.disk_usage(shared).total / 1e9:.1f} GB; Ray needs 1 GB or more (docker: --shm-size=2g)"
         )
     return f"{free:.0f} GB free"
+
+
+def _check_writable(storage: str) -> None:
+    from css_ray.messages import os_error_text
+    from css_ray.storage import check_writable_folder
+
+    try:
+        check_writable_folder(storage)
+    except OSError as error:
+        raise Wrong(f"--storage: {os_error_text(error, 'write', storage)}") from None
 
 
 def _ray() -> str:
@@ -133,7 +142,8 @@ def _mlflow(storage: str, tracking_uri: str | None) -> str:
     import tempfile
 
     from css_ray.secrets import without_secrets
-    from css_ray.tracking import check
+    from css_ray.storage import existing_folder, is_url
+    from css_ray.tracking import check, default_uri
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
@@ -143,7 +153,10 @@ def _mlflow(storage: str, tracking_uri: str | None) -> str:
             raise Wrong(
                 f"{' '.join(without_secrets(error).split())[:400]}; start one with `css-ray ui`, or drop the address"
             ) from None
+    # An object store holds no SQLite file: there it is in the default storage.
+    place = DEFAULT_STORAGE if is_url(storage) else storage
+    _check_writable(place)
     # The storage's own file is made by the first study; a doctor leaves no trace.
-    with tempfile.TemporaryDirectory() as folder:
-        check(f"sqlite:///{folder}/mlflow.db")
-    return "writes an SQLite file"
+    with tempfile.TemporaryDirectory(dir=existing_folder(place)) as folder:
+        check(default_uri(folder))
+    return f"writes an SQLite file where {place} is"

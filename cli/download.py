@@ -1,4 +1,4 @@
-"""`css-ray data download`: fetch the original files of data sets, or say how."""
+"""`css-ray data download`: fetch the original files of data sets, or explain how."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from pathlib import Path
 
 import click
 
+from css_ray.messages import command
+
 from .errors import BadInput, bad_input
 
 _CITYSCAPES = """\
-Cityscapes comes only to those who register. From https://www.cityscapes-dataset.com/downloads/ fetch
+Cityscapes requires a registration. From https://www.cityscapes-dataset.com/downloads/ fetch
   leftImg8bit_trainvaltest.zip   11 GB    the images
   gtFine_trainvaltest.zip        241 MB   the masks
 and unpack both into {folder}:
   unzip -n leftImg8bit_trainvaltest.zip -d {folder}
   unzip -n gtFine_trainvaltest.zip -d {folder}
-so that these are there:
+so that these files exist:
   {folder}/leftImg8bit/{{train,val}}/CITY/CITY_xxxxxx_xxxxxx_leftImg8bit.png
   {folder}/gtFine/{{train,val}}/CITY/CITY_xxxxxx_xxxxxx_gtFine_labelIds.png"""
 
@@ -30,11 +32,13 @@ so that these are there:
     "--root", default="data/raw", show_default=True, type=click.Path(file_okay=False), help="Folder of all original files."
 )
 @click.option("--url", help="Another address of the same archive; its MD5 must be the same.")
-@click.option("--keep-archive/--no-keep-archive", help="Leave the archive in --root once it is unpacked; deleted if not given.")
+@click.option(
+    "--keep-archive/--no-keep-archive", help="Keep the archive in --root once it is unpacked; by default it is deleted."
+)
 def download(name: str, root: str, url: str | None, keep_archive: bool) -> None:
-    """Fetch the original files of VOC 2012 (2.0 GB) or SBD (1.4 GB); of Cityscapes, say what to fetch by hand.
+    """Fetch the original files of VOC 2012 (2.0 GB) or SBD (1.4 GB); of Cityscapes, explain what to fetch by hand.
 
-    Cut off or killed, the same command goes on where it stopped.
+    After an interruption the same command continues where it stopped.
 
     \b
     css-ray data download voc --root data/raw
@@ -43,7 +47,7 @@ def download(name: str, root: str, url: str | None, keep_archive: bool) -> None:
     """
     if name == "cityscapes":
         if url is not None:
-            raise BadInput("--url: Cityscapes comes only to those who register; fetch it by hand")
+            raise BadInput("--url: Cityscapes requires a registration; fetch it by hand")
         _say_cityscapes(Path(root))
         return
     from css_ray.data import download as archives
@@ -60,15 +64,15 @@ def download(name: str, root: str, url: str | None, keep_archive: bool) -> None:
     except (OSError, ValueError) as error:
         raise bad_input(error, "write", root) from None
     except KeyboardInterrupt:
-        click.echo("\ninterrupted; the same command goes on where it stopped", err=True)
+        click.echo("\ninterrupted; the same command continues where it stopped", err=True)
         sys.exit(130)
     prepared = "voc_classic" if name == "voc" else "voc_blender"
-    commands = [f"css-ray data download {other} --root {shlex.quote(root)}" for other in absent]
-    _say_next(*commands, f"css-ray data prepare {prepared} --root {shlex.quote(root)} --out data/{prepared}")
+    commands = [command("data", "download", other, "--root", root) for other in absent]
+    _say_next(*commands, command("data", "prepare", prepared, "--root", root, "--out", f"data/{prepared}"))
 
 
 def _say_next(*commands: str) -> None:
-    click.echo("\n".join(["", "next:", *(f"  {command}" for command in commands)]))
+    click.echo("\n".join(["", "next:", *(f"  {line}" for line in commands)]))
 
 
 def _say_cityscapes(root: Path) -> None:
@@ -83,12 +87,12 @@ def _say_cityscapes(root: Path) -> None:
             click.echo(f"  {subset:5} {images:5} images, {masks:5} with masks, of {whole[subset]}")
     if counts != {subset: (count, count) for subset, count in whole.items()}:
         click.echo(_CITYSCAPES.format(folder=shlex.quote(str(folder))))
-    _say_next(f"css-ray data prepare cityscapes --root {shlex.quote(str(folder))} --out data/cityscapes")
+    _say_next(command("data", "prepare", "cityscapes", "--root", str(folder), "--out", "data/cityscapes"))
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
-    """How much of the archive is here, and what happens: a bar on the terminal, elsewhere a line each tenth."""
+    """How much of the archive is here, and what happens: a bar on the terminal, elsewhere one line per tenth."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

@@ -1,4 +1,4 @@
-"""How a command fails: one clear message and the exit code that says whose turn it is."""
+"""How a command fails: one clear message, and an exit code that tells a wrong input from a failure."""
 
 from __future__ import annotations
 

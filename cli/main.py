@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 import click
@@ -17,8 +18,8 @@ COMMANDS = {
     "data": ("data", "Prepare data sets and look at them."),
     "methods": ("methods", "List the methods and every setting."),
     "ui": ("ui", "Open the MLflow pages of your studies."),
-    "cluster": ("cluster", "Check a Ray cluster: what is wrong and how to mend it."),
-    "doctor": ("doctor", "Check this machine: what is wrong and how to mend it."),
+    "cluster": ("cluster", "Check a Ray cluster: what is wrong and how to fix it."),
+    "doctor": ("doctor", "Check this machine: what is wrong and how to fix it."),
 }
 
 
@@ -27,9 +28,11 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except click.ClickException as error:
-            # A message quotes what was given, and what libraries say; both may hold a URL with a password.
+            # A message quotes what was given, and messages of libraries; both may contain a URL with a password.
             error.message = without_secrets(error.message)  # type: ignore[misc]
             raise
 
@@ -51,6 +54,11 @@ class Commands(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             ctx.fail(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
+
+
+def _show_warning(message: Warning | str, *place: Any) -> None:
+    """Print a warning of Python's for the user: without the place in the code, and without secrets."""
+    click.echo(f"warning: {without_secrets(message)}", err=True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

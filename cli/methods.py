@@ -28,7 +28,7 @@ def methods(name: str | None, settings: tuple[str, ...]) -> None:
                 click.echo(f"{'':14} from {package}")
         for problem in METHODS.broken.values():
             click.echo(f"warning: {problem}", err=True)
-        click.echo("\nevery setting of one, preset by preset: css-ray methods NAME")
+        click.echo("\nevery setting of a method, preset by preset: css-ray methods NAME")
         return
     try:
         method = METHODS[name]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from css_ray.data.shards import DataSet
     from css_ray.data.splits import Split
 
-labelled_option = click.option("--labelled", required=True, type=click.IntRange(min=1), help="How many images are labelled.")
+labelled_option = click.option("--labelled", required=True, type=click.IntRange(min=1), help="Number of labelled images.")
 split_option = click.option(
     "--split",
     "indices",
@@ -21,12 +21,12 @@ split_option = click.option(
     type=click.IntRange(min=0),
     default=(0, 1, 2),
     show_default=True,
-    help="Index of a split; may be given several times.",
+    help="Index of a split; may be repeated.",
 )
 independent_option = click.option(
     "--independent",
     is_flag=True,
-    help="Choose each count anew; otherwise the images of a count are among those of a larger one.",
+    help="Choose each count independently; otherwise the images of a count are among those of a larger one.",
 )
 
 
@@ -86,7 +86,7 @@ def write(data: str, labelled: int, indices: tuple[int, ...], independent: bool,
 @splits.command()
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--data", metavar="DATA", help="Find the ids in this prepared data set; without it names alone are compared.")
+@click.option("--data", metavar="DATA", help="Find the ids in this prepared data set; without it, only names are compared.")
 def compare(a: str, b: str, data: str | None) -> None:
     """Compare two split files, or the `labeled.txt` of two folders: how many images they share."""
     first, second = (_images(place, data) for place in (a, b))
@@ -105,7 +105,7 @@ def compare(a: str, b: str, data: str | None) -> None:
 @click.option("--labelled-list", required=True, metavar="FILE", help="Split file of the labelled images.")
 @click.option("--unlabelled-list", metavar="FILE", help="Split file of the unlabelled images; all others if not given.")
 def check(data: str, labelled_list: str, unlabelled_list: str | None) -> None:
-    """Check split files against the prepared data set DATA: every problem at once, or what the split is."""
+    """Check split files against the prepared data set DATA: print every problem together, or describe the split."""
     from css_ray.data.lists import listed_ids
     from css_ray.data.splits import count_shown, listed_split
 
@@ -142,7 +142,7 @@ def _made(dataset: DataSet, labelled: int, indices: tuple[int, ...], independent
 
 
 def _classes_present(dataset: DataSet) -> int:
-    """How many classes some training mask shows."""
+    """The number of classes that occur in training masks."""
     return len({shown for classes in dataset.train.classes for shown in classes or ()})
 
 

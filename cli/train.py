@@ -4,45 +4,62 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .errors import BadInput
-from .study.options import read_study, set_option
+from css_ray.messages import os_error_text
+from css_ray.secrets import shown
+
+from .errors import BadInput, bad_input
+from .study.options import open_study, read_study, set_option, storage_option, warn
 
 if TYPE_CHECKING:
+    from css_ray.events import RunFinished
     from css_ray.study.definition import StudyDefinition
+    from css_ray.study.inputs import Prepared
     from css_ray.study.job import RunSpec
+    from css_ray.study.rerun import KnownRun
 
 
 @click.command()
-@click.argument("file", type=click.Path())
-@click.option("--trial", default=0, show_default=True, help="Index of a trial of the study's grid.")
+@click.argument("study", metavar="FILE_OR_NAME")
+@click.option(
+    "--trial", default=0, show_default=True, help="Index of a trial: of FILE one of the grid, of NAME any that has begun."
+)
 @click.option("--split", type=int, help="Index of the split; the study's first if not given.")
+@storage_option
 @click.option(
     "--out",
     type=click.Path(file_okay=False),
-    help="Folder for checkpoints and the best weights (best.pt, best.json); an interrupted run goes on from it.",
+    help="Folder for checkpoints and the best weights (best.pt, best.json); an interrupted run continues from it.",
 )
-@click.option("--device", help="cpu or cuda; cuda where there is one if not given.")
+@click.option("--device", help="cpu or cuda; by default cuda if there is one.")
 @click.option("--ray", "with_ray", is_flag=True, help="Train on the study's workers under Ray Train; needs --out.")
 @click.option("--address", metavar="ADDRESS", help="With --ray: join a cluster instead of starting Ray here.")
 @set_option
 def train(
-    file: str,
+    study: str,
     trial: int,
     split: int | None,
+    storage: str,
     out: str | None,
     device: str | None,
     overrides: tuple[str, ...],
     with_ray: bool,
     address: str | None,
 ) -> None:
-    """Train one run of the study in FILE: one trial on one split, in this process or with --ray."""
-    study = read_study(file, overrides)
+    """Train one run of a study: one trial on one split, in this process or with --ray.
+
+    Of a study FILE, or again of the study NAME that has run: with the settings in its journal, to compare with the value that
+    the journal recorded.
+    """
+    if with_ray and out is None:
+        raise BadInput("--ray needs --out DIR, a folder for its checkpoints that all workers see")
+    definition, known = _find(study, storage, overrides, trial, split)
     import torch
 
     from css_ray.study.inputs import prepare
@@ -51,36 +68,28 @@ def train(
     from css_ray.training.loop import NonFiniteLossError
     from css_ray.training.reporter import FolderReporter, PrintingReporter
 
-    trials = study.grid_trials()
-    if study.search is not None:
-        trials += [study.search_trial(len(trials) + index, point) for index, point in enumerate(study.search.first)]
-    if not 0 <= trial < len(trials):
-        raise BadInput(f"--trial {trial}: the study has trials 0 to {len(trials) - 1} that are known before it runs")
-    split = study.splits[0] if split is None else split
-    if with_ray and out is None:
-        raise BadInput("--ray needs --out DIR, a folder for its checkpoints that all workers see")
-    if split not in study.splits:
-        raise BadInput(f"--split {split}: the study has the splits {', '.join(map(str, study.splits))}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput(f"--device {device}: torch sees no CUDA device; use --device cpu")
-    torch.set_num_threads(study.resources.cpus_per_worker)
+    torch.set_num_threads(definition.resources.cpus_per_worker)
     try:
-        prepared = prepare(run_spec(study, trials[trial], split))
+        prepared = prepare(run_spec(definition, known.trial, known.split))
     except (OSError, ValueError) as error:
-        raise BadInput(str(error)) from None
+        raise bad_input(error, "open") from None
+    _check_comparable(known, prepared, with_ray)
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # its generator is the one that a checkpoint keeps
     if out is not None:
         _claim(Path(out), prepared.spec)
     if with_ray:
-        _train_with_ray(study, prepared.spec, Path(str(out)), address)
+        end = _train_with_ray(definition, prepared.spec, Path(str(out)), address)
+        _show(known, end.last, end.best, end.best_step, end.seconds)
         return
     reporter = PrintingReporter(click.echo) if out is None else FolderReporter(Path(out), click.echo)
     checkpoint = reporter.checkpoint if isinstance(reporter, FolderReporter) else None
     click.echo(
-        f"{study.name} trial {trial} ({trials[trial].row}) split {split} on {device}"
-        + (", going on from its checkpoint" if checkpoint else "")
+        f"{definition.name} trial {trial} ({known.trial.row}) split {known.split} on {device}"
+        + (", continuing from its checkpoint" if checkpoint else "")
     )
     try:
         fit = execute(
@@ -93,24 +102,76 @@ def train(
     except NonFiniteLossError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
-        click.echo("\ninterrupted" + ("; the same command goes on from the last evaluation" if out else ""), err=True)
+        click.echo("\ninterrupted" + ("; the same command continues from the last evaluation" if out else ""), err=True)
         sys.exit(130)
-    click.echo(
-        f"last {fit.last['val/miou']:.2f} %, best {fit.best['val/miou']:.2f} % at step {fit.best_step}, {fit.seconds:.0f} s"
-    )
+    _show(known, fit.last, fit.best, fit.best_step, fit.seconds)
+
+
+def _find(
+    study: str, storage: str, overrides: Sequence[str], trial: int, split: int | None
+) -> tuple[StudyDefinition, KnownRun]:
+    """The run that is meant, of a study file or of a study that has begun."""
+    from css_ray.api import is_study_file
+    from css_ray.study.rerun import run_of_file, run_of_study
+
+    try:
+        if is_study_file(study):
+            definition = read_study(study, overrides)
+            return definition, run_of_file(definition, trial, split)
+        if overrides:
+            raise BadInput(
+                f"--set: is for a study file; {study} has run, and is trained again with the settings in its journal"
+            )
+        standing = open_study(study, storage).standing
+        return standing.definition, run_of_study(standing, trial, split)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+
+
+def _check_comparable(known: KnownRun, prepared: Prepared, with_ray: bool) -> None:
+    """Refuse other images than those that the study recorded, and warn if the values will differ or there are none."""
+    if known.missing:
+        warn(f"the study has no value to compare with: {known.missing}")
+    if known.record is None:
+        return
+    now, before = prepared.split.hash, known.record.split_hash
+    if now != before:
+        raise BadInput(
+            f"--split {known.split}: its images are no longer those of the study ({now[:12]}, was {before[:12]}); restore the "
+            f"data set in {shown(prepared.spec.settings['data']['root'])}, or the lists of its split"
+        )
+    if (known.record.workers or 1) > 1 and not with_ray:
+        warn(
+            f"the study trained this run with {known.record.workers} workers, here one process does; the values may differ; "
+            "--ray --out DIR trains it on the study's workers"
+        )
+
+
+def _show(known: KnownRun, last: Mapping[str, float], best: Mapping[str, float], best_step: int, seconds: float) -> None:
+    """Print the values of the run, and beside them those that the study recorded."""
+    from css_ray.study.rerun import comparison
+
+    click.echo(f"last {last['val/miou']:.2f} %, best {best['val/miou']:.2f} % at step {best_step}, {seconds:.0f} s")
+    if known.finished is not None:
+        click.echo("\n" + "\n".join(comparison(known.finished, last, best)))
 
 
 def _claim(folder: Path, spec: RunSpec) -> None:
     """Make `folder` the one of this run; a checkpoint of another must not be taken for its own."""
-    folder.mkdir(parents=True, exist_ok=True)
     mark, text = folder / "run.json", json.dumps(spec.to_json(), indent=1)
-    if mark.exists() and mark.read_text() != text:
-        raise BadInput(f"--out {folder} holds another run, or this one with other settings; give another folder or remove it")
-    mark.write_text(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if mark.exists() and mark.read_text() != text:
+            raise BadInput(
+                f"--out {folder} contains another run, or this one with other settings; choose another folder, or remove it"
+            )
+        mark.write_text(text)
+    except OSError as error:
+        raise BadInput(f"--out: {os_error_text(error, 'write', folder)}") from None
 
 
-def _train_with_ray(study: StudyDefinition, spec: RunSpec, out: Path, address: str | None) -> None:
-    """The same run on the study's workers, and its last word."""
+def _train_with_ray(study: StudyDefinition, spec: RunSpec, out: Path, address: str | None) -> RunFinished:
+    """Train the same run on the study's workers."""
     from css_ray.events import RunFailed, RunFinished
     from css_ray.execution.runner import train_one
 
@@ -121,5 +182,4 @@ def _train_with_ray(study: StudyDefinition, spec: RunSpec, out: Path, address: s
     if isinstance(end, RunFailed):
         raise click.ClickException(end.reason)
     assert isinstance(end, RunFinished)
-    last, best = end.last["val/miou"], end.best["val/miou"]
-    click.echo(f"last {last:.2f} %, best {best:.2f} % at step {end.best_step}, {end.seconds:.0f} s")
+    return end

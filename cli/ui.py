@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
+
+from css_ray.messages import DEFAULT_STORAGE
+
+from .errors import BadInput
 
 
 @click.command()
-@click.option("--storage", default="runs", show_default=True, envvar="CSS_RAY_STORAGE", help="Folder that holds the studies.")
+@click.option(
+    "--storage", default=DEFAULT_STORAGE, show_default=True, envvar="CSS_RAY_STORAGE", help="Folder that contains the studies."
+)
 @click.option(
     "--uri", envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI; by default the SQLite file in the storage folder."
 )
@@ -18,14 +26,16 @@ def ui(storage: str, uri: str | None, port: int, host: str) -> None:
     import socket
 
     from css_ray import tracking
-
-    from .errors import BadInput
+    from css_ray.secrets import shown
+    from css_ray.storage import is_url
 
     if uri is not None and uri.startswith("http"):
         raise BadInput(f"MLflow is a server already: open {uri}")
-    if "://" in storage:
-        raise BadInput(f"{storage} is no local folder; give the MLflow tracking URI of your studies with --uri")
-    # Closing the terminal or ending this process must end the server too, which has a process group of its own.
+    if is_url(storage):
+        raise BadInput(f"{shown(storage)} is not a local folder; give the MLflow tracking URI of your studies with --uri")
+    if uri is None:
+        _check_holds_studies(storage)
+    # Closing the terminal or ending this process must also end the server, which has a process group of its own.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     click.echo("Starting MLflow, this takes some seconds ...")
@@ -38,8 +48,27 @@ def ui(storage: str, uri: str | None, port: int, host: str) -> None:
         target = server.url.removeprefix("http://")
         click.echo(f"From another machine: ssh -N -L {port}:{target} {socket.gethostname()}")
         status = server.wait()
-        raise click.ClickException(f"the MLflow server ended by itself with status {status}")
+        raise click.ClickException(f"the MLflow server exited by itself with status {status}")
     except KeyboardInterrupt:
         click.echo("\nEnding MLflow ...")
     finally:
         server.stop()
+
+
+def _check_holds_studies(storage: str) -> None:
+    """Refuse a folder without a study: MLflow would make an empty store of a misspelt name."""
+    if _holds_studies(Path(storage)):
+        return
+    from css_ray.messages import command, did_you_mean
+
+    folder = Path(storage).absolute()
+    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    near = did_you_mean(folder.name, sorted(path.name for path in beside if _holds_studies(path)))
+    run = command("study", "run", "studies/quickstart.yaml")
+    raise BadInput(f"--storage: {storage} holds no study and no mlflow.db{near or f'; start a study with: {run}'}")
+
+
+def _holds_studies(folder: Path) -> bool:
+    from css_ray.study.journal import studies_in
+
+    return (folder / "mlflow.db").is_file() or bool(studies_in(str(folder)))

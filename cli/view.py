@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from css_ray.records import score_text
 
 if TYPE_CHECKING:
     from css_ray.events import Event
@@ -31,13 +33,13 @@ ASCII = str.maketrans(
     dict(zip(BLOCKS, "_.:-=+*#", strict=True))
     | {"✓": "ok", "✗": "x", "✂": "%", "↻": "~", "…": "...", "·": ".", "–": "-", "±": "+-"}
 )
-"""What stands for the signs of the view where a terminal's encoding lacks them."""
+"""What replaces the signs of the view on a terminal whose encoding lacks them."""
 
-MAX_ROWS = 40  # of `status`; while it runs, as many as fit the window
+MAX_ROWS = 40  # of `status`; while the study runs, the number that fits the window
 MAX_TROUBLES = 3
 BEST_ROWS = 3
 QUIET_SECONDS = 120.0  # without an event, before the view says so
-PLAIN_SECONDS = 30.0  # between two lines where there is no terminal
+PLAIN_SECONDS = 30.0  # between two lines if there is no terminal
 
 _GAP = 2  # columns between two columns of the table
 _CURVE_WIDTH = 8
@@ -45,7 +47,7 @@ _REASON_LENGTH = 240  # characters; the run keeps the whole of it
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a reader says them: `42 s`, `3 min 05 s`, `2 h 10 min`; `?` for None."""
+    """Seconds for a reader: `42 s`, `3 min 05 s`, `2 h 10 min`; `?` for None."""
     if seconds is None:
         return "?"
     whole = round(seconds)
@@ -54,13 +56,6 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def mean_std_text(mean: float | None, std: float | None) -> str:
-    """`68.09 ± 4.89`; the mean alone where one split gives no std; a dash without a value."""
-    if mean is None:
-        return "–"
-    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
 
 
 def sparkline(values: Sequence[float], lowest: float, highest: float, width: int = _CURVE_WIDTH) -> str:
@@ -84,7 +79,14 @@ def fitting(text: str, encoding: str) -> str:
     return text
 
 
-def headline(standing: Study, now: float) -> list[str]:
+def labels_of(standing: Study) -> dict[int, str]:
+    """What each trial of the grid is called, by index, see `css_ray.study.labels`."""
+    from css_ray.study.labels import labels
+
+    return labels(standing.definition.grid_trials())
+
+
+def headline(standing: Study, labels: Mapping[int, str], now: float) -> list[str]:
     """Two lines: how far the study is, and the incumbent, what was spent and the time left."""
     ended = [f"{count} {status}" for status in ("pruned", "failed", "partial") if (count := standing.ended_as(status))]
     steps = standing.num_steps
@@ -94,7 +96,9 @@ def headline(standing: Study, now: float) -> list[str]:
         f"{100 * standing.steps_done // steps if steps else 100} % of the steps",
     ]
     best = standing.best
-    value = "–" if best is None else f"{mean_std_text(best.mean, best.std)} (trial {best.index}, {best.row})"
+    value = (
+        "–" if best is None else f"{score_text(best.mean, best.std)} (trial {best.index}, {labels.get(best.index, best.row)})"
+    )
     objective = standing.definition.objective
     if best is not None and best.score is not None and objective.aggregate == "mean_minus_std":
         value = f"{best.score:.2f} = {objective.formula} of {value}"
@@ -105,7 +109,7 @@ def headline(standing: Study, now: float) -> list[str]:
         worth.append(f"{hours:.{2 if hours < 100 else 0}f} {'' if bound is None else f'of {bound:g} '}{device}-hours")
     if standing.status == "running":
         quiet = now - standing.latest
-        # Of a study that stands still no pace is known, and one whose driver was killed cannot say so itself.
+        # A study that stands still has no pace, and one whose driver was killed cannot report that itself.
         worth.append(
             f"nothing new for {duration(quiet)}" if quiet > QUIET_SECONDS else f"left {duration(standing.seconds_left(now))}"
         )
@@ -124,7 +128,7 @@ def _run_cell(trial: TrialStanding, split: int) -> str:
 
 
 def _splits_cell(trial: TrialStanding, splits: Sequence[int]) -> str:
-    """All splits of a trial in one cell: how many are finished, and what the one in progress says."""
+    """All splits of a trial in one cell: how many are finished, and how far the one in progress is."""
     finished = sum(run.status == "finished" for run in trial.runs.values())
     others = [
         f"{split}: {_run_cell(trial, split)}"
@@ -135,7 +139,7 @@ def _splits_cell(trial: TrialStanding, splits: Sequence[int]) -> str:
 
 
 def chosen(standing: Study, limit: int) -> list[TrialStanding]:
-    """The trials to show, by index: those that run, the best few, and the latest that ended, `limit` in all."""
+    """The trials to show, by index: those that run, the best few, and the latest that ended; at most `limit`."""
     picked = {trial.index: trial for trial in list(standing.running.values())[:limit]}
     for trial in (*standing.best_trials(BEST_ROWS), *standing.latest_ended(limit)):
         if len(picked) < limit:
@@ -143,8 +147,10 @@ def chosen(standing: Study, limit: int) -> list[TrialStanding]:
     return [picked[index] for index in sorted(picked)]
 
 
-def progress_table(standing: Study, width: int, limit: int = MAX_ROWS, encoding: str = "utf-8") -> Table:
-    """One row a trial, one cell a split, in `width` columns; all splits share a cell where they do not fit side by side."""
+def progress_table(
+    standing: Study, labels: Mapping[int, str], width: int, limit: int = MAX_ROWS, encoding: str = "utf-8"
+) -> Table:
+    """One row per trial, one column per split, in `width` characters; splits that do not fit share one column."""
     trials, splits, best = chosen(standing, limit), standing.definition.splits, standing.best
     curves = {
         trial.index: sparkline(trial.curve, standing.lowest or 0.0, standing.highest or 0.0) if trial.curve else ""
@@ -152,9 +158,12 @@ def progress_table(standing: Study, width: int, limit: int = MAX_ROWS, encoding:
     }
     apart = [f"split {split}" for split in splits]
     cells = {trial.index: [_run_cell(trial, split) for split in splits] for trial in trials}
-    ends = {trial.index: [mean_std_text(*trial.partial), curves[trial.index], MARKS[trial.status]] for trial in trials}
+    ends = {trial.index: [score_text(*trial.partial), curves[trial.index], MARKS[trial.status]] for trial in trials}
     headers = ["trial", "row", *apart, "mean ± std", "val mIoU", ""]
-    rows = {trial.index: [str(trial.index), trial.row, *cells[trial.index], *ends[trial.index]] for trial in trials}
+    rows = {
+        trial.index: [str(trial.index), labels.get(trial.index, trial.row), *cells[trial.index], *ends[trial.index]]
+        for trial in trials
+    }
     needed = [max(map(cell_len, column)) for column in zip(headers, *rows.values(), strict=True)]
     if sum(needed) - max(0, needed[1] - 12) + _GAP * (len(headers) - 1) > width:
         headers[2 : 2 + len(splits)] = ["splits"]
@@ -201,23 +210,34 @@ def trouble_table(standing: Study, limit: int = MAX_TROUBLES, encoding: str = "u
 
 
 class View:
-    """The whole of a study's progress as rich draws it. rows: at most so many trials; by default as many as fit the window."""
+    """All of a study's progress as rich draws it.
 
-    def __init__(self, standing: Study, rows: int | None = None, troubles: int = MAX_TROUBLES) -> None:
+    rows: the most trials to show; by default the number that fits the window. troubles: the most reasons to show. labels: what
+    trials are called, made of the definition if not given.
+    """
+
+    def __init__(
+        self,
+        standing: Study,
+        rows: int | None = None,
+        troubles: int = MAX_TROUBLES,
+        labels: Mapping[int, str] | None = None,
+    ) -> None:
         self.standing = standing
         self.rows = rows
         self.troubles = troubles
+        self.labels = labels_of(standing) if labels is None else labels
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         standing, encoding = self.standing, options.encoding
-        # The window holds the head, the table's header and caption, and two lines for each trouble, too.
+        # The window also holds the head, the table's header and caption, and two lines for each trouble.
         rows = self.rows or max(4, console.size.height - 7 - 2 * self.troubles)
         why = f", {standing.pause}" if standing.pause else ""
         yield Text(fitting(f"{standing.definition.name}: {standing.status}{why}", encoding), style="bold")
-        for line in headline(standing, time.time()):
+        for line in headline(standing, self.labels, time.time()):
             yield Text(fitting(line, encoding))
         if standing.trials:
-            yield progress_table(standing, options.max_width, rows, encoding)
+            yield progress_table(standing, self.labels, options.max_width, rows, encoding)
         if standing.troubles:
             yield Group(Text(""), trouble_table(standing, self.troubles, encoding))
 
@@ -225,7 +245,7 @@ class View:
 class Watcher:
     """Shows a running study.
 
-    On a terminal a table that follows it; elsewhere a line when a trial ends, and one every half minute.
+    On a terminal it is a table that follows the study; elsewhere one line when a trial ends, and one every half minute.
     """
 
     def __init__(self, standing: Study, console: Console) -> None:
@@ -234,9 +254,17 @@ class Watcher:
         self.moving = console.is_terminal and not console.is_dumb_terminal
         self.last_line = 0.0
         self.lock = threading.Lock()
+        self._labels: dict[int, str] | None = None
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Made once: the grid of a study does not change."""
+        if self._labels is None:
+            self._labels = labels_of(self.standing)
+        return self._labels
 
     def event(self, event: Event) -> None:
-        """Take an event; called by the runner."""
+        """Take an event into account; called by the runner."""
         with self.lock:
             self.standing.add(event)
             if not self.moving:
@@ -255,8 +283,9 @@ class Watcher:
 
         if isinstance(event, TrialFinished):
             row, n = self.standing.trials[event.trial].row, f"n={event.n} of {event.num_splits}"
+            label = self.labels.get(event.trial, row)
             self._print(
-                f"trial {event.trial} ({row}) {event.status}: {mean_std_text(event.mean, event.std)} ({n})"
+                f"trial {event.trial} ({label}) {event.status}: {score_text(event.mean, event.std)} ({n})"
                 + (f"; {event.reason}" if event.reason else "")
             )
         elif isinstance(event, StudyInterrupted | StudyPaused):
@@ -267,8 +296,8 @@ class Watcher:
             self.summary()
 
     def summary(self) -> None:
-        """Print in one line how far the study is."""
-        self._print(" · ".join(headline(self.standing, time.time())))
+        """Print how far the study is, in one line."""
+        self._print(" · ".join(headline(self.standing, self.labels, time.time())))
 
     def _print(self, text: str) -> None:
         self.last_line = time.time()
@@ -276,11 +305,11 @@ class Watcher:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self.lock:
-            yield from View(self.standing).__rich_console__(console, options)
+            yield from View(self.standing, labels=self.labels).__rich_console__(console, options)
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Show the table while inside, on a terminal."""
+        """Show the table within the block, if this is a terminal."""
         if not self.moving:
             yield
             return

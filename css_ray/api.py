@@ -1,12 +1,13 @@
 """`css_ray.Study`: a study in Python, from its file to its tables. The command line is a thin layer over it.
 
-Where both are in sight, `definition` means the checked study file, a `css_ray.study.definition.StudyDefinition`.
+A `definition` is the checked study file, a `css_ray.study.definition.StudyDefinition`; a `study` is a `Study`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from css_ray.audience import Audience
 from css_ray.events import specs
+from css_ray.messages import DEFAULT_STORAGE, study_command
 from css_ray.records import Record, score_text
 from css_ray.reports import paper, render
+from css_ray.reports.compare import compare, compare_studies
 from css_ray.reports.pseudo_labels import pseudo_label_table
 from css_ray.reports.table import make_table, trial_table
-from css_ray.secrets import secret_in, shown, without_secrets
+from css_ray.secrets import credentials_text, shown, without_secrets
 from css_ray.standing import Standing, TrialStanding
 from css_ray.storage import is_url
 from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits, parse, read
@@ -37,12 +40,9 @@ Kind = Literal["results", "trials", "pseudo_labels"]
 Source = Literal["journal", "mlflow"]
 
 FORMATS: dict[str, str] = {"text": "txt", "md": "md", "csv": "csv", "latex": "tex", "html": "html"}
-"""The formats of a table, and how a file of each ends."""
-
-DEFAULT_STORAGE = "runs"
+"""The formats of a table, and the suffix of a file of each."""
 
 _RENDERERS = {
-    "text": render.to_text,
     "md": render.to_markdown,
     "csv": render.to_csv,
     "latex": render.to_latex,
@@ -60,17 +60,16 @@ class Study:
         study.trials().sort_values("mean")
         print(study.table())
 
-    What it reads comes from the study's journal, again each time, so it also follows a study that another process drives.
+    Everything it returns is read from the study's journal again each time, so it also follows a study of another process.
 
-    definition: the study file, checked. storage: where the study lives: a folder, or a URI such as `s3://bucket/studies`.
+    Args:
+        definition: The study file, checked.
+        storage: Where the study is kept: a folder, or a URI such as `s3://bucket/studies`.
     """
 
     def __init__(self, definition: StudyDefinition, storage: str = DEFAULT_STORAGE) -> None:
-        if secret := secret_in(storage):
-            raise ValueError(
-                f"storage: {shown(storage)} comes with {secret}; give it by the environment (AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY) or a role of the machine"
-            )
+        if refused := credentials_text(storage):
+            raise ValueError(f"storage: {refused}")
         self.definition = definition
         self.storage = str(storage)
         self._forget()
@@ -88,23 +87,27 @@ class Study:
         set: Mapping[str, Any] | Sequence[str] = (),
         storage: str | os.PathLike[str] | None = None,
     ) -> Study:
-        """The study of a file, or one that was begun before.
+        """Load the study of a file, or one that has begun.
 
-        source: a study file (`.yaml`); the folder of a study in a storage (`runs/quickstart`); or its name, looked for in
-        `storage`. set: fields of a study file to override, `{"train.iterations": 100}` or `["train.iterations=100"]`.
-        storage: by default `$CSS_RAY_STORAGE`, else `runs`.
+        Args:
+            source: A study file (`.yaml`); the folder of a study in a storage (`runs/quickstart`); or a name in `storage`.
+            set: Fields of a study file to override: `{"train.iterations": 100}` or `["train.iterations=100"]`.
+            storage: By default `$CSS_RAY_STORAGE`, else `runs`.
 
-        Raises StudyError (a ValueError) with all that is wrong in a file, FileNotFoundError where there is no such file,
-        StudyMissingError (a LookupError) where the storage has no such study, JournalError where its journal is damaged, and
-        ValueError for `set` with a study that has begun: its settings are those of its journal.
+        Raises:
+            StudyError: (a ValueError) With every problem of a file.
+            FileNotFoundError: There is no such file.
+            StudyMissingError: (a LookupError) The storage has no such study.
+            JournalError: The study's journal is damaged.
+            ValueError: `set` is given for a study that has begun: its settings are those of its journal.
         """
         text = os.fspath(source)
         place = os.fspath(storage or os.environ.get("CSS_RAY_STORAGE") or DEFAULT_STORAGE)
-        if text.endswith((".yaml", ".yml")) or Path(text).is_file():
+        if is_study_file(text):
             return cls(read(text, _overrides(set)), place)
         if set:
             raise ValueError(f"set is for a study file; {text} is a study that has begun, with the settings of its journal")
-        # The query of a URL is of the storage, whose last folder is the study's.
+        # The query of a URL belongs to the storage, whose last folder is the study's.
         text, mark, query = text.partition("?") if is_url(text) else (text, "", "")
         above, slash, name = text.rstrip("/").rpartition("/")
         if slash and storage is None:
@@ -113,7 +116,7 @@ class Study:
 
     @classmethod
     def open(cls, name: str, storage: str = DEFAULT_STORAGE) -> Study:
-        """The study of that name that was begun in `storage`. Raises as `load` does."""
+        """Load the study of that name in `storage`. Raises as `load` does."""
         return cls(_begun_definition(name, storage), storage)
 
     @property
@@ -123,7 +126,7 @@ class Study:
 
     @property
     def folder(self) -> str:
-        """Where its journal, checkpoints and weights are: an absolute path, or a URI."""
+        """The folder of its journal, checkpoints and weights: an absolute path, or a URI."""
         return study_folder(self.storage, self.name)
 
     def __repr__(self) -> str:
@@ -132,18 +135,30 @@ class Study:
     # --------------------------------------------------------------------------------------------------------------- to run it
 
     def plan(self, *, address: str | None = None, measure: bool = False) -> Plan:
-        """Check the study and say what it would do. Starts nothing.
+        """Check the study and report what it would do. Starts nothing, and writes no file.
 
-        address: of the Ray cluster it is meant for; without one, this machine's GPUs must suffice. measure: time some steps on
-        this machine. Raises StudyError with every problem that would stop a trial later.
+        Only a data set at a URL is copied to this machine's cache, as every run would do.
+
+        Args:
+            address: Of the Ray cluster for which it is meant; None for this machine.
+            measure: Time some steps on this machine.
+
+        Raises:
+            StudyError: With every problem that would stop a trial later.
+            ConnectionError: No Ray cluster answers at `address`.
         """
+        from css_ray.execution.session import capacity
         from css_ray.study.cost import estimate, needed_bytes
-        from css_ray.study.plan import Plan
+        from css_ray.study.plan import Plan, side_by_side
         from css_ray.study.preflight import check
 
-        warned = tuple(check(self.definition, local=address is None, folder=self.folder))
-        timed = estimate(self.definition) if measure else None
-        return Plan(self.definition, tuple(self.definition.grid_trials()), needed_bytes(self.definition), warned, timed)
+        definition, there = self.definition, capacity(address)
+        local = address is None
+        with tempfile.TemporaryDirectory() as scratch:
+            warned = check(definition, local=local, capacity=there if local else None, folder=self.folder, scratch=scratch)
+        # On a cluster that is empty now the study waits until one trial fits.
+        timed = estimate(definition, max(1, side_by_side(definition, there))) if measure else None
+        return Plan(definition, tuple(definition.grid_trials()), needed_bytes(definition), tuple(warned), there, timed)
 
     def run(
         self,
@@ -160,11 +175,11 @@ class Study:
         NAME-confirm, whose outcome is `outcome.confirmation`. Ctrl-C ends it within seconds; `resume` continues it.
 
         Args:
-            storage: Where it shall live, if not in `self.storage`.
+            storage: Where to keep it, if not in `self.storage`.
             address: Of a Ray cluster to join; None starts Ray here.
             audience: Who watches; without one, warnings are Python's.
-            on_finish: A shell command to run when the study has ended, however it did; see `css-ray study run --help`.
-            webhook: A URL to which its summary is sent then.
+            on_finish: A shell command to run when the study has ended; see `css-ray study run --help`.
+            webhook: A URL to which its summary is posted then.
 
         Returns:
             Its status, `finished`, `failed` (some runs did), `budget` (it was spent) or `interrupted`, with its records.
@@ -190,7 +205,7 @@ class Study:
         on_finish: str | None = None,
         webhook: str | None = None,
     ) -> Outcome:
-        """Continue the study from its journal and checkpoints, as `run` says. A finished study is finished at once.
+        """Continue the study from its journal and checkpoints, as `run` does. A study that has finished returns immediately.
 
         Args:
             address, audience, on_finish, webhook: As of `run`.
@@ -209,8 +224,11 @@ class Study:
     def submit(self, address: str) -> Submitted:
         """Have the Ray cluster whose dashboard is at `address` run the study; this process may end.
 
-        The code of css-ray and the study file travel. Raises StudyError where a path in the study or the storage means nothing
-        on another machine, ClusterError where the cluster does not answer or refuses, or is at work on the study.
+        The code of css-ray and the study file are sent.
+
+        Raises:
+            StudyError: A path in the study, or the storage, means nothing on another machine.
+            ClusterError: The cluster does not answer, refuses, or is at work on the study.
         """
         from css_ray.execution.jobs import Cluster
 
@@ -221,9 +239,9 @@ class Study:
     ) -> Study:
         """The study that trains the `top` best trials of the search again, on splits that it never saw; `run` it.
 
-        The best of many trials is flattered by the choice; its mean on fresh splits is not. splits: by default as many as the
-        study has, after all of them. set: what else is other than in the search: `{"train.iterations": 40000}` trains longer.
-        Raises ValueError where fewer trials of the search have finished, a split is not fresh, or `set` is no part of a study.
+        The best of many trials is flattered by the choice; its mean on fresh splits is not. splits: by default the number that
+        the study has, after all of them. set: other settings than in the search: `{"train.iterations": 40000}` trains longer.
+        Raises ValueError if fewer trials of the search have finished, a split is not fresh, or `set` is not part of a study.
         """
         standing = self._read()
         drawn = {trial.index: trial for trial in standing.best_trials() if trial.source == "search"}
@@ -248,7 +266,7 @@ class Study:
             from css_ray.study.driver import StudyExistsError
             from css_ray.study.journal import StudyLockedError
 
-            # Of a study that is another driver's, or had ended before, there is nothing to tell.
+            # A study of another driver, or one that had ended before, is not reported again.
             if not isinstance(error, StudyExistsError | StudyLockedError) and self.status != "new":
                 self._tell("failed", audience, on_finish, webhook)
             raise
@@ -271,16 +289,18 @@ class Study:
 
     def _drive(self, address: str | None, audience: Audience, *, resume: bool) -> Outcome:
         from css_ray.execution.runner import Runner
+        from css_ray.execution.session import capacity
         from css_ray.study.preflight import check
 
-        events = Journal(self.folder).events if resume else ()
-        for warning in check(self.definition, local=address is None, folder=self.folder, events=events):
+        events, local = Journal(self.folder).events if resume else (), address is None
+        there = capacity(None) if local else None
+        for warning in check(self.definition, local=local, capacity=there, folder=self.folder, events=events):
             audience.warn(warning)
         audience.study_begins(self)
         outcome = Runner(self.definition, self.storage, address=address, observer=audience).run(resume=resume)
         if outcome.reason:
             audience.warn(outcome.reason)
-        later = f"later: css-ray study sync {self.name}"
+        later = f"later: {study_command('sync', self.name, self.storage)}"
         if outcome.unsent:
             audience.warn(f"MLflow has not taken {outcome.unsent} events; {later}")
         elif outcome.status != "interrupted":
@@ -291,7 +311,7 @@ class Study:
         return outcome
 
     def _tell(self, status: str, audience: Audience, on_finish: str | None, webhook: str | None) -> None:
-        """Tell the user's command and webhook how the study ended. What goes wrong there is a warning."""
+        """Send the user's command and webhook how the study ended. What goes wrong there is a warning."""
         from css_ray.study.hooks import HookError, post, run_command
 
         hooks: list[Callable[[Mapping[str, Any]], None]] = []
@@ -308,18 +328,18 @@ class Study:
             except HookError as error:
                 audience.warn(str(error))
             except KeyboardInterrupt:
-                audience.warn("interrupted; not all were told that the study ended")
+                audience.warn("interrupted before --on-finish and --webhook were done")
                 return
 
     def sync(self) -> SyncSummary:
-        """Bring MLflow level with the journal, tables included.
+        """Backfill MLflow from the journal, tables included.
 
-        Raises StudyLockedError where a driver is at work on the study, which sends what it has by itself; ConnectionError
-        within seconds where a server does not answer; and else what MLflow raises.
+        Raises StudyLockedError if a driver is at work on the study, which sends its events by itself; ConnectionError within
+        seconds if a server does not answer; otherwise what MLflow raises.
         """
         from css_ray.tracking import sync
 
-        # Two writers at once would create each run twice.
+        # Two writers at the same time would create each run twice.
         with Journal(self.folder).driving():
             done = sync(Journal(self.folder).events, self.tracking_uri)
             self._log_tables()
@@ -348,7 +368,7 @@ class Study:
     # -------------------------------------------------------------------------------------------------------------- to read it
 
     def _read(self) -> Standing[StudyDefinition]:
-        """Fold what the journal has got since the last time."""
+        """Fold what was added to the journal since the last call."""
         return self._standing.fold(self._follower.new())
 
     @property
@@ -358,19 +378,19 @@ class Study:
 
     @property
     def status(self) -> str:
-        """new, running, interrupted, finished, failed, or budget (it was spent); running also where the driver was killed."""
+        """new, running, interrupted, finished, failed, or budget (it was spent); running also if the driver was killed."""
         return self._read().status
 
     @property
     def best(self) -> TrialStanding | None:
-        """The trial with the best mean (or what the objective says) over all its splits: index, row, params, mean, std, n."""
+        """The trial with the best objective, by default the mean, over all its splits: index, row, params, mean, std, n."""
         return self._read().best
 
     def records(self, source: Source = "journal") -> pandas.DataFrame:
-        """One row a run: study, trial, split, row, source, status, seed, split_hash, step, best_step, seconds, reason; what the
-        study varies, such as `method.temperature`; and the metrics in percent, `last/val/miou`, `best/val/miou` and so on.
+        """One row per run: study, trial, split, row, source, status, seed, split_hash, step, best_step, seconds, reason; what
+        the study varies, such as `method.temperature`; and metrics in percent, `last/val/miou`, `best/val/miou` and so on.
 
-        source: the journal, or MLflow. Raises LookupError where MLflow does not know the study.
+        source: the journal, or MLflow. Raises LookupError if MLflow does not know the study.
         """
         import pandas
 
@@ -388,7 +408,7 @@ class Study:
         return pandas.DataFrame(rows, columns=None if rows else list(fixed))
 
     def trials(self) -> pandas.DataFrame:
-        """One row a trial, in the order in which they began: study, trial, row, source, status, mean, std, n, num_splits,
+        """One row per trial, in the order in which they began: study, trial, row, source, status, mean, std, n, num_splits,
         reason, and what the study varies. Mean and sample std are over the n splits that are finished, in percent.
         """
         import pandas
@@ -414,38 +434,83 @@ class Study:
         at: Literal["last", "best"] | None = None,
         ddof: int = 1,
         source: Source = "journal",
+        width: int = render.TEXT_WIDTH,
     ) -> str:
         """A table of mean ± std over the splits, as text.
 
-        kind: the study's own table, all its trials with their settings, or how good the pseudo-labels are. at: the last step or
-        the best evaluation; as the study says if not given. ddof: 1 for the sample std, 0 for the population's.
-        Raises ValueError where there is no run to show, LookupError where MLflow does not know the study.
+        Args:
+            format: Of the text.
+            kind: The study's own table, all its trials with their settings, or how good the pseudo-labels are.
+            at: The last step or the best evaluation; the study's own setting if not given.
+            ddof: 1 for the sample std, 0 for the population's.
+            source: The journal, or MLflow.
+            width: Characters of a caption's line, in the format `text`.
+
+        Raises:
+            ValueError: There is no run to show.
+            LookupError: MLflow does not know the study.
         """
         definition, records = self._read().definition, self._records(source)
-        objective = definition.objective
-        settings: dict[str, Any] = {"at": at or objective.at, "ddof": ddof, "splits": len(definition.splits)}
-        draw = _RENDERERS[format]
+        # The row names the method and its fixed settings; what else the study varies has a column each.
+        listed = (path for point in definition.trials for path in point)
+        varied = dict.fromkeys((*definition.grid, *listed, *definition.space))
+        varied.pop("method", None)
+        shown_params: dict[str, Any] = {"params": list(varied), "labels": paper.SYMBOLS}
         if kind == "pseudo_labels":
-            return draw(pseudo_label_table(records, **settings))
-        settings |= {"metric": objective.metric, "mode": objective.mode}
-        if objective.aggregate == "mean_minus_std":
-            settings["std_weight"] = objective.std_weight
+            scale: dict[str, Any] = {"at": at or definition.objective.at, "ddof": ddof, "splits": len(definition.splits)}
+            names = tuple(self._standing.class_names)
+            return _drawn(pseudo_label_table(records, class_names=names, **shown_params, **scale), format, width)
+        settings = _scoring(definition, at, ddof)
         if kind == "trials":
-            # The row says the method and its fixed settings; what else the study varies has a column each.
-            listed = (path for point in definition.trials for path in point)
-            varied = dict.fromkeys((*definition.grid, *listed, *definition.space))
-            varied.pop("method", None)
-            return draw(trial_table(records, params=list(varied), labels=paper.SYMBOLS, **settings))
+            return _drawn(trial_table(records, **shown_params, **settings), format, width)
         compared = definition.table.compare_with
         published = None if compared is None else paper.paper_table(compared.removeprefix("paper/"))
-        return draw(make_table(records, columns=definition.table.columns, compare_with=published, **settings))
+        columns = definition.table.columns
+        return _drawn(make_table(records, columns=columns, compare_with=published, **settings), format, width)
+
+    def compare(
+        self,
+        other: Study | None = None,
+        format: Format = "md",
+        *,
+        against: str | None = None,
+        rows: Sequence[str] = (),
+        at: Literal["last", "best"] | None = None,
+        ddof: int = 1,
+        source: Source = "journal",
+        width: int = render.TEXT_WIDTH,
+    ) -> str:
+        """Differences on the same splits, mean ± std, between rows of this study, or between its rows and those of another.
+
+        Which images are labelled moves a score more than the method does; that cancels if each split is compared with itself.
+
+        Args:
+            other: Another study; only splits with the same images in both are paired.
+            format: Of the text.
+            against: The row to compare with: by default the first of this study, or of `other` the row of the same name.
+            rows: The rows of this study to compare; by default all.
+            at: The last step or the best evaluation; this study's own setting if not given.
+            ddof: 1 for the sample std, 0 for the population's.
+            source: The journal, or MLflow.
+            width: Characters of a caption's line, in the format `text`.
+
+        Raises:
+            ValueError: There are no such rows, no run to compare, or splits of the same index have different images.
+            LookupError: MLflow does not know a study.
+        """
+        definition, records = self._read().definition, self._records(source)
+        settings: dict[str, Any] = {"columns": definition.table.columns, "only": rows, **_scoring(definition, at, ddof)}
+        if other is None:
+            return _drawn(compare(records, against, **settings), format, width)
+        theirs, other_splits = other._records(source), len(other.standing.definition.splits)
+        return _drawn(compare_studies(records, theirs, against=against, other_splits=other_splits, **settings), format, width)
 
     def summary(self) -> dict[str, Any]:
         """The study in one mapping that survives JSON.
 
         study, status, storage (without passwords); best (`68.09 ± 4.89`) with its mean, std, n, row, best_trial and params,
-        None before a trial has finished; trials: how many ended in which way; hours spent, by device (GPU or CPU); table:
-        Markdown, empty before a run began; text: the most of it in one line.
+        None before a trial has finished; trials: the number that ended with each status; hours spent, by device (GPU or CPU);
+        table: Markdown, empty before a run began; text: all of it in one line.
         """
         standing = self._read()
         best = standing.best
@@ -479,6 +544,23 @@ class Study:
         return read_records(self.tracking_uri, self.name)
 
 
+def is_study_file(source: str) -> bool:
+    """Whether `source` is a study file, not the name of a study that has begun."""
+    return source.endswith((".yaml", ".yml")) or Path(source).is_file()
+
+
+def _scoring(definition: StudyDefinition, at: Literal["last", "best"] | None, ddof: int) -> dict[str, Any]:
+    """How the trials of a study are scored, as the tables take it."""
+    objective = definition.objective
+    weight = {"std_weight": objective.std_weight} if objective.aggregate == "mean_minus_std" else {}
+    scale = {"at": at or objective.at, "ddof": ddof, "splits": len(definition.splits)}
+    return {"metric": objective.metric, "mode": objective.mode, **scale, **weight}
+
+
+def _drawn(table: render.Drawable, format: Format, width: int) -> str:
+    return render.to_text(table, width) if format == "text" else _RENDERERS[format](table)
+
+
 def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[str]:
     """As the command line writes them: KEY=VALUE, the value in YAML, of which JSON is a part."""
     if isinstance(given, str):
@@ -492,8 +574,8 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[str]:
 
 
 def _begun_definition(name: str, storage: str) -> StudyDefinition:
-    """The study of that name as its journal tells it. Raises StudyMissingError with the names that exist."""
-    # The latest: a study may have been given more since it began.
+    """The study of that name as its journal has it. Raises StudyMissingError with the names that exist."""
+    # The latest: a study may have been extended since it began.
     stages = specs(Journal(study_folder(storage, name)).events)
     if not stages:
         known = studies_in(storage) if is_url(storage) or Path(storage).exists() else []

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+DEFAULT_STORAGE = "runs"
+"""The storage of a command that names none."""
+
 _MAKE_ROOM = "make room, or choose a path on another disk"
 _REASONS: dict[int, tuple[str, str]] = {
     errno.EACCES: ("permission denied", "change its permissions, or choose another path"),
@@ -86,3 +89,18 @@ def last_line(error: object, limit: int = 1000) -> str:
     """The last line of an error's text, which names the exception where the text is a traceback; at most `limit` characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:limit] if lines else f"{type(error).__name__} (no message)"
+
+
+def command(*words: str) -> str:
+    """A command of css-ray as it can be pasted into a shell: each word quoted if the shell would split or expand it."""
+    return shlex.join(("css-ray", *words))
+
+
+def study_command(verb: str, name: str, storage: str = DEFAULT_STORAGE, *more: str) -> str:
+    """The command `css-ray study VERB NAME`, with the words `more` after it, and with --storage unless it is the default."""
+    return command("study", verb, name, *at_storage(storage), *more)
+
+
+def at_storage(storage: str) -> tuple[str, ...]:
+    """The words that name a storage in a command: none if it is the default."""
+    return () if storage == DEFAULT_STORAGE else ("--storage", storage)

@@ -51,9 +51,15 @@ def mean_std(values: Sequence[float], ddof: int = 1) -> tuple[float | None, floa
     return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - ddof)) ** 0.5
 
 
-def score_text(mean: float | None, std: float | None, n: int, num_splits: int) -> str:
-    """A score as tables and MLflow show it: `68.09 ± 4.89`, and `66.00 (n=1 of 3)` where splits are missing."""
-    if mean is None:
-        return f"– (n={n} of {num_splits})"
-    text = f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
-    return text if n == num_splits else f"{text} (n={n} of {num_splits})"
+def score_text(mean: float | None, std: float | None, n: int | None = None, num_splits: int | None = None) -> str:
+    """A score as tables, the live view and MLflow show it: `68.09 ± 4.89`, and `66.00 (n=1 of 3)` if splits are missing.
+
+    Args:
+        mean: In percent; None, of which a dash is made, without a value.
+        std: None if one split gives none.
+        n: Over how many splits the mean is; not said if not given.
+        num_splits: How many there should be.
+    """
+    text = "–" if mean is None else f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+    whole = n is None or (n == num_splits and mean is not None)
+    return text if whole else f"{text} (n={n} of {num_splits})"

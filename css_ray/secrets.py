@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+BY_ENVIRONMENT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or use a role of the machine"
+BY_CLUSTER = "they would appear in the cluster's logs; set them there, in the environment that Ray is started in"
+"""What to do with credentials instead, see `credentials_text`."""
+
 _SECRET = re.compile(r"token|secret|passw|pwd|signature|^sig$|credential|^auth$|authorization|key$|keyid$", re.IGNORECASE)
 # All up to the last `@`: a password pasted as it is may hold `/` and `@`, and only a port tells a host from a user then.
 _USER = re.compile(r"(?<=://)(?:[^/@:\[\s]*:(?!\d+/)\S*|[^/\s]*)@")
@@ -24,6 +28,17 @@ def secret_in(place: str | Path) -> str:
         return "a user or a password"
     names = [name for name, _ in _SETTING.findall(str(place)) if _SECRET.search(name)]
     return f"what looks like a secret ({', '.join(names)})" if names else ""
+
+
+def credentials_text(place: str | Path, remedy: str = BY_ENVIRONMENT) -> str:
+    """Why a URL with credentials is refused, and what to do instead; empty if it holds none, or is a path.
+
+    Args:
+        place: A URL as the user gave it.
+        remedy: `BY_ENVIRONMENT`, or `BY_CLUSTER` for what is sent to a cluster.
+    """
+    secret = secret_in(place)
+    return f"{shown(place)} contains credentials ({secret}); {remedy}" if secret else ""
 
 
 def without_secrets(text: object) -> str:

@@ -88,7 +88,7 @@ class RunStanding:
     """One run: how far it is, and how it ended.
 
     score: its latest evaluation, and of a finished run what the objective takes from it, in percent. last, best: metrics at the
-    last step and at the best evaluation, once it finished.
+    last step and at the best evaluation, once it finished. workers: how many ranks train it, None if the journal does not say.
     """
 
     seed: int
@@ -101,6 +101,7 @@ class RunStanding:
     best: Mapping[str, float] = field(default_factory=dict)
     best_step: int = 0
     seconds: float = 0.0
+    workers: int | None = None
 
 
 @dataclass(slots=True)
@@ -203,6 +204,7 @@ class Standing(Generic[D]):
             gpu_hours, cpu_hours: the same of each device, whatever the other.
         lowest, highest: Of all evaluations, in percent; None before the first.
         steps_done: Steps that are behind the study, see `num_steps`.
+        class_names: The classes of the data sets that were trained on, in their order; a dict is a set that keeps it.
         troubles: Of runs and trials that failed, were pruned or continued after a failure, in the order they became known.
     """
 
@@ -223,6 +225,7 @@ class Standing(Generic[D]):
         self.lowest: float | None = None
         self.highest: float | None = None
         self.steps_done = self.runs_ended = 0
+        self.class_names: dict[str, None] = {}
         self.troubles: dict[tuple[int, int | str | None], Trouble] = {}
         self._endings: Counter[str] = Counter()
         self._ranking: list[tuple[float, int]] = []  # (-score, trial), best first; of equal ones the first
@@ -386,7 +389,8 @@ class Standing(Generic[D]):
         if isinstance(event, RunRewound | RunResized):
             return self._retried(trial.index, event.reason)
         if isinstance(event, RunStarted):
-            run = trial.runs.setdefault(event.split, RunStanding(event.seed, event.split_hash))
+            run = trial.runs.setdefault(event.split, RunStanding(event.seed, event.split_hash, workers=event.workers))
+            self.class_names |= dict.fromkeys(event.class_names)
             if self._since is None:
                 self._since = self._wall.seconds, self.steps_done
         else:

@@ -117,10 +117,29 @@ def free_bytes(place: str | Path) -> int | None:
     """Free space in bytes on the disk of a folder, which need not exist yet; None at a URL."""
     if is_url(place):
         return None
+    return shutil.disk_usage(existing_folder(place)).free
+
+
+def existing_folder(place: str | Path) -> Path:
+    """The folder of a local path that exists, or the nearest one above it that does."""
     folder = Path(place).absolute()
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
+
+
+def check_writable_folder(place: str | Path) -> None:
+    """Raise OSError if a local folder, which need not exist yet, cannot be written; leaves no trace."""
+    # Permission bits say nothing of a disk that is mounted read-only, and nothing to root.
+    tempfile.TemporaryFile(dir=existing_folder(place)).close()
+
+
+def check_writable_file(path: str | Path) -> None:
+    """Raise OSError if a local file, which need not exist yet, cannot be written; leaves no trace."""
+    if Path(path).exists():
+        open(path, "ab").close()
+    else:
+        tempfile.TemporaryFile(dir=Path(path).absolute().parent).close()
 
 
 def plain_name(name: str, source: str | Path) -> str:

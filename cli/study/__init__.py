@@ -1,4 +1,4 @@
-"""`css-ray study`: plan, run, submit, resume, confirm, status, list, stop, logs, table, pseudo-labels, sync.
+"""`css-ray study`: plan, run, submit, resume, confirm, status, list, stop, logs, table, compare, pseudo-labels, sync.
 
 A thin layer over `css_ray.Study` and, where an `--address` is that of a cluster's dashboard, `css_ray.execution.jobs`.
 """
@@ -9,7 +9,7 @@ import click
 
 from .remote import drive, logs, stop, submit
 from .run import confirm, plan, resume, run
-from .show import list_, pseudo_labels, status, sync, table
+from .show import compare, list_, pseudo_labels, status, sync, table
 
 
 @click.group()
@@ -17,5 +17,5 @@ def study() -> None:
     """Plan, run, resume and read studies."""
 
 
-for command in (plan, run, submit, resume, confirm, status, list_, stop, logs, drive, table, pseudo_labels, sync):
+for command in (plan, run, submit, resume, confirm, status, list_, stop, logs, drive, table, compare, pseudo_labels, sync):
     study.add_command(command)

@@ -1,12 +1,14 @@
-"""What the commands of `css-ray study` share: options, and how a study is found or its problems reported."""
+"""What the commands of `css-ray study` share: options, how a study is found, and how problems and commands are printed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
+
+from css_ray.messages import DEFAULT_STORAGE, os_error_text
 
 from ..errors import BadInput
 
@@ -21,19 +23,28 @@ EXIT_CODES = {"finished": 0, "budget": 0, "failed": 1, "interrupted": 130}
 
 def _plain_storage(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     """A storage is printed, journaled and sent to nodes: it must hold no secret."""
-    from css_ray.secrets import secret_in, shown
+    from css_ray.secrets import credentials_text
 
-    if secret := secret_in(value):
-        raise BadInput(
-            f"--storage: {shown(value)} comes with {secret}; give it by the environment (AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY) or a role of the machine"
-        )
+    if refused := credentials_text(value):
+        raise BadInput(f"--storage: {refused}")
+    return value
+
+
+def _writable(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A file that cannot be written is refused before the work."""
+    if value is not None:
+        from css_ray.storage import check_writable_file
+
+        try:
+            check_writable_file(value)
+        except OSError as error:
+            raise BadInput(f"--out: {os_error_text(error, 'write', value)}") from None
     return value
 
 
 storage_option = click.option(
     "--storage",
-    default="runs",
+    default=DEFAULT_STORAGE,
     show_default=True,
     envvar="CSS_RAY_STORAGE",
     metavar="DIR",
@@ -53,11 +64,23 @@ set_option = click.option(
 format_option = click.option("--format", "format_", type=click.Choice(FORMATS), default="text", show_default=True)
 
 at_option = click.option(
-    "--at", type=click.Choice(["last", "best"]), help="Last step or best evaluation; as the study says if not given."
+    "--at", type=click.Choice(["last", "best"]), help="Last step or best evaluation; the study's own setting if not given."
 )
 
 ddof_option = click.option(
     "--ddof", type=click.IntRange(0, 1), default=1, show_default=True, help="1: sample std; 0: population std."
+)
+
+source_option = click.option(
+    "--source",
+    type=click.Choice(["journal", "mlflow"]),
+    default="journal",
+    show_default=True,
+    help="Where the records are read.",
+)
+
+out_option = click.option(
+    "--out", type=click.Path(dir_okay=False), callback=_writable, help="Write to a file instead of the terminal."
 )
 
 address_option = click.option(
@@ -71,21 +94,21 @@ remote_option = click.option(
 on_finish_option = click.option(
     "--on-finish",
     metavar="CMD",
-    help="Run by the shell when the study has ended, however it did: CSS_RAY_STUDY, CSS_RAY_STATUS, CSS_RAY_STORAGE and "
-    "CSS_RAY_BEST in its environment, a summary as JSON on its standard input.",
+    help="A shell command to run when the study has ended, for whatever reason. Its environment has CSS_RAY_STUDY, "
+    "CSS_RAY_STATUS, CSS_RAY_STORAGE and CSS_RAY_BEST; its standard input is a summary as JSON.",
 )
 
 webhook_option = click.option(
     "--webhook",
     metavar="URL",
     envvar="CSS_RAY_WEBHOOK",
-    help="POST the summary there, too. A URL that holds a secret is better given as CSS_RAY_WEBHOOK.",
+    help="A URL to which the same summary is posted. Pass one that contains a secret as CSS_RAY_WEBHOOK instead.",
 )
 
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """What the user can mend is told as such, with exit code 2."""
+    """What the user can fix is reported as bad input, with exit code 2."""
     from css_ray.study.definition import StudyError
     from css_ray.study.journal import JournalError, StudyLockedError, StudyMissingError
 
@@ -109,11 +132,13 @@ def read_study(file: str, overrides: Sequence[str], local: bool | None = None) -
             from css_ray.study.preflight import read_and_check
 
             return read_and_check(file, overrides, local=local)
-    except FileNotFoundError as error:
-        raise BadInput(str(error)) from None
+    except OSError as error:
+        raise BadInput(os_error_text(error, "read", file)) from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{file} is not a text file; a study is written in YAML, see studies/quickstart.yaml") from None
 
 
-def load_study(file: str, overrides: Sequence[str], storage: str = "runs", *, local: bool) -> Study:
+def load_study(file: str, overrides: Sequence[str], storage: str = DEFAULT_STORAGE, *, local: bool) -> Study:
     """The study in `file`, to be run on this machine if `local`, or BadInput with every problem."""
     from css_ray.api import Study
 
@@ -123,8 +148,18 @@ def load_study(file: str, overrides: Sequence[str], storage: str = "runs", *, lo
 def open_study(name: str, storage: str) -> Study:
     from css_ray.api import Study
 
-    with bad_input():
-        return Study.open(name, storage)
+    try:
+        with bad_input():
+            return Study.open(name, storage)
+    except OSError as error:
+        raise BadInput(os_error_text(error, "read", storage)) from None
+
+
+def show_commands(commands: Mapping[str, str]) -> None:
+    """Print commands to paste, each with what it does beside it."""
+    width = max(map(len, commands))
+    for line, text in commands.items():
+        click.echo(f"  {line:{width}}   {text}")
 
 
 def warn(text: str) -> None:

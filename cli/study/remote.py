@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from css_ray.messages import DEFAULT_STORAGE, study_command
+
 from ..errors import BadInput
-from .options import bad_input, read_study, set_option, storage_option
+from .options import bad_input, read_study, set_option, show_commands, storage_option
 
 if TYPE_CHECKING:
     from css_ray.execution.jobs import Cluster, Submitted
@@ -21,11 +23,11 @@ if TYPE_CHECKING:
 @set_option
 @storage_option
 @click.option("--address", metavar="URL", required=True, help="The dashboard of a Ray cluster: http://host:8265.")
-@click.option("--follow", is_flag=True, help="Print what its driver prints, until it ends; Ctrl-C ends the printing alone.")
+@click.option("--follow", is_flag=True, help="Print its driver's output until it ends; Ctrl-C ends only the printing.")
 def submit(file: str, overrides: tuple[str, ...], storage: str, address: str, follow: bool) -> None:
-    """Have a Ray cluster run the study in FILE: its driver runs there, this machine may go.
+    """Have a Ray cluster run the study in FILE: its driver runs there, and you can disconnect this machine.
 
-    The code of css-ray and the study file travel; data, storage and secrets must be in the cluster's reach.
+    The code of css-ray and the study file are sent; the cluster must be able to reach data, storage and secrets itself.
     """
     definition = read_study(file, overrides)
     with cluster_answers():
@@ -44,35 +46,36 @@ def stop(name: str, address: str) -> None:
         before = cluster.find(name)
         after = cluster.stop(name)
     if not before.active:
-        click.echo(f"{name} was not at work: its job {before.job} is {before.status.lower()}")
+        click.echo(f"{name} was not running: its job {before.job} is {before.status.lower()}")
         return
     if after.active:
-        raise click.ClickException(f"the job {after.job} of {name} is still {after.status.lower()}; look at its logs")
-    click.echo(f"{name} was stopped; it goes on by:")
-    click.echo(f"  css-ray study resume {name} --storage {after.storage} --address {address}")
+        logs = study_command("logs", name, DEFAULT_STORAGE, "--address", address)
+        raise click.ClickException(f"the job {after.job} of {name} is still {after.status.lower()}; look at its logs: {logs}")
+    click.echo(f"{name} was stopped; it continues with:")
+    click.echo(f"  {study_command('resume', name, after.storage, '--address', address)}")
 
 
 @click.command()
 @click.argument("name")
 @click.option("--address", metavar="URL", required=True, help="The dashboard of the cluster that it was submitted to.")
-@click.option("--follow", is_flag=True, help="Until the driver ends; Ctrl-C ends the printing alone.")
+@click.option("--follow", is_flag=True, help="Until the driver ends; Ctrl-C ends only the printing.")
 def logs(name: str, address: str, follow: bool) -> None:
-    """Print what the driver of the study NAME printed on the cluster that it was submitted to."""
+    """Print the output of the driver of the study NAME on the cluster that it was submitted to."""
     with cluster_answers():
         cluster = cluster_at(address)
         print_logs(cluster, cluster.find(name), follow)
 
 
 @click.command()
-@click.option("--file", type=click.Path(), help="A study file, to begin with it.")
-@click.option("--name", help="A study that has begun, instead of a file.")
+@click.option("--file", type=click.Path(), help="The file of a study to begin.")
+@click.option("--name", help="A study that has begun, instead of --file.")
 @set_option
 @storage_option
 @click.option("--code", hidden=True, help="The version of the code that must run here.")
 def drive(file: str | None, name: str | None, overrides: tuple[str, ...], storage: str, code: str | None) -> None:
-    """On a node of a cluster: begin a study or go on with it, and start its driver anew when it dies.
+    """On a node of a cluster: begin or resume a study, and start its driver again if it dies.
 
-    For what starts jobs on a cluster, such as `study submit` and the RayJob of cluster/kuberay.yaml.
+    Used by what starts jobs on a cluster, such as `study submit` and the RayJob of cluster/kuberay.yaml.
     """
     from css_ray.execution.jobs import drive_commands, keep_driving
     from css_ray.study.code import code_version
@@ -80,11 +83,11 @@ def drive(file: str | None, name: str | None, overrides: tuple[str, ...], storag
 
     if code not in (None, code_version()):
         raise BadInput(
-            f"css-ray {code} was submitted, and this node runs {code_version()}: another installation goes before what was "
-            "sent; remove it from the nodes, or from PYTHONPATH"
+            f"css-ray {code} was submitted, but this node runs {code_version()}: another installation takes precedence over "
+            "what was sent; remove it from the nodes, or from PYTHONPATH"
         )
     if (file is None) == (name is None):
-        raise BadInput("--file, --name: give one of them")
+        raise BadInput("--file, --name: give exactly one of them")
     begun = name or read_study(str(file), overrides).name
     run_, resume_ = drive_commands(storage, file, begun, overrides)
     sys.exit(keep_driving(run_, resume_, study_folder(storage, begun)))
@@ -92,7 +95,7 @@ def drive(file: str | None, name: str | None, overrides: tuple[str, ...], storag
 
 @contextmanager
 def cluster_answers() -> Iterator[None]:
-    """What goes wrong between this machine and a cluster is told in one line."""
+    """What goes wrong between this machine and a cluster is reported in one line."""
     from css_ray.execution.jobs import ClusterError
 
     try:
@@ -115,15 +118,17 @@ def cluster_at(address: str) -> Cluster:
 
 
 def show_submitted(cluster: Cluster, submitted: Submitted, follow: bool) -> None:
-    at = f"{submitted.name} --address {cluster.address}"
-    click.echo(f"{submitted.name} was submitted as the job {submitted.job}; this machine may go. From here:")
-    commands = {
-        f"css-ray study logs {at} --follow": "what its driver prints",
-        f"css-ray study status {at}": "a row a trial, a cell a split",
-        f"css-ray study stop {at}": "ends it; study resume goes on",
-    }
-    for command, text in commands.items():
-        click.echo(f"  {command:{max(map(len, commands))}}   {text}")
+    def there(verb: str, *more: str) -> str:
+        return study_command(verb, submitted.name, DEFAULT_STORAGE, "--address", cluster.address, *more)
+
+    click.echo(f"{submitted.name} was submitted as the job {submitted.job}; you can disconnect this machine. From here:")
+    show_commands(
+        {
+            there("logs", "--follow"): "the output of its driver",
+            there("status"): "one row per trial, one column per split",
+            there("stop"): "ends it; study resume continues it",
+        }
+    )
     if follow:
         with cluster_answers():
             print_logs(cluster, submitted, follow)
@@ -134,7 +139,7 @@ def print_logs(cluster: Cluster, submitted: Submitted, follow: bool) -> None:
         for piece in cluster.logs(submitted, follow=follow):
             click.echo(piece, nl=False)
     except KeyboardInterrupt:
-        click.echo("\nthe study goes on; only the printing has ended", err=True)
+        click.echo("\nthe study continues; only the printing has ended", err=True)
         return
     if not follow:
         return
@@ -144,7 +149,7 @@ def print_logs(cluster: Cluster, submitted: Submitted, follow: bool) -> None:
 
 
 def remote_status(name: str, storage: str, address: str) -> None:
-    """How far a study on a cluster is: what `study status` prints there."""
+    """Print how far a study on a cluster is: what `study status` prints there."""
     from css_ray.execution.jobs import ClusterError
 
     with cluster_answers():
@@ -152,8 +157,8 @@ def remote_status(name: str, storage: str, address: str) -> None:
         try:
             submitted = cluster.find(name)
         except ClusterError:
-            # Of an earlier life of the cluster, perhaps: its storage knows.
-            if storage == "runs":
+            # It was perhaps submitted before the cluster's head was started again: its storage knows it.
+            if storage == DEFAULT_STORAGE:
                 raise
         else:
             storage = submitted.storage

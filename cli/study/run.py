@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from css_ray.audience import Audience
+from css_ray.messages import at_storage, command, os_error_text, study_command
 
 from ..errors import BadInput
 from .options import (
@@ -21,12 +21,13 @@ from .options import (
     on_finish_option,
     open_study,
     set_option,
+    show_commands,
     storage_option,
     warn,
     webhook_option,
 )
 from .remote import cluster_answers, cluster_at, is_dashboard, show_submitted
-from .show import table_text
+from .show import table_text, text_width
 
 if TYPE_CHECKING:
     from css_ray.api import Study
@@ -42,10 +43,13 @@ if TYPE_CHECKING:
 @address_option
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Time a few steps of each row on this machine.")
 def plan(file: str, overrides: tuple[str, ...], address: str | None, measure: bool) -> None:
-    """Check a study FILE and print what it would do: trials, runs, steps, time. Starts nothing."""
+    """Check a study FILE and print what it would do: trials, runs, steps, time. Starts nothing, and writes no file."""
     study_ = load_study(file, overrides, local=address is None)
-    with bad_input():
-        planned = study_.plan(address=address, measure=measure)
+    try:
+        with bad_input():
+            planned = study_.plan(address=address, measure=measure)
+    except ConnectionError as error:
+        raise BadInput(str(error)) from None
     for warning in planned.warnings:
         warn(warning)
     click.echo(planned)
@@ -53,14 +57,16 @@ def plan(file: str, overrides: tuple[str, ...], address: str | None, measure: bo
         from ..view import duration
 
         for row, seconds in planned.estimate.seconds_a_step.items():
-            click.echo(f"  {row}: {1000 * seconds:.0f} ms a step")
+            click.echo(f"  {row}: {1000 * seconds:.0f} ms per step")
         click.echo(
             f"about {duration(planned.estimate.seconds)} of training, measured on this machine's {planned.estimate.device}, "
             "without evaluation and start-up"
         )
-    click.echo(_cluster(address))
-    given = "".join(f" --set {shlex.quote(override)}" for override in overrides) + (f" --address {address}" if address else "")
-    click.echo(f"\nnext: css-ray study run {file}{given}")
+    there = planned.capacity
+    nodes = "(no --address: Ray starts here)" if address is None else f"on {there.nodes} node{'s' * (there.nodes != 1)}"
+    click.echo(f"{there.where}: {there} {nodes}")
+    sets = [word for override in overrides for word in ("--set", override)]
+    click.echo(f"\nnext: {command('study', 'run', file, *sets, *(('--address', address) if address else ()))}")
 
 
 @click.command()
@@ -75,7 +81,8 @@ def run(
 ) -> None:
     """Run the study in FILE to its end."""
     if is_dashboard(address):
-        raise BadInput(f"--address {address}: is a dashboard; send the study there by: css-ray study submit {file}")
+        submit = command("study", "submit", file, "--address", str(address))
+        raise BadInput(f"--address {address}: is a dashboard; send the study there with: {submit}")
     study_ = load_study(file, overrides, storage, local=address is None)
 
     conduct(study_, address, on_finish, webhook)
@@ -91,10 +98,10 @@ def run(
 def resume(
     name: str, overrides: tuple[str, ...], storage: str, address: str | None, on_finish: str | None, webhook: str | None
 ) -> None:
-    """Go on with the study NAME from its journal and checkpoints.
+    """Continue the study NAME from its journal and checkpoints.
 
-    With --set it gets more to do, such as search.trials=40, splits=[0,1,2,3] or budget.hours=8, or other resources. Where
-    --address is a cluster's dashboard (http://host:8265), it goes on there, and this machine may go.
+    With --set it gets more to do, such as search.trials=40, splits=[0,1,2,3] or budget.hours=8, or other resources. If
+    --address is a cluster's dashboard (http://host:8265), it continues there, and you can disconnect this machine.
     """
     if address is not None and is_dashboard(address):
         if on_finish or webhook:
@@ -112,7 +119,9 @@ def resume(
 @click.command()
 @click.argument("name")
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many of the best trials.")
-@click.option("--splits", metavar="N,N,...", help="Splits that the search did not see; by default as many, after its own.")
+@click.option(
+    "--splits", metavar="N,N,...", help="Splits that the search did not see; by default the same number, after its own."
+)
 @set_option
 @storage_option
 @address_option
@@ -131,7 +140,7 @@ def confirm(
     """Train the best trials of the search NAME again, on fresh splits, as the study NAME-confirm.
 
     The best of many trials looks better than it is, since chance helps to choose it; the mean on fresh splits does not.
-    With --set they are trained otherwise, such as longer: --set train.iterations=40000 --set study=NAME-longer.
+    --set changes how they are trained, such as longer: --set train.iterations=40000 --set study=NAME-longer.
     """
     try:
         fresh = None if splits is None else [int(part) for part in splits.split(",")]
@@ -145,30 +154,16 @@ def confirm(
     conduct(study_, address, on_finish, webhook)
 
 
-def _cluster(address: str | None) -> str:
-    if address is None:
-        import os
-
-        import torch
-
-        return f"this machine: {os.cpu_count()} CPU cores, {torch.cuda.device_count()} GPUs (no --address: Ray starts here)"
-    from css_ray.execution.nodes import joined, size
-
-    try:
-        with joined(address):
-            nodes, cpus, gpus = size()
-    except ConnectionError as error:
-        raise BadInput(str(error)) from None
-    return f"the cluster at {address}: {nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
-
-
 class Terminal(Audience):
-    """Shows a study that runs: what happens as it happens, its tables when it has ended."""
+    """Shows a study that runs: what happens as it happens, its tables when it has ended.
 
-    def __init__(self, where: str) -> None:
+    more: words of the command that a resume needs as well, such as those of --address.
+    """
+
+    def __init__(self, more: Sequence[str]) -> None:
         from rich.console import Console
 
-        self.where = where
+        self.more = more
         self.console = Console()
         self._live = ExitStack()
         self._watcher: Watcher | None = None
@@ -190,7 +185,7 @@ class Terminal(Audience):
             splits = ", ".join(map(str, study.definition.splits))
             click.echo(f"\n{study.name}: the best of the search again, on splits that it never saw ({splits})\n")
         self._studies += 1
-        # Of its own: the watcher is told what happens, `study` reads it.
+        # A standing of its own: the watcher folds each event as it happens, `study` reads the journal.
         begun = study.status != "new"
         standing = open_study(study.name, study.storage).standing if begun else Standing(parse, study.definition)
         self._watcher = Watcher(standing, self.console)
@@ -202,13 +197,16 @@ class Terminal(Audience):
 
     def study_ended(self, study: Study, outcome: Outcome) -> None:
         self._live.close()
-        again = f"css-ray study resume {study.name}{self.where}"
+        again = ("resume", study.name, study.storage, *self.more)
         if outcome.status == "interrupted":
-            click.echo(f"\ninterrupted; every run continues from its last evaluation with:\n  {again}", err=True)
+            click.echo(
+                f"\ninterrupted; every run continues from its last evaluation with:\n  {study_command(*again)}", err=True
+            )
         else:
-            report(study, self.where)
+            report(study, self.more)
         if outcome.status == "budget":
-            click.echo(f"\nthe budget is spent; with a larger one it continues:\n  {again} --set budget.KEY=VALUE")
+            larger = study_command(*again, "--set", "budget.KEY=VALUE")
+            click.echo(f"\nthe budget is spent; with a larger one it continues:\n  {larger}")
 
     def warn(self, text: str) -> None:
         warn(text)
@@ -222,14 +220,12 @@ def conduct(
     resume: Sequence[str] | None = None,
 ) -> NoReturn:
     """Run the study, or resume it with overrides, watched, and exit with the code that says how it ended."""
-    where = "" if study_.storage == "runs" else f" --storage {shlex.quote(study_.storage)}"
-    more = (f" --address {shlex.quote(address)}" if address else "") + (
-        f" --on-finish {shlex.quote(on_finish)}" if on_finish else ""
-    )
-    again = f"css-ray study resume {study_.name}{where}{more}"
+    # Not the webhook: its URL is often a secret.
+    more = [*(("--address", address) if address else ()), *(("--on-finish", on_finish) if on_finish else ())]
+    again = study_command("resume", study_.name, study_.storage, *more)
     hooks: dict[str, Any] = {"on_finish": on_finish, "webhook": webhook}
     try:
-        with bad_input(), Terminal(where + more) as terminal:
+        with bad_input(), Terminal(more) as terminal:
             if resume is None:
                 outcome = study_.run(address=address, audience=terminal, **hooks)
             else:
@@ -242,30 +238,32 @@ def conduct(
     except (OSError, RuntimeError) as error:
         from css_ray.study.driver import StudyExistsError
 
+        reason = os_error_text(error, "write") if isinstance(error, OSError) else str(error)
         if isinstance(error, StudyExistsError) or study_.status == "new":
-            raise BadInput(str(error)) from None
-        raise click.ClickException(f"{error}\ncontinue with: {again}") from None
+            raise BadInput(reason) from None
+        raise click.ClickException(f"{reason}\ncontinue with: {again}") from None
     if study_.status == "new":
         click.echo("\ninterrupted before anything was started", err=True)
         sys.exit(130)
     sys.exit(EXIT_CODES[(outcome.confirmation or outcome).status])
 
 
-def report(study_: Study, where: str) -> None:
+def report(study_: Study, more: Sequence[str]) -> None:
+    from css_ray.records import score_text
     from css_ray.reports.paper import SYMBOLS
+    from css_ray.storage import is_url
 
-    from ..view import mean_std_text
-
-    standing = study_.standing
+    standing, name, storage = study_.standing, study_.name, study_.storage
     if not any(trial.runs for trial in standing.trials.values()):
-        raise click.ClickException("no run was started; `css-ray study status` says what happened to the trials")
+        why = study_command("status", name, storage)
+        raise click.ClickException(f"no run was started; what happened to the trials is shown by: {why}")
     click.echo()
     if standing.definition.search is not None:
-        click.echo(table_text(study_, "text", kind="trials"))
-    click.echo(table_text(study_, "text"), nl=False)
+        click.echo(table_text(study_, "text", kind="trials", width=text_width()))
+    click.echo(table_text(study_, "text", width=text_width()), nl=False)
     best = standing.best_drawn
     if best is not None:
-        click.echo(f"\nbest configuration of the search: trial {best.index}, {mean_std_text(best.mean, best.std)}")
+        click.echo(f"\nbest configuration of the search: trial {best.index}, {score_text(best.mean, best.std)}")
         for key in standing.definition.space:
             value = best.params.get(key)
             if value is not None:
@@ -274,14 +272,15 @@ def report(study_: Study, where: str) -> None:
     if standing.definition.objective.aggregate == "mean_and_std":
         click.echo("\ntrials that no other beats in both mean and std:")
         for trial in standing.front:
-            click.echo(f"  trial {trial.index} ({trial.row}): {mean_std_text(trial.mean, trial.std)}")
-    click.echo("\nnext:")
+            click.echo(f"  trial {trial.index} ({trial.row}): {score_text(trial.mean, trial.std)}")
     commands = {
-        f"css-ray ui{where}": "the curves and tables in MLflow",
-        f"css-ray study table {study_.name}{where} --format md": "the table for your paper (csv, latex, html too)",
-        f"css-ray study resume {study_.name}{where}": "after an interruption, go on where it stopped",
+        # Of a study in an object store MLflow's file is in the default storage of this machine.
+        command("ui", *(() if is_url(storage) else at_storage(storage))): "the curves and tables in MLflow",
+        study_command("table", name, storage, "--format", "md"): "the table for your paper (csv, latex, html too)",
+        study_command("resume", name, storage, *more): "after an interruption, continue where it stopped",
     }
     if standing.best_drawn is not None:
-        commands[f"css-ray study confirm {study_.name}{where}"] = "train the best again, on splits that the search never saw"
-    for command, text in commands.items():
-        click.echo(f"  {command:{max(map(len, commands))}}   {text}")
+        again = "train the best again, on splits that the search never saw"
+        commands[study_command("confirm", name, storage, *more)] = again
+    click.echo("\nnext:")
+    show_commands(commands)

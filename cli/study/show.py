@@ -1,13 +1,18 @@
-"""`css-ray study status | list | table | pseudo-labels | sync`: what a study has come to."""
+"""`css-ray study status | list | table | compare | pseudo-labels | sync`: how far a study is, and what came of it."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from css_ray.messages import DEFAULT_STORAGE, at_storage, command, os_error_text, study_command
 
 from ..errors import BadInput
 from .options import (
@@ -17,7 +22,9 @@ from .options import (
     ddof_option,
     format_option,
     open_study,
+    out_option,
     remote_option,
+    source_option,
     storage_option,
     warn,
 )
@@ -38,14 +45,15 @@ WATCH_SECONDS = 1.0  # between two looks at the journal of a study that another 
 @remote_option
 @click.option("--watch", is_flag=True, help="Follow the study until it ends or Ctrl-C, also one that has not begun yet.")
 def status(name: str, storage: str, address: str | None, watch: bool) -> None:
-    """Show how far the study NAME is: a row a trial, a cell a split.
+    """Show how far the study NAME is: one row per trial, one column per split.
 
-    With --watch the exit code says how it ended, as that of `run` does; Ctrl-C ends the watching, not the study. With
-    --address the cluster that it was submitted to is asked.
+    With --watch the exit code is that of `run`: how the study ended; Ctrl-C ends the watching, not the study. With --address
+    the cluster is asked that the study was submitted to.
     """
     if address is not None:
         if watch:
-            raise BadInput(f"--watch: follow a study on a cluster by: css-ray study logs {name} --address {address} --follow")
+            logs = study_command("logs", name, DEFAULT_STORAGE, "--address", address, "--follow")
+            raise BadInput(f"--watch: follow a study on a cluster with: {logs}")
         remote_status(name, storage, address)
         return
     from rich.console import Console
@@ -62,7 +70,7 @@ def status(name: str, storage: str, address: str | None, watch: bool) -> None:
 @storage_option
 @remote_option
 def list_(storage: str, address: str | None) -> None:
-    """List the studies of a storage, or with --address those that were submitted to a cluster."""
+    """List the studies in a storage, or with --address those that were submitted to a cluster."""
     if address is not None:
         with cluster_answers():
             there = cluster_at(address).studies()
@@ -74,13 +82,17 @@ def list_(storage: str, address: str | None) -> None:
         return
     from css_ray.study.journal import studies_in
 
+    from ..view import labels_of
+
     names = studies_in(storage)
     if not names:
-        click.echo(f"{storage} holds no study yet; start one with: css-ray study run studies/quickstart.yaml")
+        run = command("study", "run", "studies/quickstart.yaml", *at_storage(storage))
+        click.echo(f"{storage} holds no study yet; start one with: {run}")
     for name in names:
         standing = open_study(name, storage).standing
         best = standing.best
-        value = "" if best is None else f"  best {best.mean:.2f} (trial {best.index}, {best.row})"
+        label = "" if best is None else labels_of(standing).get(best.index, best.row)
+        value = "" if best is None else f"  best {best.mean:.2f} (trial {best.index}, {label})"
         click.echo(f"{name:32} {standing.status:12} trials {standing.trials_ended}/{standing.num_trials}{value}")
 
 
@@ -90,19 +102,51 @@ def list_(storage: str, address: str | None) -> None:
 @format_option
 @at_option
 @ddof_option
-@click.option("--trials", is_flag=True, help="One row a trial with its settings, instead of the study's table.")
-@click.option(
-    "--source",
-    type=click.Choice(["journal", "mlflow"]),
-    default="journal",
-    show_default=True,
-    help="Where the records are read.",
-)
-@click.option("--out", type=click.Path(dir_okay=False), help="Write to a file instead of the terminal.")
+@click.option("--trials", is_flag=True, help="One row per trial with its settings, instead of the study's table.")
+@source_option
+@out_option
 def table(name: str, storage: str, format_: str, at: str | None, ddof: int, trials: bool, source: str, out: str | None) -> None:
     """Print or export the mean ± std table of the study NAME."""
-    kind = "trials" if trials else "results"
-    print_or_write(table_text(open_study(name, storage), format_, kind=kind, at=at, ddof=ddof, source=source), out)
+    study_, kind = open_study(name, storage), "trials" if trials else "results"
+    settings = {"kind": kind, "at": at, "ddof": ddof, "source": source}
+    print_or_write(table_text(study_, format_, width=text_width(out), **settings), out)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("other", required=False)
+@click.option(
+    "--against", metavar="ROW", help="The row to compare with: by default the first, or of OTHER the row of the same name."
+)
+@click.option("--row", "rows", multiple=True, metavar="ROW", help="A row of NAME to compare; may be repeated. By default all.")
+@storage_option
+@format_option
+@at_option
+@ddof_option
+@source_option
+@out_option
+def compare(
+    name: str,
+    other: str | None,
+    against: str | None,
+    rows: tuple[str, ...],
+    storage: str,
+    format_: str,
+    at: str | None,
+    ddof: int,
+    source: str,
+    out: str | None,
+) -> None:
+    """Print or export the differences between rows of the study NAME on the same splits, or between NAME and OTHER.
+
+    Each split is compared with itself, since the choice of the labelled images moves a score more than the method does. Splits
+    whose images differ are refused.
+    """
+    study_, there = open_study(name, storage), None if other is None else open_study(other, storage)
+    settings: dict[str, Any] = {"against": against, "rows": rows, "at": at, "ddof": ddof, "source": source}
+    with table_problems(study_):
+        text = study_.compare(there, format_, width=text_width(out), **settings)  # type: ignore[arg-type]
+    print_or_write(text, out)
 
 
 @click.command("pseudo-labels")
@@ -111,17 +155,18 @@ def table(name: str, storage: str, format_: str, at: str | None, ddof: int, tria
 @format_option
 @at_option
 @ddof_option
-@click.option("--out", type=click.Path(dir_okay=False), help="Write to a file instead of the terminal.")
+@out_option
 def pseudo_labels(name: str, storage: str, format_: str, at: str | None, ddof: int, out: str | None) -> None:
     """Print or export how good the pseudo-labels of the study NAME are, by source and class (the paper's Table 4)."""
-    print_or_write(table_text(open_study(name, storage), format_, kind="pseudo_labels", at=at, ddof=ddof), out)
+    settings = {"kind": "pseudo_labels", "at": at, "ddof": ddof}
+    print_or_write(table_text(open_study(name, storage), format_, width=text_width(out), **settings), out)
 
 
 @click.command()
 @click.argument("name")
 @storage_option
 def sync(name: str, storage: str) -> None:
-    """Bring MLflow level with the journal of the study NAME."""
+    """Backfill MLflow from the journal of the study NAME."""
     study_ = open_study(name, storage)
     from css_ray.secrets import shown, without_secrets
 
@@ -142,7 +187,7 @@ def sync(name: str, storage: str) -> None:
 
 
 def _watch(name: str, storage: str, console: Console) -> int:
-    """Follow the study from its journal until it ends; returns the exit code that says how."""
+    """Follow the study from its journal until it ends; returns the exit code for how it ended."""
     from css_ray.standing import Standing
     from css_ray.storage import is_url
     from css_ray.study.definition import parse
@@ -151,7 +196,7 @@ def _watch(name: str, storage: str, console: Console) -> int:
     from ..view import MAX_ROWS, View, Watcher
 
     follower = Follower(study_folder(storage, name))
-    pause = WATCH_SECONDS * (10 if is_url(storage) else 1)  # an object store is listed anew each time
+    pause = WATCH_SECONDS * (10 if is_url(storage) else 1)  # an object store is listed again each time
     watcher = None
 
     def look() -> list[Any]:
@@ -159,7 +204,7 @@ def _watch(name: str, storage: str, console: Console) -> int:
         try:
             return follower.new()
         except OSError as error:
-            warn(f"the journal cannot be read now ({error}); trying again")
+            warn(f"{os_error_text(error, 'read')}; trying again")
             return []
 
     try:
@@ -184,18 +229,40 @@ def _watch(name: str, storage: str, console: Console) -> int:
     return EXIT_CODES.get(watcher.standing.status, 130)
 
 
-def table_text(study_: Study, format_: str, **settings: Any) -> str:
+@contextmanager
+def table_problems(study_: Study) -> Iterator[None]:
+    """Report why a table of the study cannot be made."""
     try:
-        return study_.table(format_, **settings)  # type: ignore[arg-type]
+        yield
     except LookupError as error:
-        raise click.ClickException(f"{error}; bring it level with: css-ray study sync {study_.name}") from None
-    except (ConnectionError, ValueError) as error:
+        sync = study_command("sync", study_.name, study_.storage)
+        raise click.ClickException(f"{error}; backfill MLflow from the journal with: {sync}") from None
+    except ConnectionError as error:
         raise click.ClickException(str(error)) from None
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+
+
+def table_text(study_: Study, format_: str, **settings: Any) -> str:
+    with table_problems(study_):
+        return study_.table(format_, **settings)  # type: ignore[arg-type]
+
+
+def text_width(out: str | None = None) -> int:
+    """Characters of a line of text: those of the terminal; 100 in a file or a pipe."""
+    from css_ray.reports.render import TEXT_WIDTH
+
+    if out is not None or not sys.stdout.isatty():
+        return TEXT_WIDTH
+    return shutil.get_terminal_size((TEXT_WIDTH, 24)).columns
 
 
 def print_or_write(text: str, out: str | None) -> None:
     if out is None:
         click.echo(text)
-    else:
+        return
+    try:
         Path(out).write_text(text + "\n", encoding="utf-8")
-        click.echo(f"wrote {out}")
+    except OSError as error:
+        raise BadInput(f"--out: {os_error_text(error, 'write', out)}") from None
+    click.echo(f"wrote {out}")

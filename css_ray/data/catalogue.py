@@ -93,18 +93,20 @@ def prepare(
     return write_dataset(out, source, advance, spread or in_processes(1))
 
 
-def ensure_dataset(name: str, root: str | Path) -> DataSet:
+def ensure_dataset(name: str, root: str | Path, scratch: str | Path | None = None) -> DataSet:
     """Open the prepared data set in `root`, a folder or a URL.
 
     `digits` is made in its folder first if it is absent, also when several processes ask at once.
 
-    name: what the set must be called; `folder` takes any.
+    name: what the set must be called; `folder` takes any. scratch: a folder in which `digits` is made instead of in `root`, for
+    who wants to look at it and write nothing.
 
     Raises FileNotFoundError where there is none; ValueError if it is another, or `name` is unknown; OSError where a URL cannot
     be reached.
     """
     if not is_url(root) and not (Path(root) / DESCRIPTION).is_file():
         if name == "digits":
+            root = root if scratch is None else Path(scratch) / name
             prepare(name, root)
         elif name not in DATASETS:
             raise FileNotFoundError(f"{root} holds no prepared data set; {_unknown(name, root)}")

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from css_ray.secrets import secret_in, shown
+from css_ray.messages import DEFAULT_STORAGE, command, study_command
+from css_ray.secrets import BY_CLUSTER, credentials_text, shown
 from css_ray.storage import is_url
 from css_ray.study.code import code_version, copy_code
 from css_ray.study.definition import Problem, StudyDefinition, StudyError, to_yaml
@@ -92,24 +93,18 @@ class Cluster:
             sentence = f"{storage} is a path of this machine; give an absolute one that all nodes see, or a URL (s3://...)"
             problems.append(Problem("--storage", sentence))
         for key, _, value in (override.partition("=") for override in overrides):
-            if secret := secret_in(value):
-                sentence = (
-                    f"{shown(value)} contains {secret}, which would appear in the cluster's logs; give it there, in the "
-                    "environment that Ray is started in"
-                )
-                problems.append(Problem(f"--set {key}", sentence))
+            if refused := credentials_text(value, BY_CLUSTER):
+                problems.append(Problem(f"--set {key}", refused))
         if problems:
             raise StudyError(problems, f"{name}, as a study for a cluster")
         for there in self.studies():
             if there.name == name and there.storage == storage and there.active:
-                raise ClusterError(
-                    f"{name} is at work already, as the job {there.job}; "
-                    f"css-ray study stop {name} --address {self.address} would stop it"
-                )
+                stop = study_command("stop", name, DEFAULT_STORAGE, "--address", self.address)
+                raise ClusterError(f"{name} is at work already, as the job {there.job}; it is stopped by: {stop}")
         what = ["--name", name] if isinstance(study, str) else ["--file", STUDY_FILE]
         sets = [part for override in overrides for part in ("--set", override)]
-        command = ["study", "drive", *what, "--storage", storage, "--code", code_version(), *sets]
-        job = self._start(f"css-ray-{name}-{uuid.uuid4().hex[:6]}", command, study, {NAME: name, STORAGE: storage})
+        words = ["study", "drive", *what, "--storage", storage, "--code", code_version(), *sets]
+        job = self._start(f"css-ray-{name}-{uuid.uuid4().hex[:6]}", words, study, {NAME: name, STORAGE: storage})
         return self.find(name, job)
 
     def studies(self) -> list[Submitted]:
@@ -124,9 +119,10 @@ class Cluster:
         for submitted in self.studies():
             if submitted.name == name and job in (None, submitted.job):
                 return submitted
+        known = command("study", "list", "--address", self.address)
         raise ClusterError(
             f"{name} was not submitted to the cluster at {shown(self.address)} since its head started; "
-            "css-ray study list --address shows those that were"
+            f"those that were are listed by: {known}"
         )
 
     def stop(self, name: str) -> Submitted:

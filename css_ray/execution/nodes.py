@@ -18,6 +18,7 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from css_ray.messages import last_line
 from css_ray.secrets import shown
 from css_ray.storage import below, is_url
 from css_ray.study.code import code_version
@@ -80,13 +81,6 @@ def joined(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def size() -> tuple[int, float, float]:
-    """Nodes, CPUs and GPUs of the joined cluster."""
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
-    return nodes, resources.get("CPU", 0.0), resources.get("GPU", 0.0)
 
 
 def check_cluster(*, storage: str | None = None, tracking_uri: str | None = None) -> Report:
@@ -428,5 +422,4 @@ def _short(error: Exception) -> str:
     """The last line of an error, without the advice of Ray's."""
     if isinstance(error, ray.exceptions.GetTimeoutError):
         return f"no answer in {NODE_SECONDS:g} s"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
+    return last_line(error, 300)

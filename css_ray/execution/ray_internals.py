@@ -62,6 +62,13 @@ def free_resources() -> dict[str, dict[str, float]]:
     return free
 
 
+def machine_cpus() -> int:
+    """The CPU cores that Ray would find if it started on this machine: in a container, those that it may use."""
+    from ray._private.utils import get_num_cpus
+
+    return int(get_num_cpus(override_docker_cpu_warning=True))
+
+
 @dataclass(frozen=True, slots=True)
 class HeldGroup:
     """A placement group. by_actor: whether an actor made it, not the driver itself; actor_dead: whether that is dead."""

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+import torch
 
 from css_ray.execution.address import remember_address
-from css_ray.execution.nodes import check_code
-from css_ray.execution.ray_internals import keep_from_trials
+from css_ray.execution.nodes import check_code, joined
+from css_ray.execution.ray_internals import keep_from_trials, machine_cpus
 from css_ray.execution.reclaim import driver_config
 from css_ray.execution.token import guard_token
+from css_ray.study.capacity import ENLARGE, Capacity
 from css_ray.study.definition import StudyDefinition
 
 _log = logging.getLogger(__name__)
@@ -68,22 +70,30 @@ def connect(study: StudyDefinition, address: str | None) -> int:
                 signal.signal(number, handler)
     if address is not None:
         check_code()
-    resources = study.resources
-    needs = {"CPU": resources.fewest * resources.cpus_per_worker, "GPU": resources.fewest * resources.gpus_per_worker}
-    has = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    fits = min(int(has.get(name, 0) // need) for name, need in needs.items() if need)
-    words = ", ".join(f"{need:g} {name}" for name, need in needs.items() if need)
-    there = ", ".join(f"{has.get(name, 0):g} {name}" for name, need in needs.items() if need)
+    there = _joined_capacity(address)
+    shortage = there.shortage(study.resources)
     if address is not None:
-        if fits < 1:
-            _log.warning("a trial needs %s, the cluster has %s now; the study waits for nodes", words, there)
-        return resources.concurrent_trials
-    if fits < 1:
-        raise RuntimeError(
-            f"a trial needs {words}, but this machine has {there}; "
-            "lower resources.workers or resources.cpus_per_worker, or join a cluster with --address"
-        )
-    return min(fits, resources.concurrent_trials)
+        if shortage:
+            _log.warning("%s; until then the study waits for nodes", shortage)
+        return study.resources.concurrent_trials
+    if shortage:
+        raise RuntimeError(f"{shortage}; {ENLARGE}")
+    return there.side_by_side(study.resources)
+
+
+def capacity(address: str | None) -> Capacity:
+    """What this machine holds, or the Ray cluster at `address` now. Raises ConnectionError where no cluster answers."""
+    if address is None:
+        return Capacity("this machine", machine_cpus(), torch.cuda.device_count())
+    with joined(address):
+        return _joined_capacity(address)
+
+
+def _joined_capacity(address: str | None) -> Capacity:
+    has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    where = "this machine" if address is None else f"the cluster at {address}"
+    return Capacity(where, has.get("CPU", 0.0), has.get("GPU", 0.0), nodes)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from css_ray.records import Record, mean_std, score_text
-from css_ray.reports.table import MISSING, At, Entry, Grid
+from css_ray.reports.table import MISSING, At, Entry, Grid, param_text
 
 _KEPT, _MIOU = "pseudo/kept/", "pseudo/miou/"
 
@@ -16,12 +16,13 @@ _KEPT, _MIOU = "pseudo/kept/", "pseudo/miou/"
 class SourceQuality:
     """One source of pseudo-labels of one trial, in percent.
 
-    miou: by split. kept, iou by class: means over the splits that have a value; kept is the share of the pixels with ground
-    truth that got a pseudo-label.
+    params: what the study varies. miou: by split. kept, iou by class: means over the splits that have a value; kept is the
+    share of the pixels with ground truth that got a pseudo-label.
     """
 
     trial: int
     row: str
+    params: Mapping[str, Any]
     source: str
     miou: dict[int, float]
     kept: float | None
@@ -30,35 +31,61 @@ class SourceQuality:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PseudoLabelTable:
-    """The sources of every trial, in the order of the trials."""
+    """The sources of every trial, in the order of the trials.
+
+    known_classes: those of the data set, in its order. params: the settings that tell trials of one row apart; labels: what to
+    call them in a header.
+    """
 
     study: str
     at: At
     ddof: int
     num_splits: int
     qualities: tuple[SourceQuality, ...]
+    known_classes: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes that have an IoU anywhere, in the order of the first source that names them."""
-        return tuple(dict.fromkeys(name for quality in self.qualities for name in quality.iou))
+        """The classes that have an IoU anywhere, in the order of the data set."""
+        scored = dict.fromkeys(name for quality in self.qualities for name in quality.iou)
+        known = [name for name in self.known_classes if name in scored]
+        return tuple(dict.fromkeys([*known, *scored]))
+
+    @property
+    def rows_repeat(self) -> bool:
+        """Whether several trials have the same row."""
+        trials = {(quality.trial, quality.row) for quality in self.qualities}
+        return len(trials) > len({row for _, row in trials})
 
     def grid(self) -> Grid:
-        """A line a trial and source: the mean IoU ± std over splits, the share of pixels kept, the IoU of each class."""
+        """One line per trial and source: the mean IoU ± std over splits, the share of pixels kept, the IoU of each class.
+
+        If rows repeat, each line begins with its trial, and has the settings that tell it apart.
+        """
         rows = []
+        names = [self.labels.get(name, name) for name in self.params] if self.rows_repeat else []
         for quality in self.qualities:
             mean, std = mean_std(list(quality.miou.values()), self.ddof)
             score = MISSING if quality.kept == 0 else score_text(mean, std, len(quality.miou), self.num_splits)
             rows.append(
                 (
-                    Entry(quality.row),
+                    *self._place(quality),
                     Entry(quality.source),
                     Entry(score),
                     Entry(_percent(quality.kept)),
                     *(Entry(_percent(quality.iou.get(name))) for name in self.class_names),
                 )
             )
-        return Grid(self.caption, ("row", "source", "mIoU", "kept", *self.class_names), tuple(rows), ())
+        place = ("trial", "row", *names) if self.rows_repeat else ("row",)
+        return Grid(self.caption, (*place, "source", "mIoU", "kept", *self.class_names), tuple(rows), ())
+
+    def _place(self, quality: SourceQuality) -> tuple[Entry, ...]:
+        if not self.rows_repeat:
+            return (Entry(quality.row),)
+        params = (Entry(param_text(quality.params.get(name, MISSING))) for name in self.params)
+        return Entry(str(quality.trial)), Entry(quality.row), *params
 
     @property
     def caption(self) -> str:
@@ -75,17 +102,40 @@ class PseudoLabelTable:
         lines = []
         for quality in self.qualities:
             mean, std = mean_std(list(quality.miou.values()), self.ddof)
-            line: dict[str, Any] = {"trial": quality.trial, "row": quality.row, "source": quality.source}
+            line: dict[str, Any] = {"trial": quality.trial, "row": quality.row}
+            line |= {name: quality.params.get(name) for name in self.params} | {"source": quality.source}
             line |= {"miou": mean, "std": std, "n": len(quality.miou), "kept": quality.kept}
             lines.append(line | {f"iou/{name}": quality.iou.get(name) for name in self.class_names})
         return lines
 
 
-def pseudo_label_table(records: Iterable[Record], *, splits: int, at: At = "last", ddof: int = 1) -> PseudoLabelTable:
-    """From finished runs. Raises ValueError where none scored pseudo-labels, with what makes them do so."""
+def pseudo_label_table(
+    records: Iterable[Record],
+    *,
+    splits: int,
+    at: At = "last",
+    ddof: int = 1,
+    class_names: Sequence[str] = (),
+    params: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+) -> PseudoLabelTable:
+    """The table of the finished runs.
+
+    Args:
+        records: Of one study.
+        splits: How many splits each trial should have.
+        at: The last step, or the best evaluation.
+        ddof: 1 for the sample standard deviation, 0 for the population's.
+        class_names: The classes in the order of the data set; those that are not among them come last.
+        params: The settings that the study varies, which tell trials of one row apart.
+        labels: What to call those in a header.
+
+    Raises:
+        ValueError: No run scored pseudo-labels; the message says what makes them do so.
+    """
     records = [record for record in records if record.status == "finished"]
     metrics = {(record.trial, record.split): record.last if at == "last" else record.best for record in records}
-    rows = {record.trial: record.row for record in records}
+    rows = {record.trial: record for record in records}
     qualities = []
     for trial in sorted(rows):
         of_trial = {split: values for (index, split), values in sorted(metrics.items()) if index == trial}
@@ -97,7 +147,8 @@ def pseudo_label_table(records: Iterable[Record], *, splits: int, at: At = "last
             qualities.append(
                 SourceQuality(
                     trial=trial,
-                    row=rows[trial],
+                    row=rows[trial].row,
+                    params=rows[trial].params,
                     source=source,
                     miou={split: values[_MIOU + source] for split, values in of_trial.items() if _MIOU + source in values},
                     kept=_mean(scored, _KEPT + source),
@@ -109,7 +160,16 @@ def pseudo_label_table(records: Iterable[Record], *, splits: int, at: At = "last
             "no finished run has scored pseudo-labels: that takes a method that makes some, train.diagnose_images > 0, and "
             "unlabelled images whose masks were prepared"
         )
-    return PseudoLabelTable(study=records[0].study, at=at, ddof=ddof, num_splits=splits, qualities=tuple(qualities))
+    return PseudoLabelTable(
+        study=records[0].study,
+        at=at,
+        ddof=ddof,
+        num_splits=splits,
+        qualities=tuple(qualities),
+        known_classes=tuple(class_names),
+        params=tuple(params),
+        labels=labels or {},
+    )
 
 
 def _mean(scored: Iterable[Any], name: str) -> float | None:

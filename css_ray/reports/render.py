@@ -1,4 +1,4 @@
-"""Tables as text, Markdown, CSV, LaTeX and HTML. Each says in its caption what the numbers are and ends with its notes."""
+"""Tables as text, Markdown, CSV, LaTeX and HTML, each with a caption that says what the numbers are, and with its notes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Drawable(Protocol):
         """The unrounded values, for other programs."""
 
 
-TEXT_WIDTH = 100  # characters of a caption's line in plain text
+TEXT_WIDTH = 100  # characters of a caption's line in plain text, if no terminal asks for another number
 
 
-def to_text(table: Drawable) -> str:
-    """Plain text in columns, for terminals; `*` marks what is bold elsewhere."""
+def to_text(table: Drawable, width: int = TEXT_WIDTH) -> str:
+    """Plain text in columns; `*` marks what is bold elsewhere. width: characters of a caption's line."""
     grid = table.grid()
     body = [
         [entry.text + ("*" if entry.bold else "") + "".join(f" [{note}]" for note in entry.notes) for entry in row]
@@ -40,7 +40,7 @@ def to_text(table: Drawable) -> str:
     notes = [f"[{number}] {note}" for number, note in enumerate(grid.notes, start=1)]
     if any(entry.bold for row in grid.rows for entry in row):
         notes.insert(0, "* best of its column")
-    caption = textwrap.fill(grid.caption, TEXT_WIDTH, break_long_words=False, break_on_hyphens=False)
+    caption = textwrap.fill(grid.caption, width, break_long_words=False, break_on_hyphens=False)
     return "\n".join([caption, "", line(list(grid.header)), rule, *map(line, body), *([""] if notes else []), *notes]) + "\n"
 
 

@@ -17,6 +17,7 @@ At = Literal["last", "best"]
 Mode = Literal["max", "min"]
 
 MISSING = "–"
+OPTIMISTIC = "The best of several trials is an optimistic estimate: chance helps to choose it."
 _MAX_REASON = 160  # characters of a footnote's reason; the run keeps the whole of it
 
 
@@ -25,7 +26,8 @@ class TrialScore:
     """One trial judged over the study's splits.
 
     values: the metric of each split that has one, in percent; mean, std: over those values; num_splits: how many there should
-    be. reasons: why a split has no value; run_ids: each split's MLflow run, where the records came from MLflow.
+    be. reasons: why a split has no value; run_ids: each split's MLflow run, where the records came from MLflow. hashes: of each
+    split's images, empty where the records have none.
     """
 
     trial: int
@@ -37,6 +39,7 @@ class TrialScore:
     num_splits: int
     reasons: Mapping[int, str]
     run_ids: Mapping[int, str]
+    hashes: Mapping[int, str]
 
     @property
     def n(self) -> int:
@@ -108,6 +111,7 @@ def score_trials(
                 num_splits=num_splits,
                 reasons={split: _reason(runs.get(split), metric) for split in wanted if split not in values},
                 run_ids={split: run.run_id for split, run in sorted(runs.items()) if run.run_id is not None},
+                hashes={split: run.split_hash for split, run in sorted(runs.items())},
             )
         )
     sign = -1 if mode == "max" else 1
@@ -195,7 +199,7 @@ class Table:
         """What the numbers are: metric, at which step, over how many splits, with which ddof."""
         text = _caption(self.study, self.metric, self.at, self.num_splits, self.ddof)
         if any(cell.num_trials > 1 for cell in self.cells.values()):
-            text += " The best of several trials is an optimistic estimate: chance helps to choose it."
+            text += f" {OPTIMISTIC}"
         if self.paper is not None:
             text += f" paper: {self.paper.name} of the CSS paper, {self.paper.title}. {self.paper.note}".rstrip()
         return text
@@ -216,7 +220,7 @@ class Table:
                 line.append(self._entry(row, column, row in best[column], notes))
                 if self.paper is not None:
                     score = self.published(row, column)
-                    line.append(Entry(MISSING if score is None else score_text(score.mean, score.std, 1, 1)))
+                    line.append(Entry(MISSING if score is None else score_text(score.mean, score.std)))
             lines.append(tuple(line))
         return Grid(self.caption, tuple(header), tuple(lines), tuple(notes))
 
@@ -355,7 +359,7 @@ class TrialTable:
                 marks = (len(notes),)
             values = (Entry(f"{score.values[split]:.2f}" if split in score.values else MISSING) for split in splits)
             mean = Entry(score.text, rank == 0 and score.complete, marks, _detail(score))
-            params = (Entry(_short(score.params.get(name, MISSING))) for name in self.params)
+            params = (Entry(param_text(score.params.get(name, MISSING))) for name in self.params)
             lines.append((Entry(str(score.trial)), Entry(score.row), *params, *values, mean, Entry(str(score.n))))
         return Grid(self.caption, header, tuple(lines), tuple(notes))
 
@@ -410,7 +414,7 @@ def trial_table(
     )
 
 
-def _short(value: Any) -> str:
+def param_text(value: Any) -> str:
     """A parameter for reading: four digits of a number; `lines` keeps them all."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 

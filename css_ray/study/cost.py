@@ -1,25 +1,30 @@
-"""What a study would cost: time, measured on a few steps of each row, and room on its disk."""
+"""What a study would cost: time, measured on a few steps of each row, and space on its disk."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from css_ray.data.remote import read_description
+from css_ray.methods import Method
 from css_ray.study.definition import StudyDefinition, TrialSpec, ends
 from css_ray.study.run import build_method
 from css_ray.training.settings import TrainConfig
 from css_ray.training.timing import seconds_per_step
 
 ASSUMED_CLASSES = 21
-"""What a data set that does not say its classes is taken for where only sizes and times matter."""
+"""The classes of a data set that is not there yet, if only sizes and times depend on them."""
 
 
 def needed_bytes(study: StudyDefinition) -> int:
-    """What the files of a study take on its disk at most, in bytes: weights and checkpoints in float32.
+    """The most that the files of a study take on its disk, in bytes: weights and checkpoints in float32.
 
-    Of each run the best weights; of each trial that is kept (see `Keep`) its last checkpoint; of each that runs two
-    checkpoints, and one that is being written. Nothing is downloaded, and no memory taken.
+    These are the best weights of each run, the last checkpoint of each trial that is kept (see `Keep`), and for each trial that
+    runs two checkpoints and one that is being written. Nothing is downloaded, and no memory is allocated.
     """
     trials = study.grid_trials()
     kept = dict(enumerate(trials))
@@ -40,10 +45,9 @@ def needed_bytes(study: StudyDefinition) -> int:
 
 
 def _file_sizes(trial: TrialSpec) -> tuple[int, int]:
-    """Bytes of the best weights of one run, and of one checkpoint: the method's state, and SGD's momentum."""
-    settings = {**trial.settings, "model": {**trial.settings["model"], "pretrained": False}}
+    """Bytes of the best weights of one run, and of one checkpoint: the method's state and SGD's momentum."""
     with torch.device("meta"):
-        method = build_method(settings, settings["data"]["num_classes"] or ASSUMED_CLASSES)
+        method = _untrained(trial, num_classes(trial.settings["data"]))
     weights, state = (
         sum(tensor.numel() * tensor.element_size() for tensor in each.state_dict().values())
         for each in (method.predictor(), method)
@@ -52,11 +56,32 @@ def _file_sizes(trial: TrialSpec) -> tuple[int, int]:
     return weights, state + momentum
 
 
+def num_classes(data: Mapping[str, Any]) -> int:
+    """The classes of a trial's data set, by its `data` settings or the description of the set; assumed if neither has them."""
+    if (given := data["num_classes"]) is not None:
+        return int(given)
+    try:
+        described = read_description(data["root"])
+    except (OSError, ValueError):  # which the check of the study reports
+        described = None
+    names = (described or {}).get("class_names")
+    return len(names) if names else ASSUMED_CLASSES
+
+
+def _untrained(trial: TrialSpec, num_classes: int) -> Method:
+    """A trial's method to be measured: no pretrained weights are fetched, and its warnings are left to the check."""
+    settings = {**trial.settings, "model": {**trial.settings["model"], "pretrained": False}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return build_method(settings, num_classes)
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """How long a study would train.
 
-    seconds_a_step: by row, measured on `device`. seconds: of all steps of the study at its concurrency, without evaluation.
+    seconds_a_step: by row, measured on `device`. seconds: of all steps, with as many trials side by side as the estimate was
+    made for, without evaluation.
     """
 
     device: str
@@ -64,10 +89,10 @@ class Estimate:
     seconds: float
 
 
-def estimate(study: StudyDefinition) -> Estimate:
+def estimate(study: StudyDefinition, side_by_side: int) -> Estimate:
     """Time a few steps of every row on random images of the study's size, one worker's share of the batch, on this machine.
 
-    It needs no data set. The first step of each row warms up and is not counted.
+    side_by_side: how many trials train together. It needs no data set. The first step of each row warms up and is not counted.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and study.resources.gpus_per_worker else "cpu")
     torch.set_num_threads(study.resources.cpus_per_worker)
@@ -82,17 +107,17 @@ def estimate(study: StudyDefinition) -> Estimate:
         trial = study.search_trial(len(trials), drawn)
         timed[f"search: {trial.row}"] = _seconds_a_step(study, trial, device)
         total += timed[f"search: {trial.row}"] * trial.settings["train"]["iterations"] * study.search.trials
-    seconds = total * len(study.splits) / study.resources.concurrent_trials
+    seconds = total * len(study.splits) / side_by_side
     return Estimate(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", timed, seconds)
 
 
 def _seconds_a_step(study: StudyDefinition, trial: TrialSpec, device: torch.device) -> float:
     data = trial.settings["data"]
-    num_classes, workers = data["num_classes"] or ASSUMED_CLASSES, study.resources.sizes(data)[0]
+    classes, workers = num_classes(data), study.resources.sizes(data)[0]
     return seconds_per_step(
-        build_method(trial.settings, num_classes),
+        _untrained(trial, classes),
         TrainConfig(**trial.settings["train"]),
-        num_classes=num_classes,
+        num_classes=classes,
         crop=data["crop"],
         labelled_batch=data["labelled_batch"] // workers,
         unlabelled_batch=data["unlabelled_batch"] // workers,

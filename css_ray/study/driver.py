@@ -7,6 +7,7 @@ knows nothing of Ray: `execution.runner` asks it for trials and tells it what be
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -34,8 +35,10 @@ from css_ray.events import (
     TrialRetried,
     TrialStarted,
 )  # fmt: skip
+from css_ray.messages import study_command
 from css_ray.methods import METHODS
 from css_ray.records import Record, mean_std
+from css_ray.secrets import shown
 from css_ray.standing import Standing, TrialStanding
 from css_ray.storage import below, is_url
 from css_ray.study import budget, upkeep
@@ -174,8 +177,9 @@ class Driver:
         """Raise StudyExistsError where the study has begun."""
         if self.started:
             name = self.study.name
+            again = study_command("resume", name, self.storage)
             raise StudyExistsError(
-                f"the study {name} exists in {self.storage}; `css-ray study resume {name}` continues it, "
+                f"the study {name} exists in {shown(self.storage)}; it continues with: {again}; "
                 "another `study:` name (or --set study=NAME) starts from scratch"
             )
 
@@ -234,15 +238,15 @@ class Driver:
         if interrupted:
             return Outcome("interrupted", self.study, records, self.unsent)
         whole = len(self.standing.ended) == self.study.num_trials
-        more = f"css-ray study resume {self.study.name} --set"
+        more = functools.partial(study_command, "resume", self.study.name, self.storage, "--set")
         if self.standing.status == "budget":
             spent = self.overdrawn() or "what is left of the budget is less than another trial takes"
-            return Outcome("budget", self.study, records, self.unsent, f"{spent}; to continue: {more} budget.KEY=MORE")
+            return Outcome("budget", self.study, records, self.unsent, f"{spent}; to continue: {more('budget.KEY=MORE')}")
         reason = ""
         if not whole and self.too_many_failed():
             reason = (
                 f"more than {self.study.resources.failed_share:.0%} of the {len(self.standing.ended)} trials that ended have "
-                f"failed, so no more were started; to continue all the same: {more} resources.failed_share=1"
+                f"failed, so no more were started; to continue all the same: {more('resources.failed_share=1')}"
             )
         return Outcome(self._status if whole else "failed", self.study, records, self.unsent, reason)
 

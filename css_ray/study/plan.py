@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from css_ray.study.capacity import Capacity
 from css_ray.study.cost import Estimate
 from css_ray.study.definition import Resources, StudyDefinition, TrialSpec
+from css_ray.study.labels import labels
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def _workers_text(resources: Resources) -> str:
     workers = resources.workers
-    if not isinstance(workers, int):
-        return f"{min(workers)} to {max(workers)} workers"
-    return f"{workers} worker{'s' if workers > 1 else ''}"
+    return _count(workers, "worker") if isinstance(workers, int) else f"{min(workers)} to {max(workers)} workers"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a study would do.
 
-    trials: those known before it runs, of the grid; disk_bytes: what weights and checkpoints take at most; warnings: what is
-    allowed but hardly meant; estimate: what it would cost, None if that was not measured. `print(plan)` tells it all.
+    trials: those of the grid; disk_bytes: the most that weights and checkpoints take; warnings: what is valid, but probably a
+    mistake; capacity: what the machine or the cluster holds, for which the plan was made; estimate: what it would cost, None if
+    that was not measured. `print(plan)` prints all of it.
     """
 
     definition: StudyDefinition
     trials: tuple[TrialSpec, ...]
     disk_bytes: int
     warnings: tuple[str, ...]
+    capacity: Capacity
     estimate: Estimate | None
 
     @property
@@ -47,22 +53,42 @@ class Plan:
         in_grid: int = sum(trial.settings["train"]["iterations"] for trial in self.trials)
         return (in_grid + drawn) * len(self.definition.splits)
 
+    @property
+    def side_by_side(self) -> int:
+        """How many trials train at the same time, here and now: those that the study asks for, if it has them and they fit."""
+        return side_by_side(self.definition, self.capacity)
+
     def __str__(self) -> str:
         study = self.definition
         lines = [f"{study.name}: {study.description}" if study.description else study.name]
-        for trial in self.trials:
-            varied = ", ".join(f"{key}={value}" for key, value in trial.params.items() if not key.startswith("method."))
-            lines.append(f"  trial {trial.index}: {trial.row}" + (f" ({varied})" if varied else ""))
+        lines += [f"  trial {index}: {label}" for index, label in sorted(labels(self.trials).items())]
         if study.search is not None:
             row = study.search.method.get("row", study.search.method["name"])
             first, last = len(self.trials), len(self.trials) + study.search.trials - 1
-            lines.append(f"  trials {first}-{last}: {row}, drawn by {study.search.sampler} from")
+            numbers = f"trial {first}" if first == last else f"trials {first}-{last}"
+            lines.append(f"  {numbers}: {row}, drawn by {study.search.sampler} from")
             lines += [f"    {path}: {drawn.kind} {list(drawn.values)}" for path, drawn in study.space.items()]
         resources = study.resources
         devices = f"{resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else f"{resources.cpus_per_worker} CPU"
         lines += [
-            f"{self.num_trials} trials x {len(study.splits)} splits = {self.num_runs} runs, {self.num_steps} steps",
-            f"each trial: {_workers_text(resources)} of {devices}; {resources.concurrent_trials} trials side by side",
+            f"{_count(self.num_trials, 'trial')} x {_count(len(study.splits), 'split')} = {_count(self.num_runs, 'run')}, "
+            f"{_count(self.num_steps, 'step')}",
+            f"each trial: {_workers_text(resources)} of {devices}; {self._side_by_side_text()}",
             f"disk: up to {self.disk_bytes / 1e9:.2g} GB of weights and checkpoints",
         ]
         return "\n".join(lines)
+
+    def _side_by_side_text(self) -> str:
+        asked, number = self.definition.resources.concurrent_trials, self.side_by_side
+        text = f"{_count(number, 'trial')} side by side"
+        if number == asked:
+            return text
+        if number == self.num_trials:
+            return f"{text} ({asked} asked for, the study has {number})"
+        waits = "; the study would wait for nodes" if number < 1 else ""
+        return f"{text} ({asked} asked for, {self.capacity.where} has {self.capacity}{waits})"
+
+
+def side_by_side(definition: StudyDefinition, capacity: Capacity) -> int:
+    """How many trials of the study train at the same time."""
+    return min(capacity.side_by_side(definition.resources), definition.num_trials)

@@ -1,8 +1,9 @@
-"""What a study asks of the world, checked before anything starts: its data, and the devices of this machine."""
+"""What a study needs, checked before anything starts: its data, its networks, and the devices of this machine."""
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from css_ray.data.lists import ListError
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import Split
 from css_ray.events import Event, RunStarted, TrialStarted
+from css_ray.messages import os_error_text
 from css_ray.methods import METHODS
 from css_ray.models.encoders import make_encoder
 from css_ray.secrets import shown
 from css_ray.storage import free_bytes
+from css_ray.study.capacity import ENLARGE, Capacity
 from css_ray.study.cost import needed_bytes
 from css_ray.study.definition import Problem, StudyDefinition, StudyError, TrialSpec, fresh_splits, read
 from css_ray.study.definition.problems import intact
@@ -36,18 +39,28 @@ def read_and_check(path: Path | str, overrides: Sequence[str] = (), *, local: bo
     except StudyError as error:
         if error.rest is None:
             raise
-        found = _look(error.rest, local=local, known=error.problems)
+        with tempfile.TemporaryDirectory() as scratch:
+            found = _look(error.rest, local=local, scratch=scratch, known=error.problems)
         raise StudyError([*error.problems, *found.problems], error.source) from None
 
 
-def check(study: StudyDefinition, *, local: bool, folder: str | None = None, events: Sequence[Event] = ()) -> list[str]:
+def check(
+    study: StudyDefinition,
+    *,
+    local: bool,
+    capacity: Capacity | None = None,
+    folder: str | None = None,
+    events: Sequence[Event] = (),
+    scratch: str | None = None,
+) -> list[str]:
     """Raise StudyError with every problem that would stop a trial later; return what is valid, but probably a mistake.
 
     local: the study runs on this machine, so that its GPUs are counted here; a cluster's are counted once it is joined.
-    folder: where the study will be kept, if its disk shall be looked at. events: of a study that resumes; its splits must still
-    be those it began with.
+    capacity: what this machine has, if its cores are to be counted as well. folder: where the study will be kept, if its disk
+    is to be checked. events: of a study that resumes; its splits must still be those that it began with. scratch: a folder for
+    a built-in data set that is not there yet, if it is not to be made in its own folder.
     """
-    found = _look(study, local=local, events=events)
+    found = _look(study, local=local, capacity=capacity, events=events, scratch=scratch)
     if found.problems:
         raise StudyError(found.problems, study.name)
     small_disk = _small_disk(study, folder) if folder is not None and not events else []
@@ -65,7 +78,15 @@ class _Found:
     splits: dict[Hashable, Split]
 
 
-def _look(study: StudyDefinition, *, local: bool, events: Sequence[Event] = (), known: Sequence[Problem] = ()) -> _Found:
+def _look(
+    study: StudyDefinition,
+    *,
+    local: bool,
+    capacity: Capacity | None = None,
+    events: Sequence[Event] = (),
+    scratch: str | None = None,
+    known: Sequence[Problem] = (),
+) -> _Found:
     """Look at devices, networks, data sets and splits. known: what is wrong with the file, and so is not looked at here."""
     problems: list[Problem] = []
     resources = study.resources
@@ -78,6 +99,8 @@ def _look(study: StudyDefinition, *, local: bool, events: Sequence[Event] = (), 
                 "use --set resources.gpus_per_worker=0 for the CPU, or --address to join a cluster",
             )
         )
+    elif capacity is not None and (shortage := capacity.shortage(resources)) and intact(known, "resources"):
+        problems.append(Problem("resources", f"{shortage}; {ENLARGE}"))
     trials = [trial for _, trial, _ in study.known_trials()]
     if intact(known, "model"):
         problems += _models(trials)
@@ -90,23 +113,23 @@ def _look(study: StudyDefinition, *, local: bool, events: Sequence[Event] = (), 
         for trial in (*trials, *begun.values())
     ):
         try:
-            dataset = datasets[name, root] = ensure_dataset(name, root)
+            dataset = datasets[name, root] = ensure_dataset(name, root, scratch)
         except (OSError, ValueError) as error:
-            problems.append(Problem("data", str(error)))
+            problems.append(Problem("data", os_error_text(error) if isinstance(error, OSError) else str(error)))
             continue
         if num_classes is not None and num_classes != dataset.info.num_classes:
             problems.append(
                 Problem(
                     "data.num_classes",
                     f"{num_classes} here, but the shards in {shown(root)} have {dataset.info.num_classes}; "
-                    "drop the line or prepare the data again",
+                    "drop the line, or prepare the data again",
                 )
             )
     if not intact(known, *SPLIT_SETTINGS):
         return _Found(problems, trials, datasets, {})
     splits, wrong = _splits(study, (*trials, *begun.values()), datasets)
     if study.search is not None and study.search.confirm:
-        # Found now, not when the search has ended.
+        # To be found now, not when the search has ended.
         fresh = dataclasses.replace(study, splits=tuple(fresh_splits(study)))
         confirming = _splits(fresh, trials, datasets)[1]
         problems += [Problem("search.confirm", str(problem)) for problem in confirming if problem not in wrong]
@@ -223,7 +246,7 @@ def _same_images(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Ma
 
 
 def _warnings(trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]) -> list[str]:
-    """What the methods say of their settings, each sentence once, with the rows it holds for."""
+    """What the methods warn of, each sentence once, with the rows it holds for."""
     rows: dict[str, list[str]] = {}
     for trial in trials:
         data, method = trial.settings["data"], METHODS[trial.settings["method"]["name"]]

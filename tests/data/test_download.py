@@ -653,7 +653,7 @@ def test_interrupted_the_command_says_how_to_go_on(site: Site, tmp_path: Path, m
 
     monkeypatch.setattr(module, "_unpack", interrupt)
     result = run("voc", "--root", tmp_path)
-    assert result.exit_code == 130 and "the same command goes on where it stopped" in result.stderr
+    assert result.exit_code == 130 and "the same command continues where it stopped" in result.stderr
     assert (tmp_path / PART).read_bytes() == site.content and not visible(tmp_path / "VOCdevkit")
 
 

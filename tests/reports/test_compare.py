@@ -36,7 +36,7 @@ def test_only_shared_splits_count_and_losses_may_be_better() -> None:
     new, far = compare(records, "base", mode="min").differences
     assert (new.deltas, new.std, new.wins) == ({1: -2.0}, None, 1)
     assert (far.deltas, far.mean, far.wins) == ({}, None, 0)
-    with pytest.raises(ValueError, match="'nobody' to compare with; choose one of base, new, far"):
+    with pytest.raises(ValueError, match="toy has no row 'nobody' to compare with; choose one of base, new, far"):
         compare(records, "nobody")
 
 

@@ -104,7 +104,7 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(hooks, "_PAUSE_SECONDS", 0.01)
     # Port 9 of loopback (discard) has no server.
-    with pytest.raises(HookError, match=r"http://127.0.0.1:9 did not take the summary: .*refused") as raised:
+    with pytest.raises(HookError, match=r"http://127.0.0.1:9 did not accept the summary: .*refused") as raised:
         post("http://ann:s3cret@127.0.0.1:9/s3cret?s3cret", SUMMARY)
     assert "s3cret" not in str(raised.value)
 
