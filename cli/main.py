@@ -56,7 +56,9 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _show_warning(message: Warning | str, *place: Any) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+) -> None:
     """Print a warning of Python's for the user: without the place in the code, and without secrets."""
     click.echo(f"warning: {without_secrets(message)}", err=True)
 
