@@ -78,7 +78,11 @@ def list_(storage: str, address: str | None) -> None:
     if not names:
         click.echo(f"{storage} holds no study yet; start one with: css-ray study run studies/quickstart.yaml")
     for name in names:
-        standing = open_study(name, storage).standing
+        try:
+            standing = open_study(name, storage).standing
+        except BadInput as error:  # one of them may name a method whose package is no longer installed
+            warn(f"{name} is not listed: {error.message}")
+            continue
         best = standing.best
         value = "" if best is None else f"  best {best.mean:.2f} (trial {best.index}, {best.row})"
         click.echo(f"{name:32} {standing.status:12} trials {standing.trials_ended}/{standing.num_trials}{value}")
