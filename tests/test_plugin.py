@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from css_ray.testing import MethodContract
+from tests.journals import Telling
 from tests.places import SPEC, Place, runs_finished
 from tests.plugin import install, install_readme_package, on_path
 
@@ -96,6 +97,18 @@ def test_where_the_package_is_not_installed_the_study_says_so(tmp_path: Path, da
     done = css_ray("study", "plan", str(study(tmp_path, data, ENTROPY)), "--no-measure")
     assert done.exit_code == 2
     assert "grid.method[0].name: entropy is unknown" in done.stderr and "install the package that registers it" in done.stderr
+
+
+def test_a_study_whose_package_is_gone_hides_no_other(site: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    with on_path(site):
+        for name, method in (("one", ENTROPY), ("two", {"name": "supervised"})):
+            Telling(storage / name / "journal.jsonl", study=name, grid={"method": [method]}, search=None).start()
+        both = css_ray("study", "list", "--storage", str(storage))
+    assert re.findall(r"^(one|two) +running", both.stdout, re.M) == ["one", "two"]
+    one = css_ray("study", "list", "--storage", str(storage))
+    assert one.exit_code == 0 and re.findall(r"^(one|two) +running", one.stdout, re.M) == ["two"]
+    assert one.stderr.startswith("warning: one is not listed: ") and "entropy is unknown" in one.stderr
 
 
 @pytest.mark.slow

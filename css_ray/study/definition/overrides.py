@@ -108,7 +108,7 @@ def _set_in_methods(places: Sequence[_Place], key: str, value: Any) -> Iterator[
             yield Problem(
                 f"--set {path}",
                 f"the study lists {len(places)} methods, which cannot share one {key}; override the list, such as "
-                "grid.method='[{name: css}]'",
+                f"grid.method='[{{name: {next(iter(METHODS))}}}]'",
             )
         else:
             places[0].holder[places[0].key] = {**places[0].entry, key: value}
