@@ -67,7 +67,7 @@ class Audience:
 
     def warn(self, text: str) -> None:
         """Something is valid, but probably a mistake; or a part that the study can do without has failed."""
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=6)  # who called `run` or `resume`
 
 
 class Study:
@@ -257,11 +257,35 @@ class Study:
     def _conduct(
         self, address: str | None, audience: Audience, on_finish: str | None, webhook: str | None, *, resume: bool
     ) -> Outcome:
-        """Drive the study, tell of its end, and go on to its confirmation, if it has one."""
+        """Run the study, and then its confirmation, if it has one."""
         from css_ray.study.hooks import check_webhook
 
         if webhook is not None:
             check_webhook(webhook)
+        outcome = self._run_and_tell(address, audience, on_finish, webhook, resume=resume)
+        confirming = self._confirming() if outcome.status == "finished" else None
+        if confirming is None:
+            return outcome
+        begun = confirming.status != "new"
+        confirmed = confirming._run_and_tell(address, audience, on_finish, webhook, resume=begun)
+        return replace(outcome, confirmation=confirmed)
+
+    def _confirming(self) -> Study | None:
+        """The confirmation that the study asks for; None without one, or if no trial of its search finished on all splits."""
+        search = self.definition.search
+        if search is None or not search.confirm:
+            return None
+        ranked = sum(trial.source == "search" for trial in self._read().best_trials())
+        if not ranked:
+            return None
+        confirming = self.confirmation(min(search.confirm, ranked))
+        # One that has begun keeps its trials, whatever the search has found since.
+        return confirming if confirming.status == "new" else Study.open(confirming.name, self.storage)
+
+    def _run_and_tell(
+        self, address: str | None, audience: Audience, on_finish: str | None, webhook: str | None, *, resume: bool
+    ) -> Outcome:
+        """Drive the study, and tell of its end."""
         try:
             outcome = self._drive(address, audience, resume=resume)
         except (OSError, RuntimeError) as error:
@@ -278,16 +302,7 @@ class Study:
             audience.study_ended(self, outcome)
         finally:
             self._tell(outcome.status, audience, on_finish, webhook)
-        search = self.definition.search
-        if outcome.status != "finished" or search is None or not search.confirm:
-            return outcome
-        ranked = sum(trial.source == "search" for trial in self._read().best_trials())
-        if not ranked:
-            return outcome
-        confirming = self.confirmation(min(search.confirm, ranked))
-        begun = confirming.status != "new"
-        confirmed = confirming._conduct(address, audience, on_finish, webhook, resume=begun)
-        return replace(outcome, confirmation=confirmed)
+        return outcome
 
     def _drive(self, address: str | None, audience: Audience, *, resume: bool) -> Outcome:
         from css_ray.execution.runner import Runner
@@ -378,7 +393,7 @@ class Study:
 
     @property
     def status(self) -> str:
-        """new, running, interrupted, finished, failed, or budget (it was spent); running also where the driver was killed."""
+        """new, running (also if its driver was killed), paused, interrupted, finished, failed, or budget (it was spent)."""
         return self._read().status
 
     @property

@@ -144,9 +144,7 @@ class FakeRunner:
         for name, value in {"calls": [], "unsent": 7, "status": "failed", "error": None}.items():
             monkeypatch.setattr(cls, name, value)
 
-    def __init__(
-        self, definition: Any, storage: str, *, address: str | None = None, observer: Audience | None = None
-    ) -> None:
+    def __init__(self, definition: Any, storage: str, *, address: str | None = None, observer: Audience | None = None) -> None:
         self.definition, self.storage, self.observer = definition, storage, observer
         self.call = {"definition": definition, "storage": storage, "address": address}
 

@@ -17,6 +17,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from tests.journals import PRUNED, FakeRunner, Telling, mixed
+from tests.rayless import Rayless
 
 ROOT = Path(__file__).parent.parent
 CLI = [sys.executable, "-c", "from css_ray_cli.main import main; main()"]
@@ -249,9 +250,9 @@ def test_status_shows_a_study_from_its_journal(file: Path) -> None:
 def test_watch_waits_for_a_study_follows_it_and_ends_with_it(
     file: Path, end: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from css_ray_cli import study
+    from css_ray_cli.study import show
 
-    monkeypatch.setattr(study, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(show, "WATCH_SECONDS", 0.05)
 
     def drive() -> None:
         time.sleep(0.3)
@@ -259,6 +260,9 @@ def test_watch_waits_for_a_study_follows_it_and_ends_with_it(
         telling.start()
         time.sleep(0.2)
         telling.whole(0, 40.0, 44.0, 48.0)
+        telling.tell("study_paused", reason="runs has 0.10 GB free")
+        time.sleep(0.2)
+        telling.tell("study_continued")
         # A line whose end has not been written yet is not read.
         with journal().open("a") as half:
             half.write('{"event":"study_resumed",')
@@ -277,6 +281,7 @@ def test_watch_waits_for_a_study_follows_it_and_ends_with_it(
     assert result.exit_code == code, result.output
     lines = result.output.splitlines()
     assert lines[0] == "waiting for the study small to begin in runs (Ctrl-C ends this)"
+    assert "paused: runs has 0.10 GB free" in lines
     assert "trial 0 (Sup.) finished: 44.00 ± 4.00 (n=3 of 3)" in lines
     assert lines[-1].startswith("interrupted: " if end == "interrupted" else "trials 1/8")
 
@@ -321,6 +326,9 @@ def test_on_finish_is_told_how_the_study_ended(file: Path, runner: type[FakeRunn
         assert "css-ray study resume small --on-finish" in result.output
     if status == "budget":
         assert "--set budget.KEY=VALUE" in result.output
+    # The command is told of a resume, and of nothing else that comes next.
+    following = [line for line in result.output.splitlines() if line.startswith(("  css-ray ui", "  css-ray study table"))]
+    assert len(following) == (0 if status == "interrupted" else 2) and not any("--on-finish" in line for line in following)
 
 
 def test_what_goes_wrong_in_telling_is_a_warning(file: Path, runner: type[FakeRunner], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +349,9 @@ def test_what_goes_wrong_in_telling_is_a_warning(file: Path, runner: type[FakeRu
 def test_a_study_that_breaks_down_is_told_as_failed(file: Path, runner: type[FakeRunner]) -> None:
     runner.error = OSError(28, "the disk is full")
     result = run_search(file, "--on-finish", "echo $CSS_RAY_STATUS > told")
-    assert result.exit_code == 1 and "the disk is full" in result.output and "go on with: css-ray study resume" in result.output
+    assert (
+        result.exit_code == 1 and "the disk is full" in result.output and "continue with: css-ray study resume" in result.output
+    )
     assert Path("told").read_text() == "failed\n"
 
 
@@ -369,6 +379,32 @@ def test_confirm_runs_the_best_on_fresh_splits(file: Path, runner: type[FakeRunn
     assert call("study", "confirm", "small", "--top", "9").exit_code == 2
     wrong = call("study", "confirm", "small", "--splits", "a")
     assert wrong.exit_code == 2 and "whole numbers with commas" in wrong.output
+
+
+@pytest.mark.parametrize(("ending", "code"), [("nan", 1), ("50", 0), ("50", 130)])
+def test_run_goes_on_with_the_confirmation_and_ends_as_that_does(
+    ending: str, code: int, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search finishes; its confirmation, whose runs end with `ending`, fails, finishes, or is interrupted."""
+
+    class Driver(Rayless):
+        def run(self, *, resume: bool) -> Any:
+            if code == 130 and self.driver.study.name == "small-confirm":
+                monkeypatch.setattr(self.driver, "next_trial", interrupt)
+            return super().run(resume=resume)
+
+    def interrupt(running: set[int]) -> Any:
+        raise KeyboardInterrupt
+
+    Driver.install(monkeypatch, lambda spec: 30.0 + spec.trial if spec.split < 2 else float(ending))
+    sets = ("--set", f"{SEARCH[:-1]}, confirm: 1}}", "--set", "grid.method=[{name: supervised, row: Sup.}]")
+    result = call("study", "run", str(file), *sets, "--on-finish", "echo $CSS_RAY_STUDY $CSS_RAY_STATUS >> told")
+    assert result.exit_code == code, result.output
+    assert "small-confirm: the best of the search again, on splits that it never saw (2, 3)" in result.output
+    ended = {0: "finished", 1: "failed", 130: "interrupted"}[code]
+    assert Path("told").read_text().splitlines() == ["small finished", f"small-confirm {ended}"]
+    if code == 130:
+        assert "  css-ray study resume small-confirm --on-finish " in result.output
 
 
 def refused_resume(*arguments: str) -> str:

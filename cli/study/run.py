@@ -164,12 +164,15 @@ def _cluster(address: str | None) -> str:
 
 
 class Terminal(Audience):
-    """Shows a study that runs: what happens as it happens, its tables when it has ended."""
+    """Shows a study that runs: what happens as it happens, its tables when it has ended.
 
-    def __init__(self, where: str) -> None:
+    where: the option that says where the study lives; more: the others, for a resume that is like this call.
+    """
+
+    def __init__(self, where: str, more: str) -> None:
         from rich.console import Console
 
-        self.where = where
+        self.where, self.more = where, more
         self.console = Console()
         self._live = ExitStack()
         self._watcher: Watcher | None = None
@@ -203,7 +206,7 @@ class Terminal(Audience):
 
     def study_ended(self, study: Study, outcome: Outcome) -> None:
         self._live.close()
-        again = f"css-ray study resume {study.name}{self.where}"
+        again = f"css-ray study resume {study.name}{self.where}{self.more}"
         if outcome.status == "interrupted":
             click.echo(f"\ninterrupted; every run continues from its last evaluation with:\n  {again}", err=True)
         else:
@@ -230,7 +233,7 @@ def conduct(
     again = f"css-ray study resume {study_.name}{where}{more}"
     hooks: dict[str, Any] = {"on_finish": on_finish, "webhook": webhook}
     try:
-        with bad_input(), Terminal(where + more) as terminal:
+        with bad_input(), Terminal(where, more) as terminal:
             if resume is None:
                 outcome = study_.run(address=address, audience=terminal, **hooks)
             else:

@@ -173,7 +173,7 @@ def _watch(name: str, storage: str, console: Console) -> int:
             if not watcher.moving:
                 watcher.summary()
             with watcher.live():
-                while watcher.standing.status == "running":
+                while watcher.standing.status in ("running", "paused"):
                     for event in look():
                         watcher.event(event)
     except KeyboardInterrupt:
