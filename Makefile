@@ -30,7 +30,7 @@ mutants: $(INSTALLED)  ## changes the pure modules and prints what no test notic
 	$(BIN)/python tests/mutants.py --limit $(or $(LIMIT),100) --seed $(or $(SEED),0) $(ONLY)
 
 golden: $(INSTALLED)  ## rewrites the losses that a refactor must not change
-	$(BIN)/python tests/methods/golden.py
+	$(BIN)/python -m tests.methods.golden
 
 ui: $(INSTALLED)  ## the MLflow pages of your studies
 	$(BIN)/css-ray ui

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .download import download
-from .errors import BadInput
+from .errors import bad_input
 from .splits import splits
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def prepare(
             progress = stack.enter_context(_progress("preparing"))
             written = catalogue.prepare(name_or_yaml, out, root=root, resize=resize, progress=progress, spread=spread)
         except (OSError, ValueError) as error:
-            raise BadInput(str(error)) from None
+            raise bad_input(error) from None
     if not written:
         click.echo(f"{shown(out)} holds this data set already; nothing was done")
     _describe(out)
@@ -109,11 +109,13 @@ def check(place: str, processes: int | None) -> None:
 
             images, problems = check_dataset(place, advance, in_processes(processes or num_cores()))
     except (OSError, ValueError) as error:
-        raise BadInput(str(error)) from None
+        raise bad_input(error) from None
     if problems.found:
         count = f"{problems.count} problem{'s' * (problems.count > 1)}"
         raise click.ClickException("\n  ".join([f"{count} in {shown(place)}:", *problems.lines()]))
-    click.echo(f"{shown(place)}: {images} images read, nothing is wrong")
+    bare = 0 if described is None else described["subsets"]["train"]["images"] - described["subsets"]["train"]["masks"]
+    unlabelled = f", {bare} of them unlabelled" if bare else ""
+    click.echo(f"{shown(place)}: {images} images read{unlabelled}, nothing is wrong")
 
 
 @data.command()
@@ -137,7 +139,7 @@ def info(place: str, sheet: str | None) -> None:
         try:
             contact_sheet(dataset).save(sheet, "PNG")
         except OSError as error:
-            raise BadInput(f"--contact-sheet: {error}") from None
+            raise bad_input(error, "write", sheet) from None
         click.echo(f"\ncontact sheet: {sheet}")
 
 
@@ -149,16 +151,17 @@ def _describe(place: str) -> DataSet:
     try:
         dataset = open_dataset(place)
     except (OSError, ValueError) as error:
-        raise BadInput(str(error)) from None
+        raise bad_input(error) from None
     about = dataset.info
     click.echo(f"{about.name}: {about.num_classes} classes, content {about.content[:12]}, in {shown(place)}")
     for name, subset in (("train", dataset.train), ("val", dataset.val)):
-        masks = sum(classes is not None for classes in subset.classes)
         heights, widths = zip(*subset.sizes, strict=True)
         size = f"{min(widths)}x{min(heights)}"
         if len(set(subset.sizes)) > 1:
             size += f" to {max(widths)}x{max(heights)}"
-        click.echo(f"  {name:5} {len(subset):6} images, {masks} with masks, {size} (width x height)")
+        masks, bare = subset.num_masks, len(subset) - subset.num_masks
+        parts = f"{masks} with masks" + (f", the other {bare} unlabelled" if bare else "")
+        click.echo(f"  {name:5} {len(subset):6} image{'s' * (len(subset) != 1)}, {parts}, {size} (width x height)")
     return dataset
 
 

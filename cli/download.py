@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from .errors import BadInput
+from .errors import BadInput, bad_input
 
 _CITYSCAPES = """\
 Cityscapes comes only to those who register. From https://www.cityscapes-dataset.com/downloads/ fetch
@@ -58,7 +58,7 @@ def download(name: str, root: str, url: str | None, keep_archive: bool) -> None:
         # Both data sets of VOC need the names of the images that SBD adds.
         absent = [other for other in ("voc", "sbd") if archives.find(other, root) is None]
     except (OSError, ValueError) as error:
-        raise BadInput(str(error)) from None
+        raise bad_input(error, "write", root) from None
     except KeyboardInterrupt:
         click.echo("\ninterrupted; the same command goes on where it stopped", err=True)
         sys.exit(130)

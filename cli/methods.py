@@ -15,38 +15,48 @@ from .errors import BadInput
 def methods(name: str | None, settings: tuple[str, ...]) -> None:
     """List the methods, or every setting of the method NAME in each of its presets.
 
-    A preset may depend on other settings: `css-ray methods css pseudo_labelling=cross`.
+    A preset may depend on other settings; give them as KEY=VALUE, as a study file has them.
     """
-    from css_ray.messages import did_you_mean
-    from css_ray.methods import METHODS
+    from css_ray.methods import METHODS, MethodError
 
     if name is None:
         for key, method in METHODS.items():
             click.echo(f"{key:14} {_first_sentence(method)}")
             if len(method.presets) > 1:
                 click.echo(f"{'':14} presets: {', '.join(method.presets)}")
-        click.echo("\nevery setting of one, preset by preset: css-ray methods css")
+            if package := METHODS.package_of(key):
+                click.echo(f"{'':14} from {package}")
+        for problem in METHODS.broken.values():
+            click.echo(f"warning: {problem}", err=True)
+        click.echo("\nevery setting of one, preset by preset: css-ray methods NAME")
         return
-    if name not in METHODS:
-        raise BadInput(f"no method {name!r}{did_you_mean(name, list(METHODS))}")
-    method = METHODS[name]
+    try:
+        method = METHODS[name]
+    except MethodError as error:
+        raise BadInput(str(error)) from None
     configs = _configs(method, _parsed(settings))
     click.echo(f"{name}: {_first_sentence(method)}\n")
     _print_settings(method, configs)
     if len(method.presets) > 1:
         click.echo(
-            f"\n* departs from default. In a study: {{name: {name}, preset: {method.presets[-1]}, ...}}; a setting goes first."
+            f"\n* departs from default. In a study: {{name: {name}, preset: {method.presets[-1]}, ...}}; "
+            "explicit settings override the preset."
         )
 
 
 def _parsed(settings: tuple[str, ...]) -> dict[str, Any]:
-    import yaml
+    from css_ray.study.definition.yaml_file import read_value
 
     for setting in settings:
         if "=" not in setting:
-            raise BadInput(f"a setting is KEY=VALUE, such as pseudo_labelling=cross; got {setting!r}")
-    pairs = (setting.partition("=") for setting in settings)
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+            raise BadInput(f"a setting is KEY=VALUE, as `css-ray methods NAME` lists them; got {setting!r}")
+    parsed = {}
+    for key, _, value in (setting.partition("=") for setting in settings):
+        try:
+            parsed[key] = read_value(value)
+        except ValueError as error:
+            raise BadInput(f"{key}: {error}") from None
+    return parsed
 
 
 def _configs(method: Any, settings: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .errors import BadInput
+from .errors import bad_input
 
 if TYPE_CHECKING:
     from css_ray.data.shards import DataSet
@@ -78,7 +78,7 @@ def write(data: str, labelled: int, indices: tuple[int, ...], independent: bool,
         try:
             written = write_split(split, folder)
         except OSError as error:
-            raise BadInput(str(error)) from None
+            raise bad_input(error, "write", folder) from None
         counts = f"{len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, {split.hash[:12]}"
         click.echo(f"{folder}: {counts}" + ("" if written else "; there already, nothing was done"))
 
@@ -113,7 +113,7 @@ def check(data: str, labelled_list: str, unlabelled_list: str | None) -> None:
     try:
         split = listed_split(dataset, 0, *listed_ids(dataset, labelled_list, unlabelled_list))
     except ValueError as error:
-        raise BadInput(str(error)) from None
+        raise bad_input(error) from None
     num_rest = len(dataset.train) - len(split.labelled) - len(split.unlabelled)
     click.echo(
         f"{len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, {num_rest} training images in neither part"
@@ -129,7 +129,7 @@ def _open(data: str) -> DataSet:
     try:
         return open_dataset(data)
     except (OSError, ValueError) as error:
-        raise BadInput(str(error)) from None
+        raise bad_input(error) from None
 
 
 def _made(dataset: DataSet, labelled: int, indices: tuple[int, ...], independent: bool) -> list[Split]:
@@ -138,7 +138,7 @@ def _made(dataset: DataSet, labelled: int, indices: tuple[int, ...], independent
     try:
         return [make_split(dataset, labelled, index, nested=not independent) for index in dict.fromkeys(indices)]
     except ValueError as error:
-        raise BadInput(str(error)) from None
+        raise bad_input(error) from None
 
 
 def _classes_present(dataset: DataSet) -> int:
@@ -162,5 +162,5 @@ def _images(place: str, data: str | None) -> set[str]:
         ids = resolve(lines, (*dataset.train.ids, *dataset.val.ids), problems)
         problems.raise_any(path, "it cannot be compared")
     except (OSError, ValueError) as error:
-        raise BadInput(str(error)) from None
+        raise bad_input(error) from None
     return set(ids.values())

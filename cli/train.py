@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=click.Path(file_okay=False),
-    help="Folder for checkpoints and the best weights; an interrupted run goes on from it.",
+    help="Folder for checkpoints and the best weights (best.pt, best.json); an interrupted run goes on from it.",
 )
 @click.option("--device", help="cpu or cuda; cuda where there is one if not given.")
 @click.option("--ray", "with_ray", is_flag=True, help="Train on the study's workers under Ray Train; needs --out.")
@@ -46,7 +47,7 @@ def train(
 
     from css_ray.study.inputs import prepare
     from css_ray.study.run import execute, run_spec
-    from css_ray.training.checkpoint import write_tensors
+    from css_ray.training.best import write_best
     from css_ray.training.loop import NonFiniteLossError
     from css_ray.training.reporter import FolderReporter, PrintingReporter
 
@@ -87,7 +88,7 @@ def train(
             reporter,
             device=device,
             checkpoint=checkpoint,
-            keep_best=(lambda state: write_tensors(Path(out) / "best.pt", state)) if out else lambda state: None,
+            keep_best=(lambda weights, best: None) if out is None else partial(write_best, Path(out)),
         )
     except NonFiniteLossError as error:
         raise click.ClickException(str(error)) from None

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from css_ray.api import Study
+    from css_ray.audience import Audience
 
-__all__ = ["Study", "__version__"]
+__all__ = ["Audience", "Study", "__version__"]
 __version__ = "0.1.0"
 
 
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from css_ray.api import Study
 
         return Study
+    if name == "Audience":
+        from css_ray.audience import Audience
+
+        return Audience
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from css_ray.events import Event, specs
+from css_ray.audience import Audience
+from css_ray.events import specs
 from css_ray.records import Record, score_text
 from css_ray.reports import paper, render
 from css_ray.reports.pseudo_labels import pseudo_label_table
@@ -48,26 +48,6 @@ _RENDERERS = {
     "latex": render.to_latex,
     "html": render.to_html,
 }
-
-
-class Audience:
-    """Who watches a study while it runs, on the driver's thread. Override what you want to see; nothing is needed.
-
-    A search that is confirmed is two studies, one after the other.
-    """
-
-    def study_begins(self, study: Study) -> None:
-        """The study is checked, and is about to begin or to be resumed."""
-
-    def event(self, event: Event) -> None:
-        """Something happened, and is in the journal."""
-
-    def study_ended(self, study: Study, outcome: Outcome) -> None:
-        """The study ended, however it did; `on_finish` and the webhook come next."""
-
-    def warn(self, text: str) -> None:
-        """Something is valid, but probably a mistake; or a part that the study can do without has failed."""
-        warnings.warn(text, stacklevel=3)
 
 
 class Study:

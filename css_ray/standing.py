@@ -258,7 +258,7 @@ class Standing(Generic[D]):
                 self.spec = event.spec
                 self._extend(event)
             case StudyResumed():
-                self.status, self._since = "running", None
+                self.status, self.pause, self._since = "running", "", None
                 for trial in [trial for trial in self.ended.values() if trial.status == "failed"]:
                     self._reopen(trial)
             case StudyPaused():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs
 
+from css_ray.messages import os_error_text
 from css_ray.secrets import shown
 
 ATTEMPTS = 6
@@ -83,7 +84,8 @@ def read_blocks(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[bytes]
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:  # of a connection that was cut in the middle, pyarrow names no place
-        raise OSError(f"{path} could not be read: {error}") from error
+        why = os_error_text(error, "read", path) if error.errno is not None else f"{path} could not be read: {error}"
+        raise OSError(why) from error
 
 
 def send(file: Path, filesystem: pyarrow.fs.FileSystem, path: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from css_ray.api import Audience
+from css_ray.events import Event, from_json
 from css_ray.study.definition import parse
 
 SPEC: dict[str, Any] = {
@@ -26,24 +28,24 @@ SPEC: dict[str, Any] = {
 
 
 class Telling:
-    """A study's events; each method tells some more of them, a second apart. path: a journal to write them to as well."""
+    """A study's events, a second apart; each method adds some more. path: a journal to write them to as well."""
 
     def __init__(self, path: Path | None = None, start: float = 1000.0, **sections: Any) -> None:
         self.spec = {**SPEC, **sections}
         self.study = parse(self.spec)
         self.path = path
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self.time = start
 
-    def tell(self, kind: str, trial: int | None = None, split: int | None = None, **content: Any) -> dict[str, Any]:
+    def tell(self, kind: str, trial: int | None = None, split: int | None = None, **content: Any) -> Event:
         self.time += 1.0
         place = {key: value for key, value in (("trial", trial), ("split", split)) if value is not None}
-        event = {"event": kind, "time": self.time, **place, **content}
+        event = from_json({"event": kind, "time": self.time, **place, **content})
         self.events.append(event)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
-                file.write(json.dumps(event) + "\n")
+                file.write(json.dumps(event.to_json()) + "\n")
         return event
 
     def start(self) -> None:
@@ -135,19 +137,19 @@ class FakeRunner:
     @classmethod
     def install(cls, monkeypatch: pytest.MonkeyPatch) -> None:
         from css_ray.execution import runner
-from css_ray.study import preflight
+        from css_ray.study import preflight
 
         monkeypatch.setattr(runner, "Runner", cls)
         monkeypatch.setattr(preflight, "_changed", lambda *arguments: [])  # the made-up journal has made-up splits
         for name, value in {"calls": [], "unsent": 7, "status": "failed", "error": None}.items():
             monkeypatch.setattr(cls, name, value)
 
-    def __init__(self, definition: Any, storage: str, *, address: Any = None, observer: Any = None) -> None:
+    def __init__(self, definition: Any, storage: str, *, address: str | None = None, observer: Audience | None = None) -> None:
         self.definition, self.storage, self.observer = definition, storage, observer
         self.call = {"definition": definition, "storage": storage, "address": address}
 
     def run(self, *, resume: bool) -> Any:
-        from css_ray.execution.runner import Outcome
+        from css_ray.study.driver import Outcome
 
         self.calls.append(self.call | {"resume": resume})
         path = Path(self.storage) / self.definition.name / "journal.jsonl"

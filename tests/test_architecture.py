@@ -1,96 +1,172 @@
-"""Who may import whom (README, map of the code), and that everything up to training needs no platform."""
+"""Who may import whom (README, map of the code): downwards only, in no circle, and each dependency in one home."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = {"css_ray": ROOT / "css_ray", "css_ray_cli": ROOT / "cli"}
 
-# layer: (layers of css_ray it may import, third-party packages it may import)
+WORDS = {"types", "config", "views", "messages", "secrets", "storage", "distributed", "events", "clocks", "records", "standing"}
+LOWER = WORDS | {"functional", "models", "data", "methods", "training"}
+
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
+    "types": (set(), {"torch"}),
     "config": (set(), set()),
     "messages": (set(), set()),
+    "secrets": (set(), set()),
+    "events": (set(), set()),
     "records": (set(), set()),
-    "types": (set(), {"torch"}),
     "views": ({"config"}, set()),
     "distributed": (set(), {"torch"}),
+    "storage": ({"messages", "secrets"}, {"pyarrow"}),
+    "clocks": ({"events"}, set()),
+    "standing": ({"events", "clocks", "records"}, set()),
     "functional": ({"types", "views"}, {"torch"}),
-    "models": ({"types", "config"}, {"torch", "timm", "safetensors"}),
+    "models": ({"types", "config", "messages"}, {"torch", "timm", "safetensors"}),
     "data": (
-        {"types", "config", "views", "places", "messages"},
+        {"types", "config", "views", "messages", "secrets", "storage"},
         {"torch", "torchvision", "pyarrow", "numpy", "PIL", "sklearn", "scipy", "yaml"},
     ),
-    "methods": ({"types", "config", "views", "distributed", "functional", "models"}, {"torch"}),
-    "training": ({"types", "config", "distributed", "functional", "models", "methods"}, {"torch"}),
-    "places": (set(), set()),
-    "tracking": ({"records", "places"}, {"mlflow"}),
-    "reports": ({"records"}, {"scipy"}),
-    "api": ({"records", "messages", "places", "data", "reports", "study", "tracking"}, {"pandas"}),
-    "study": (
-        {
-            "messages",
-            "places",
-            "types",
-            "config",
-            "views",
-            "records",
-            "distributed",
-            "functional",
-            "models",
-            "data",
-            "methods",
-            "training",
-            "tracking",
-        },
-        {"torch", "ray", "optuna", "pydantic", "yaml", "pyarrow", "scipy"},
+    "methods": ({"types", "config", "views", "messages", "distributed", "functional", "models"}, {"torch"}),
+    "testing": ({"types", "config", "views", "functional", "models", "methods"}, {"torch", "pytest"}),
+    "training": (
+        {"types", "config", "views", "messages", "distributed", "functional", "models", "methods"},
+        {"torch", "safetensors"},
     ),
+    "tracking": (WORDS, {"mlflow"}),
+    "study": (LOWER | {"tracking"}, {"torch", "optuna", "pydantic", "yaml", "pyarrow", "scipy"}),
+    "execution": (LOWER | {"tracking", "study"}, {"ray", "torch", "pyarrow"}),
+    "reports": (WORDS, {"scipy"}),
+    "audience": (WORDS | {"api", "study"}, set()),  # the names of types alone
+    "api": (LOWER | {"tracking", "study", "execution", "reports", "audience"}, {"pandas"}),
 }
+"""By layer: the layers of css_ray that it may import besides itself, and the packages of others."""
+
+HOMES = {
+    "ray": ["css_ray/execution/"],
+    "mlflow": ["css_ray/tracking/"],
+    "optuna": ["css_ray/study/sampling.py", "css_ray/study/optuna_internals.py", "css_ray/study/pruning/optuna_pruner.py"],
+    "pydantic": ["css_ray/study/definition/"],
+    "yaml": ["css_ray/study/definition/", "css_ray/data/"],
+    "pandas": ["css_ray/api.py"],
+    "click": ["cli/"],
+    "rich": ["cli/"],
+}
+"""The only places that may import these; whoever upgrades one reads its home."""
 
 
-def imports(path: Path) -> set[str]:
-    """Full names of the modules that a file imports anywhere in it, relative ones resolved."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            if node.level:
-                package = path.relative_to(ROOT).with_suffix("").parts[: -node.level]
-                module = ".".join((*package, *module.split("."))).rstrip(".")
-            names |= {f"css_ray.{alias.name}" if module == "css_ray" else module for alias in node.names}
-    return names
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
-def files() -> list[tuple[str, Path]]:
-    package = ROOT / "css_ray"
-    found = [(path.relative_to(package).parts[0].removesuffix(".py"), path) for path in sorted(package.rglob("*.py"))]
-    return [(layer, path) for layer, path in found if layer != "__init__"]
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the packages by its full name."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
+    return found
 
 
-@pytest.mark.parametrize(("layer", "path"), files(), ids=lambda value: str(value) if isinstance(value, str) else value.stem)
-def test_imports_point_downwards(layer: str, path: Path) -> None:
-    inside, outside = LAYERS[layer]
-    for name in imports(path):
-        top, *rest = name.split(".")
-        if name == "css_ray.__version__":
+def type_checking(path: Path) -> set[ast.AST]:
+    """What a type checker alone sees."""
+    blocks = (node for node in ast.walk(tree(path)) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    return {inner for block in blocks for inner in ast.walk(block)}
+
+
+def imports(name: str, *, types: bool = True) -> set[str]:
+    """Full names of what a module imports, anywhere in it. types: also what is imported for type checkers alone."""
+    path = modules()[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    left_out = set() if types else type_checking(path)
+    found: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if node in left_out:
             continue
-        if top == "css_ray":
-            assert rest[0] in inside | {layer}, f"{path.relative_to(ROOT)} imports {name}; {layer} may import {sorted(inside)}"
-        elif top not in sys.stdlib_module_names:
-            assert top in outside, f"{path.relative_to(ROOT)} imports {name}; {layer} may use {sorted(outside)}"
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                found.add(full if full in modules() else base)
+    return found - {name}
 
 
-def test_click_and_rich_live_in_the_cli_alone() -> None:
-    for path in (ROOT / "cli").glob("*.py"):
-        assert not any(name.split(".")[0] in ("ray", "optuna", "mlflow") for name in imports(path)) or path.stem == "doctor", (
-            path
-        )
+def layers() -> Iterator[tuple[str, str]]:
+    for name in modules():
+        package, *rest = name.split(".")
+        if package == "css_ray" and rest:
+            yield rest[0], name
+
+
+@pytest.mark.parametrize(("layer", "name"), list(layers()), ids=lambda value: str(value))
+def test_imports_point_downwards(layer: str, name: str) -> None:
+    inside, outside = LAYERS[layer]
+    for imported in imports(name):
+        top, *rest = imported.split(".")
+        if top == "css_ray" and rest:
+            assert rest[0] in inside | {layer}, f"{name} imports {imported}; {layer} may import {sorted(inside)}"
+        elif top not in sys.stdlib_module_names and top != "css_ray":
+            assert top in outside, f"{name} imports {imported}; {layer} may use {sorted(outside)}"
+
+
+@pytest.mark.parametrize("package", HOMES)
+def test_each_dependency_has_one_home(package: str) -> None:
+    homes = HOMES[package]
+    found = [
+        modules()[name].relative_to(ROOT).as_posix()
+        for name in modules()
+        if any(imported.split(".")[0] == package for imported in imports(name))
+    ]
+    allowed = [*homes, "cli/doctor.py"] if package == "ray" else homes  # it starts a Ray of its own, to see whether one starts
+    assert found and not [path for path in found if not path.startswith(tuple(allowed))]
+
+
+def test_no_circle_of_files() -> None:
+    graph = {name: {each for each in imports(name, types=False) if each in modules()} for name in modules()}
+    graph["css_ray"] = set()  # it offers `Study` on use
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"files import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+PRIVATE = re.compile(r"^(ray|mlflow)\b.*(\._(?!_)|\.internal|\.generated)")
+ATTRIBUTES = re.compile(r"_internal_kv|_connect_and_get_accessor|_create_default_callbacks|ENV_VARS_TO_PROPAGATE|\.actor\.")
+
+
+def private_names(path: Path) -> list[str]:
+    """What a file imports of Ray or MLflow that is private to them, by its name."""
+    found = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return [name for name in found if PRIVATE.match(name)]
+
+
+def test_private_names_of_ray_and_mlflow_are_in_one_file() -> None:
+    paths = [*modules().values(), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+    private = [path for path in paths if private_names(path) or ATTRIBUTES.search(path.read_text())]
+    found = {path.relative_to(ROOT).as_posix() for path in private}
+    assert found == {"css_ray/execution/ray_internals.py"}
 
 
 def run_python(program: str) -> str:
@@ -104,18 +180,32 @@ def test_training_needs_no_platform() -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] in ('ray', 'optuna', 'mlflow', 'pydantic', 'click', 'rich'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
-        "import css_ray.training.loop, css_ray.data.loaders, css_ray.data.catalogue, css_ray.methods, css_ray.study.run\n"
+        "import css_ray.training.loop, css_ray.training.best, css_ray.data.loaders, css_ray.data.catalogue, css_ray.methods, css_ray.study.run\n"
         "print('imported')"
     )
     assert run_python(program) == "imported\n"
 
 
-def test_help_loads_no_torch() -> None:
+def test_importing_the_study_changes_no_environment_variable_and_loads_no_ray() -> None:
+    program = (
+        "import os, sys, torch\n"
+        "import torch.distributed.nn.functional\n"  # torch sets variables of its own
+        "before = dict(os.environ)\n"
+        "import css_ray.api, css_ray.study.driver, css_ray.study.preflight, css_ray.study.hooks, css_ray.reports.table\n"
+        "changed = {name for name in before | os.environ if before.get(name) != os.environ.get(name)}\n"
+        "print(sorted(name for name in changed if not name.startswith('TORCH')))\n"
+        "print([name for name in ('ray', 'mlflow') if name in sys.modules])"
+    )
+    assert run_python(program) == "[]\n[]\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"], ["study", "run", "--help"]])
+def test_help_loads_no_torch(arguments: list[str]) -> None:
     program = (
         "import sys, click.testing\n"
         "from css_ray_cli.main import main\n"
-        "result = click.testing.CliRunner().invoke(main, ['--help'])\n"
-        "assert result.exit_code == 0 and 'doctor' in result.output, result.output\n"
+        f"result = click.testing.CliRunner().invoke(main, {arguments})\n"
+        "assert result.exit_code == 0 and 'Usage' in result.output, result.output\n"
         "print([name for name in ('torch', 'ray', 'mlflow', 'pydantic', 'rich', 'optuna', 'numpy') if name in sys.modules])"
     )
     assert run_python(program) == "[]\n"
@@ -124,3 +214,33 @@ def test_help_loads_no_torch() -> None:
 @pytest.mark.parametrize("word", ["utils", "common", "helper", "manager"])
 def test_banned_names(word: str) -> None:
     assert not [path for path in ROOT.glob("c*/**/*.py") if word in path.stem and ".venv" not in path.parts]
+
+
+def test_files_have_one_subject() -> None:
+    long = {path: lines for path in modules().values() if (lines := path.read_text().count("\n")) >= 600}
+    assert not long, f"split what has 600 lines or more: {long}"
+
+
+def test_every_package_is_installed() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    assert listed == {name for name, path in modules().items() if path.name == "__init__.py"}
+
+
+def test_the_map_of_the_readme_is_the_tree() -> None:
+    """Each folder of the packages, and each file right in css_ray/, is in the map, and the map names nothing else."""
+    text = (ROOT / "README.md").read_text()
+    block = text[text.index("## Map of the code") :].split("```")[1]
+    mapped: set[str] = set()
+    above: list[str] = []
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.match(r"(?:[\w.-]+(?:/|\.py|\.yaml)\s+)*", line.strip() + " ")
+        for name in names[0].split() if names else []:
+            above[depth:] = [name.rstrip("/")]
+            mapped.add("/".join(above))
+    inside = [path for folder in PACKAGES.values() for path in (folder, *folder.rglob("*"))]
+    folders = [path for path in inside if path.is_dir() and path.name != "__pycache__"]
+    files = [path for path in (ROOT / "css_ray").glob("*.py") if path.name != "__init__.py"]
+    wanted = {path.relative_to(ROOT).as_posix() for path in (*folders, *files)}
+    mapped = {name for name in mapped if name.split("/")[0] in ("css_ray", "cli")}
+    assert mapped == wanted, f"not in the map: {sorted(wanted - mapped)}; not in the tree: {sorted(mapped - wanted)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -86,10 +87,13 @@ def test_plan_prints_trials_runs_steps_and_an_estimate(file: Path) -> None:
         (["model.encoder=resnet999", "model.output_stride=8"], "unknown encoder 'resnet999'"),
         (["model.encoder=resnet18", "model.output_stride=8", "model.pretrained=nowhere.pth"], "there is no file nowhere.pth"),
         (["data.labelled=400"], "400 labels all training images, but CSS (mix) learns from unlabelled ones"),
-        (["data.unlabelled_batch=1"], "data.unlabelled_batch: 1 over 1 worker(s) is less than 2 images each"),
+        (
+            ["data.unlabelled_batch=1"],
+            "data.unlabelled_batch: BatchNorm needs at least 2 images per worker, got 1 image; use 2",
+        ),
         (["data.root=nowhere", "data.dataset=folder", "grid=null", SEARCH], "css-ray data prepare"),
         (["resources.gpus_per_worker=8"], "a trial wants 8 GPUs, this machine has"),
-        (["splits=[0, 0]"], "split 0 stands twice"),
+        (["splits=[0, 0]"], "split 0 is listed twice"),
         (["grid.method=[{name: css, unsup_threshold: 1.5}]"], "grid.method[0].unsup_threshold: must be <= 1, got 1.5"),
     ],
 )
@@ -114,6 +118,62 @@ def test_several_problems_come_together(file: Path) -> None:
     assert "3 problems in small" in output
 
 
+def test_problems_of_the_file_and_of_what_it_names_come_together(file: Path) -> None:
+    sets = [
+        "train.itertions=5",
+        "data.labelled=0",
+        "data.dataset=folder",
+        "data.root=nowhere",
+        "model.encoder=vit_tiny_patch16_224",
+        "model.output_stride=8",
+        "data.unlabelled_batch=1",
+        "resources.gpus_per_worker=8",
+        "method.temprature=1",
+    ]
+    expected = [
+        "--set method.temprature: no method of the study has the setting temprature (did you mean temperature?)",
+        "data.labelled: must be >= 1, got 0",
+        "train.itertions is unknown (did you mean iterations?)",
+        "data.unlabelled_batch: BatchNorm needs at least 2 images per worker, got 1 image; use 2",
+        "resources.gpus_per_worker: a trial wants 8 GPUs, this machine has ",
+        "model: encoder vit_tiny_patch16_224 gives no features at output_stride 8",
+        "data: nowhere holds no prepared data set",
+    ]
+    for command in ("plan", "run"):
+        lines = refused("study", command, str(file), *(part for each in sets for part in ("--set", each))).splitlines()
+        assert lines[0] == f"Error: 7 problems in {file}:"
+        for line, start in zip(lines[1:], expected, strict=True):
+            assert line.startswith(f"  {start}"), line
+
+
+def test_what_is_wrong_in_a_file_hides_what_depends_on_it(file: Path) -> None:
+    # The encoder is unknown, so nothing is known of its stride; and GPUs of `none` workers cannot be counted.
+    wrong = ["model.encoder=resnet999", "model.output_stride=16", "resources.workers=none", "resources.gpus_per_worker=8"]
+    lines = refused("study", "plan", str(file), *(part for each in wrong for part in ("--set", each))).splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == ["Error", "model.encoder", "resources.workers"]
+
+
+def test_the_networks_of_a_plan_are_built_without_memory_or_downloads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+    import torch
+
+    built = []
+    make = timm.create_model
+
+    def create(name: str, **settings: Any) -> Any:
+        network = make(name, **settings)
+        built.append((name, settings["pretrained"], next(network.parameters()).device))
+        return network
+
+    monkeypatch.setattr(timm, "create_model", create)
+    sets = ["model.encoder=resnet999", "grid.model.encoder=[resnet18]"]
+    refused("study", "plan", str(file), *(part for each in sets for part in ("--set", each)))
+    assert built == []  # with a name that is wrong, the others are checked by their names alone
+    sets = ["model={encoder: resnet18, output_stride: 8, pretrained: true}", "data.root=nowhere", "data.dataset=folder"]
+    refused("study", "plan", str(file), *(part for each in sets for part in ("--set", each)))
+    assert built == [("resnet18", False, torch.device("meta"))]
+
+
 def test_unknown_names_are_answered(file: Path) -> None:
     assert "no study file" in refused("study", "plan", "nowhere.yaml")
     assert "no study other in runs; it holds none yet" in refused("study", "resume", "other")
@@ -136,6 +196,29 @@ def test_train_runs_without_ray_and_goes_on_from_its_checkpoint(file: Path) -> N
     assert again.splitlines()[-1].split(",")[:2] == whole.splitlines()[-1].split(",")[:2]
     # Another run's checkpoint is not taken for this one's.
     assert "holds another run" in refused("train", str(file), "--trial", "1", "--split", "0", "--out", "whole")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"], ids=["path", "URL"])
+def test_train_and_a_worker_keep_the_same_best_weights(scheme: str, file: Path) -> None:
+    import torch
+
+    from css_ray.study.run import execute, prepare, run_spec
+    from css_ray.study.schema import read
+    from css_ray.study.worker import _keeper
+    from css_ray.training.best import load_best
+    from css_ray.training.reporter import SilentReporter
+
+    result = call("train", str(file), "--trial", "1", "--split", "1", "--device", "cpu", "--out", "out")
+    assert result.exit_code == 0, result.output
+    study = read(file)
+    torch.set_num_threads(study.resources.cpus_per_worker)
+    worker = file.parent / "models" / "split_1"
+    spec = run_spec(study, study.grid_trials()[1], 1)
+    execute(prepare(spec), SilentReporter(), keep_best=_keeper(f"{scheme}{worker}"))
+    for name in ("best.pt", "best.json"):
+        assert (worker / name).read_bytes() == Path("out", name).read_bytes(), name
+    _, best = load_best(worker)
+    assert (best.method, best.dataset, best.split, best.crop) == ("css", "digits", 1, 32)
 
 
 def test_train_refuses_what_the_study_does_not_have(file: Path) -> None:
@@ -165,6 +248,22 @@ def test_methods_shows_what_a_preset_changes() -> None:
     wrong = refused("methods", "css", "pseudo_labelling=mixed", "temprature=1")
     assert "must be one of" in wrong and "did you mean temperature?" in wrong
     assert "KEY=VALUE" in refused("methods", "css", "mix")
+
+
+def test_a_crop_larger_than_every_image_is_a_warning(file: Path) -> None:
+    said = (
+        "warning: data.crop: 48 is larger than every training image of digits (at most 40x40, width x height), so at least 30 %"
+    )
+    result = call("study", "plan", str(file), "--no-measure", "--set", "data.crop=48")  # 1 - (40 / 48)^2 = 30.6 %
+    assert result.exit_code == 0 and result.output.count(said) == 1, result.output
+    result = call("study", "plan", str(file), "--no-measure", "--set", "data.crop=40")
+    assert result.exit_code == 0 and "warning" not in result.output, result.output
+
+
+def test_more_labels_than_masks_are_one_problem(file: Path) -> None:
+    search = SEARCH.replace("trials: 2", "trials: 2, confirm: 1")
+    output = refused("study", "plan", str(file), "--set", "data.labelled=401", "--set", search)
+    assert output.count("401") == 1 and "400 of the 400 training images of digits have a mask; label 1 to 400" in output
 
 
 def test_a_threshold_out_of_reach_is_a_warning_before_anything_starts(file: Path) -> None:
@@ -217,6 +316,15 @@ def test_every_command_of_the_readme_exists() -> None:
             command, rest = found, rest[1:]
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in rest if word.startswith("--")} <= options, words
+
+
+def test_the_problems_of_the_readme_are_what_plan_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
+    monkeypatch.chdir(tmp_path)
+    blocks = (ROOT / "README.md").read_text().split("```text\n")[1:]
+    (block,) = [block.split("```")[0] for block in blocks if block.startswith("$ css-ray study plan")]
+    command, _, printed = block.partition("\n")
+    assert refused(*shlex.split(command.removeprefix("$ css-ray "))) == printed
 
 
 def test_the_study_of_the_readme_is_one() -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from contract import make_batch, make_method
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +16,7 @@ from css_ray.functional.contrast import contrastive_loss
 from css_ray.functional.similarity import class_means, class_sums
 from css_ray.methods import CSS
 from css_ray.methods.prototypes import Prototypes
+from css_ray.testing import make_batch, make_method
 from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
 

@@ -19,6 +19,7 @@ import yaml
 from click.testing import CliRunner
 
 from css_ray import tracking
+from css_ray.events import StudyStarted
 from css_ray.secrets import secret_in, shown, without_secrets
 from css_ray.study.definition import StudyError, parse
 from tests.places import SPEC, Place
@@ -208,7 +209,7 @@ def test_a_password_of_mlflow_opens_it_and_is_not_told(mlflow_port: int) -> None
 def test_no_error_of_mlflow_shows_its_uri(uri: str, mlflow_port: int, caplog: pytest.LogCaptureFixture) -> None:
     """Not even the traceback, of which MLflow writes a part."""
     uri = uri.format(wrong=f"{SECRET}-wrong", port=mlflow_port)
-    start = {"event": "study_started", "time": 0.0, "study": "small", "study_id": "1", "spec": {}, "versions": {}}
+    start = StudyStarted(time=0.0, study="small", study_id="1", spec={}, versions={})
     calls: list[Callable[[], object]] = [
         lambda: tracking.check(uri),
         lambda: tracking.read_records(uri, "small"),
@@ -341,7 +342,7 @@ def _is_harmless(name: str, given: Mapping[str | None, str]) -> bool:
     if name == "torch.load":
         return given.get("weights_only") == "True"
     if name.startswith("yaml."):
-        return given.get("Loader") in ("_Loader", "yaml.SafeLoader")
+        return given.get("Loader") in ("StudyLoader", "yaml.SafeLoader")
     return given.get("allow_pickle", "False") == "False"
 
 

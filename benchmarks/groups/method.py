@@ -82,6 +82,7 @@ def _update(steps: Steps) -> Row:
     followers = [parameter.clone() for parameter in copies]
 
     def ours() -> None:
+        # The calls of `train_step` but for forward and backward, which this row leaves out.
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient  # zeroing drops it; to set it again is part of our time
         optimizer.step()

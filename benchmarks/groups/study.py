@@ -99,6 +99,7 @@ def _loop() -> Iterator[Row]:
         def bare(name: str = name) -> None:
             method = _method(name)
             optimizer = make_optimizer(method, config)
+            # Written out once more instead of calling `train_step`: it is what the loop with its `train_step` is compared with.
             for step in range(STEPS):
                 loss = method(batch, step / STEPS).total
                 optimizer.zero_grad()

@@ -9,6 +9,7 @@ from css_ray.methods import CSS
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
+from css_ray.training.step import place_method, train_step
 from css_ray.types import IGNORE_INDEX, Batch, Prediction
 from css_ray.views import Views
 
@@ -24,36 +25,24 @@ class Steps:
     ) -> None:
         torch.manual_seed(0)
         self.device, self.settings = torch.device(device), settings
-        self.method = CSS(lambda: make_segmenter(model, CLASSES), CSS.Config(), Views()).to(device).train()
-        if settings.channels_last:
-            self.method.to(memory_format=torch.channels_last)
-        if settings.compile:
-            self.method.student.compile()
-            self.method.teacher.model.compile()
+        self.method = CSS(lambda: make_segmenter(model, CLASSES), CSS.Config(), Views()).train()
+        place_method(self.method, settings, device)
         self.optimizer = make_optimizer(self.method, settings)
         self.batch = _scenes(size, batch_size).to(device)
 
     def whole(self) -> None:
-        """As the training loop does it: losses, zeroing, backward, SGD and EMA."""
-        with self._precision():
-            total = self.method(self.batch, PROGRESS).total
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        self.optimizer.step()
-        self.method.after_step()
+        """The step of a training: losses, zeroing, backward, SGD and EMA."""
+        train_step(self.method, self.method, self.optimizer, self.batch, PROGRESS, self.settings)
 
     def passes(self) -> None:
         """The student forward and backward on both batches, the teacher forward on both; the loss is a sum of all outputs."""
         labelled, unlabelled = self.batch.labelled_images, self.batch.unlabelled_images
-        with self._precision():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             self.method.teacher(unlabelled)
             self.method.teacher(labelled)
             total = _sum(self.method.student(labelled)) + _sum(self.method.student(unlabelled))
         self.method.student.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
 
 def _sum(prediction: Prediction) -> Tensor:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import click
 
+from .remote import drive, logs, stop, submit
+from .run import confirm, plan, resume, run
+from .show import list_, pseudo_labels, status, sync, table
+
 
 @click.group()
 def study() -> None:
     """Plan, run, resume and read studies."""
 
 
-# They register their commands.
-from . import remote, run, show  # noqa: E402, F401
+for command in (plan, run, submit, resume, confirm, status, list_, stop, logs, drive, table, pseudo_labels, sync):
+    study.add_command(command)

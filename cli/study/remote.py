@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import BadInput
-from . import study
 from .options import bad_input, read_study, set_option, storage_option
 
 if TYPE_CHECKING:
     from css_ray.execution.jobs import Cluster, Submitted
 
 
-@study.command()
+@click.command()
 @click.argument("file", type=click.Path())
 @set_option
 @storage_option
@@ -35,7 +34,7 @@ def submit(file: str, overrides: tuple[str, ...], storage: str, address: str, fo
     show_submitted(cluster, submitted, follow)
 
 
-@study.command()
+@click.command()
 @click.argument("name")
 @click.option("--address", metavar="URL", required=True, help="The dashboard of the cluster that it was submitted to.")
 def stop(name: str, address: str) -> None:
@@ -53,7 +52,7 @@ def stop(name: str, address: str) -> None:
     click.echo(f"  css-ray study resume {name} --storage {after.storage} --address {address}")
 
 
-@study.command()
+@click.command()
 @click.argument("name")
 @click.option("--address", metavar="URL", required=True, help="The dashboard of the cluster that it was submitted to.")
 @click.option("--follow", is_flag=True, help="Until the driver ends; Ctrl-C ends the printing alone.")
@@ -64,7 +63,7 @@ def logs(name: str, address: str, follow: bool) -> None:
         print_logs(cluster, cluster.find(name), follow)
 
 
-@study.command()
+@click.command()
 @click.option("--file", type=click.Path(), help="A study file, to begin with it.")
 @click.option("--name", help="A study that has begun, instead of a file.")
 @set_option

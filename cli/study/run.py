@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from css_ray.api import Audience
+from css_ray.audience import Audience
 
 from ..errors import BadInput
-from . import study
 from .options import (
     EXIT_CODES,
     address_option,
@@ -37,14 +36,14 @@ if TYPE_CHECKING:
     from ..view import Watcher
 
 
-@study.command()
+@click.command()
 @click.argument("file", type=click.Path())
 @set_option
 @address_option
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Time a few steps of each row on this machine.")
 def plan(file: str, overrides: tuple[str, ...], address: str | None, measure: bool) -> None:
     """Check a study FILE and print what it would do: trials, runs, steps, time. Starts nothing."""
-    study_ = load_study(file, overrides)
+    study_ = load_study(file, overrides, local=address is None)
     with bad_input():
         planned = study_.plan(address=address, measure=measure)
     for warning in planned.warnings:
@@ -64,7 +63,7 @@ def plan(file: str, overrides: tuple[str, ...], address: str | None, measure: bo
     click.echo(f"\nnext: css-ray study run {file}{given}")
 
 
-@study.command()
+@click.command()
 @click.argument("file", type=click.Path())
 @set_option
 @storage_option
@@ -77,12 +76,12 @@ def run(
     """Run the study in FILE to its end."""
     if is_dashboard(address):
         raise BadInput(f"--address {address}: is a dashboard; send the study there by: css-ray study submit {file}")
-    study_ = load_study(file, overrides, storage)
+    study_ = load_study(file, overrides, storage, local=address is None)
 
     conduct(study_, address, on_finish, webhook)
 
 
-@study.command()
+@click.command()
 @click.argument("name")
 @set_option
 @storage_option
@@ -110,7 +109,7 @@ def resume(
     conduct(study_, address, on_finish, webhook, resume=overrides)
 
 
-@study.command()
+@click.command()
 @click.argument("name")
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many of the best trials.")
 @click.option("--splits", metavar="N,N,...", help="Splits that the search did not see; by default as many, after its own.")

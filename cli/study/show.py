@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import BadInput
-from . import study
 from .options import (
     EXIT_CODES,
     at_option,
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 1.0  # between two looks at the journal of a study that another process drives
 
 
-@study.command()
+@click.command()
 @click.argument("name")
 @storage_option
 @remote_option
@@ -59,7 +58,7 @@ def status(name: str, storage: str, address: str | None, watch: bool) -> None:
     console.print(View(open_study(name, storage).standing, MAX_ROWS, troubles=MAX_ROWS))
 
 
-@study.command("list")
+@click.command("list")
 @storage_option
 @remote_option
 def list_(storage: str, address: str | None) -> None:
@@ -85,7 +84,7 @@ def list_(storage: str, address: str | None) -> None:
         click.echo(f"{name:32} {standing.status:12} trials {standing.trials_ended}/{standing.num_trials}{value}")
 
 
-@study.command()
+@click.command()
 @click.argument("name")
 @storage_option
 @format_option
@@ -106,7 +105,7 @@ def table(name: str, storage: str, format_: str, at: str | None, ddof: int, tria
     print_or_write(table_text(open_study(name, storage), format_, kind=kind, at=at, ddof=ddof, source=source), out)
 
 
-@study.command("pseudo-labels")
+@click.command("pseudo-labels")
 @click.argument("name")
 @storage_option
 @format_option
@@ -118,7 +117,7 @@ def pseudo_labels(name: str, storage: str, format_: str, at: str | None, ddof: i
     print_or_write(table_text(open_study(name, storage), format_, kind="pseudo_labels", at=at, ddof=ddof), out)
 
 
-@study.command()
+@click.command()
 @click.argument("name")
 @storage_option
 def sync(name: str, storage: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable
 from pathlib import Path
 
 from css_ray.data.remote import DESCRIPTION
+from css_ray.messages import did_you_mean
 from css_ray.secrets import shown
 from css_ray.storage import is_url
 
@@ -16,7 +16,7 @@ from .digits import digits_source
 from .folder import folder_source
 from .shards import DataSet, open_dataset
 from .voc import voc_source
-from .writing import Map, Source, in_processes, write_dataset
+from .writing import ParallelMap, Source, in_processes, write_dataset
 
 Reader = Callable[[Path | None, tuple[int, int] | None], Source]
 """(where the original files lie, (width, height) to resize to) -> source; None where the user gave nothing."""
@@ -72,7 +72,7 @@ def prepare(
     root: str | Path | None = None,
     resize: tuple[int, int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    spread: Map | None = None,
+    spread: ParallelMap | None = None,
 ) -> bool:
     """Write a data set of DATASETS, or the one that a YAML file describes, to `out`; False if it was there already.
 
@@ -120,10 +120,8 @@ def ensure_dataset(name: str, root: str | Path) -> DataSet:
 
 def _unknown(name: str, out: str | Path) -> str:
     """Why css-ray cannot make the data set `name` by itself, and how to have it all the same."""
-    near = difflib.get_close_matches(name, DATASETS, n=1)
     return (
-        f"{name} is no built-in data set"
-        + (f" (did you mean {near[0]}?)" if near else "")
-        + f": describe its folders and classes in a YAML file as studies/data/camvid.yaml does, with `name: {name}`, "
-        f"then run: css-ray data prepare {name}.yaml --root ORIGINAL_FILES --out {out}"
+        f"{name} is no built-in data set{did_you_mean(name, DATASETS)}; describe its folders and classes in a YAML file as "
+        f"studies/data/camvid.yaml does, with `name: {name}`, then run: "
+        f"css-ray data prepare {name}.yaml --root ORIGINAL_FILES --out {out}"
     )

@@ -22,7 +22,7 @@ from ..types import IGNORE_INDEX
 from .files import image_size
 from .problems import Problems
 from .shards import FORMAT, SCHEMA, SUBSETS, Shards, decode_rgb
-from .writing import Map, in_processes
+from .writing import ParallelMap, in_processes
 
 
 class _File(NamedTuple):
@@ -44,7 +44,7 @@ class _Found:
 
 
 def check_dataset(
-    root: str | Path, advance: Callable[[int], None] = lambda done: None, spread: Map | None = None
+    root: str | Path, advance: Callable[[int], None] = lambda done: None, spread: ParallelMap | None = None
 ) -> tuple[int, Problems]:
     """Look for everything that could harm a training later; return how many images were read, and the problems.
 

@@ -218,7 +218,7 @@ class _Server:
             raise OSError(f"{self.shown}: the server answered {status}; give the address of a mirror with --url") from None
         except URLError as error:
             if isinstance(error.reason, OSError) and not isinstance(error.reason, ssl.SSLCertVerificationError):
-                raise _TryAgain(str(error.reason)) from None
+                raise _TryAgain(_named(error.reason)) from None
             raise OSError(f"{self.shown}: {error.reason}") from None
         except (OSError, HTTPException) as error:
             raise _TryAgain(_named(error)) from None
@@ -254,7 +254,9 @@ def _opener() -> urllib.request.OpenerDirector:
 
 def _named(error: Exception) -> str:
     """Words for a network error. Those of http.client may hold the URL that a server pointed to, with a secret in it."""
-    return f"the server broke the protocol ({type(error).__name__})" if isinstance(error, HTTPException) else str(error)
+    if isinstance(error, HTTPException):
+        return f"the server broke the protocol ({type(error).__name__})"
+    return (isinstance(error, OSError) and error.strerror) or str(error)  # without [Errno 111]
 
 
 def _md5(path: Path) -> hashlib._Hash:

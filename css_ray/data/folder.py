@@ -6,25 +6,34 @@
     void: [11]                            # mask values, or [red, green, blue] of masks, that are ignored; [255] if absent
     train: {images: train, masks: trainannot, list: train.txt}
     val: {images: val, masks: valannot, list: val.txt}
-    unlabelled: {images: more, list: more.txt}   # training images without masks, if any
+    unlabelled: {images: more, list: more.txt}   # more training images, in another folder; their masks are never looked at
     image_suffix: _leftImg8bit.png        # how the names of images end, and of masks, if by more than .jpg and .png
     mask_suffix: _gtFine_labelTrainIds.png
 
 Paths are relative to the root. The id of an image is its path in `images` without the suffix; its mask has the same id in
 `masks`. A list has one id a line, or any of the lines that `lists` reads; without one, every image of the folder counts.
-`unlabelled` adds what is not in `train` already; without a list it also leaves out what is in `val`.
+
+The images of `train` that have a mask can be labelled, the others are unlabelled. `unlabelled` adds what is not in `train`
+already; without a list it also leaves out what is in `val`. Every image of `val` needs a mask.
+
+A forgotten mask looks like an unlabelled image. So what may be a mask under another name is refused, once an image of `train`
+has none: a mask whose id no image has, and a picture that has the image's id but not the suffix of a mask. So is a `train`
+without any mask. `css-ray data prepare` reports how many images have a mask. In a folder that also holds the masks of other
+images, list the images with masks under `train`, and the rest under `unlabelled`, which looks for none.
 """
 
 from __future__ import annotations
 
 import colorsys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from css_ray.messages import did_you_mean
 
 from ..types import IGNORE_INDEX
 from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, FileItem, files_source
@@ -73,7 +82,7 @@ def read_description(path: str | Path) -> Description:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(described, dict):
         raise ValueError(f"{path} must hold `name:`, `classes:`, `train:` and `val:`, got {described!r}")
-    problems = [f"{key} is unknown; there are {', '.join(_KEYS)}" for key in described if key not in _KEYS]
+    problems = [f"{key} is unknown{did_you_mean(key, _KEYS)}" for key in described if key not in _KEYS]
     name = described.get("name")
     if not isinstance(name, str) or not name:
         problems.append(f"name must be a word, got {name!r}")
@@ -185,7 +194,7 @@ def folder_source(description: str | Path, root: str | Path | None, resize: tupl
 
 
 def _listed(described: Description, root: Path, problems: Problems) -> dict[str, list[FileItem]]:
-    """The files of train (with masks, then without) and val, in the order of the lists, or of the ids."""
+    """The files of train and val, in the order of the lists, or of the ids; those of `unlabelled` end train."""
     parts = [part for part in (described.train, described.val, described.unlabelled) if part is not None]
     folders = [folder for part in parts for folder in (part.images, part.masks) if folder is not None]
     absent = [root / folder for folder in folders if not (root / folder).is_dir()]
@@ -200,16 +209,18 @@ def _listed(described: Description, root: Path, problems: Problems) -> dict[str,
     def items(part: Part) -> list[FileItem]:
         images = image_files[part.images]
         ids = sorted(images) if part.list is None else _read_list(root, part.list, images, described, problems)
-        if part.masks is None:
-            return [FileItem(id, images[id], None) for id in ids]
-        masks = mask_files[part.masks]
-        for id in ids:
-            if id not in masks:
-                names = " or ".join(f"ID{suffix}" for suffix in described.mask_suffixes)
-                problems.add(f"has no mask in {part.masks} ({names}); without one it belongs to unlabelled", id)
-        return [FileItem(id, images[id], masks[id]) for id in ids if id in masks]
+        masks = {} if part.masks is None else mask_files[part.masks]
+        return [FileItem(id, images[id], masks.get(id)) for id in ids]
 
     train, val = items(described.train), items(described.val)
+    for item in val:
+        if item.mask is None:
+            problems.add(
+                f"is in val and has no mask in {described.val.masks} ({_mask_names(described)}); add the mask, or take the "
+                "image out of val",
+                item.id,
+            )
+    _find_forgotten(train, described, root, image_files, mask_files, problems)
     known = {item.id for item in train}
     seen = {item.id for item in val}
     if described.unlabelled is not None:
@@ -219,6 +230,46 @@ def _listed(described: Description, root: Path, problems: Problems) -> dict[str,
             if item.id not in known | seen:
                 train.append(item)
     return {"train": train, "val": val}
+
+
+def _find_forgotten(
+    train: Sequence[FileItem],
+    described: Description,
+    root: Path,
+    image_files: Mapping[str, Mapping[str, Path]],
+    mask_files: Mapping[str, Mapping[str, Path]],
+    problems: Problems,
+) -> None:
+    """Find what may be the mask of an image of `train` that seems to have none."""
+    folder = described.train.masks
+    assert folder is not None
+    bare = {item.id for item in train if item.mask is None}
+    if not bare:  # masks of other images harm nobody
+        return
+    if len(bare) == len(train):
+        problems.add(
+            f"none of its {len(train)} images has a mask in {folder} ({_mask_names(described)}); without any nothing can be "
+            "learned: check masks and mask_suffix",
+            "train",
+        )
+    for id in sorted(mask_files[folder].keys() - set().union(*image_files.values())):
+        problems.add(
+            f"is a mask in {folder} that belongs to no image; name it as its image (mask_suffix may help), remove it, or put "
+            "the images without masks under unlabelled",
+            id,
+        )
+    suffixes = tuple(f"{suffix[: -len('.png')]}{other}" for suffix in described.mask_suffixes for other in _PICTURES)
+    images = {path for files in image_files.values() for path in files.values()}  # which may lie in the folder of the masks
+    for id, path in _files(root, folder, suffixes, Problems()).items():
+        if id in bare and path not in images:
+            problems.add(f"has {path.name} in {folder}, which is no mask: masks are PNGs; convert it, or remove it", id)
+
+
+_PICTURES = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def _mask_names(described: Description) -> str:
+    return " or ".join(f"ID{suffix}" for suffix in described.mask_suffixes)
 
 
 def _read_list(root: Path, name: str, images: Mapping[str, Path], described: Description, problems: Problems) -> list[str]:

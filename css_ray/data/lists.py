@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from css_ray.messages import os_error_text
 from css_ray.secrets import shown
 from css_ray.storage import locate
 
@@ -56,7 +57,10 @@ def read_lines(path: str | Path) -> dict[int, str]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{shown(path)}: there is no such file") from None
     except OSError as error:
-        raise OSError(f"{shown(path)}: cannot be read: {error}") from None
+        why = (
+            os_error_text(error, "read", shown(path)) if error.errno is not None else f"{shown(path)}: cannot be read: {error}"
+        )
+        raise OSError(why) from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:

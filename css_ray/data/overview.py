@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,13 +55,17 @@ def count_classes(subset: Shards, num_classes: int) -> ClassCounts:
 def contact_sheet(dataset: DataSet, num_images: int = 12) -> Image.Image:
     """Up to `num_images` images, half of train and half of val, evenly spread: each bare and with its mask's colours over it.
 
-    Ignored pixels are white, an image without a mask stands there twice. Below them each class with its colour.
+    Ignored pixels are white. Below them each class with its colour. Unlabelled images take a third of train's places, or all
+    that the others leave; they are shown once.
     """
     samples = []
     for name, subset in (("train", dataset.train), ("val", dataset.val)):
-        count = min(len(subset), num_images // 2)
-        for index in np.linspace(0, len(subset) - 1, count).round().astype(int).tolist():
-            samples.append((name, subset[index]))
+        masked = [index for index, classes in enumerate(subset.classes) if classes is not None]
+        bare = [index for index, classes in enumerate(subset.classes) if classes is None]
+        count = num_images // 2
+        chosen = _spread(masked, count - min(len(bare), count // 3))
+        chosen += _spread(bare, count - len(chosen))
+        samples += [(name, subset[index]) for index in sorted(chosen)]
     pictures = [_pair(name, sample, dataset.info) for name, sample in samples]
     legend = _legend(dataset.info, _PAIRS * pictures[0].width + (_PAIRS - 1) * _GAP)
     lines = [pictures[start : start + _PAIRS] for start in range(0, len(pictures), _PAIRS)]
@@ -75,16 +80,22 @@ def contact_sheet(dataset: DataSet, num_images: int = 12) -> Image.Image:
     return sheet
 
 
+def _spread(indices: Sequence[int], count: int) -> list[int]:
+    """At most `count` of them, from the first to the last."""
+    places = np.linspace(0, len(indices) - 1, min(len(indices), count)).round().astype(int)
+    return [indices[place] for place in places.tolist()]
+
+
 def _pair(subset: str, sample: Sample, info: DatasetInfo) -> Image.Image:
-    """An image, and beside it the same under its mask; its id above."""
+    """An image, and beside it the same under its mask, if it has one; its id above."""
     pixels = sample.image.permute(1, 2, 0).numpy()
     mask = None if sample.mask is None else sample.mask.numpy()
     height = round(_WIDTH * pixels.shape[0] / pixels.shape[1])
     pair = Image.new("RGB", (2 * _WIDTH, _LINE + height), "white")
-    for column, shown in enumerate((pixels, pixels if mask is None else _overlaid(pixels, mask, info))):
+    for column, shown in enumerate([pixels] if mask is None else [pixels, _overlaid(pixels, mask, info)]):
         picture = Image.fromarray(shown).resize((_WIDTH, height), Image.Resampling.NEAREST)
         pair.paste(picture, (column * _WIDTH, _LINE))
-    ImageDraw.Draw(pair).text((0, 2), f"{subset} {sample.id}" + (", no mask" if mask is None else ""), fill="black")
+    ImageDraw.Draw(pair).text((0, 2), f"{subset} {sample.id}" + (", unlabelled" if mask is None else ""), fill="black")
     return pair
 
 

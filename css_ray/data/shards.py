@@ -160,6 +160,12 @@ class Shards:
         """The classes present in each mask, ascending and without the ignored label; None without a mask."""
         return tuple(None if present is None else tuple(present) for present in self._column("classes"))
 
+    @property
+    def num_masks(self) -> int:
+        """How many images have a mask; of train, the others are unlabelled."""
+        bare: int = sum(batch.column("mask").null_count for batch in self._batches)
+        return len(self) - bare
+
     def positions(self, ids: Iterable[str]) -> list[int]:
         """The index of each id. Raises KeyError with the ids that are not here."""
         index = {id: position for position, id in enumerate(self.ids)}

@@ -61,8 +61,8 @@ def make_split(dataset: DataSet, num_labelled: int, index: int, seed: int = 0, *
     classes = {id: set(shown) for id, shown in zip(ids, dataset.train.classes, strict=True) if shown is not None}
     if not 1 <= num_labelled <= len(classes):
         raise ValueError(
-            f"num_labelled must be >= 1 and <= {len(classes)}, got {num_labelled}: of the {len(ids)} training images "
-            f"of {dataset.info.name}, {len(classes)} have a mask; choose a count in these bounds"
+            f"cannot label {num_labelled} images: {len(classes)} of the {len(ids)} training images of {dataset.info.name} have "
+            f"a mask; label 1 to {len(classes)}, or add masks and prepare the data set again"
         )
     family = f"{dataset.info.name}\n{seed}\n{index}" + ("" if nested else f"\n{num_labelled}")
     ranked = sorted(classes, key=lambda id: hashlib.sha256(f"{family}\n{id}".encode()).digest())

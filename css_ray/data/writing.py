@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from css_ray.data.remote import DESCRIPTION, read_description
+from css_ray.messages import os_error_text, os_errors_in_words
 from css_ray.secrets import shown
 from css_ray.storage import is_url, locate, locked, sync, unfinished
 
@@ -115,13 +116,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Map(Protocol):
+class ParallelMap(Protocol):
     """Applies a function to tasks, here or elsewhere; results come in the order of the tasks."""
 
     def __call__(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]: ...
 
 
-def in_processes(count: int) -> Map:
+def in_processes(count: int) -> ParallelMap:
     """A map over `count` processes of this machine; over none but this one where 1 suffices.
 
     Raises ValueError if count < 1.
@@ -166,7 +167,7 @@ def write_dataset(
     out: str | Path,
     source: Source,
     advance: Callable[[int], None] = lambda done: None,
-    spread: Map = map,  # type: ignore[assignment]
+    spread: ParallelMap = map,  # type: ignore[assignment]
 ) -> bool:
     """Write a source to `out`, a folder or a URL, all or nothing; True if written, False if it was there already.
 
@@ -174,12 +175,16 @@ def write_dataset(
     others wait and then find the result. advance: called with how many images were done since the last call.
     spread: how the shards are shared out among processes, see `in_processes`.
 
-    Raises ValueError with everything that is wrong with the source, FileExistsError if `out` holds anything else. Nothing is
-    left then.
+    Raises ValueError with everything that is wrong with the source, FileExistsError if `out` holds anything else, OSError if it
+    cannot be written. Nothing is left then.
     """
-    if is_url(out):
-        return _write_remote(str(out), source, advance, spread)
-    folder = Path(out)
+    with os_errors_in_words("write", shown(out)):
+        if is_url(out):
+            return _write_remote(str(out), source, advance, spread)
+        return _write_local(Path(out), source, advance, spread)
+
+
+def _write_local(folder: Path, source: Source, advance: Callable[[int], None], spread: ParallelMap) -> bool:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if _is_there(folder, source, advance, spread):
@@ -192,7 +197,7 @@ def write_dataset(
     return True
 
 
-def _write_remote(url: str, source: Source, advance: Callable[[int], None], spread: Map) -> bool:
+def _write_remote(url: str, source: Source, advance: Callable[[int], None], spread: ParallelMap) -> bool:
     """An object store cannot rename: shards carry their own hash in their names, and the description makes them a data set."""
     if _is_there(url, source, advance, spread):
         return False
@@ -217,7 +222,7 @@ def _foreign(out: str | Path) -> FileExistsError:
     )
 
 
-def _is_there(out: str | Path, source: Source, advance: Callable[[int], None], spread: Map) -> bool:
+def _is_there(out: str | Path, source: Source, advance: Callable[[int], None], spread: ParallelMap) -> bool:
     """Whether `out` holds the data set of just this source; raises FileExistsError if it holds another one."""
     described = read_description(out)
     if described is None:
@@ -266,7 +271,10 @@ def _plan(source: Source) -> list[_Shard]:
 
 
 def _digests(read: Reader, shard: _Shard) -> list[bytes]:
-    return [read.digest(item) for item in shard.items]
+    try:
+        return [read.digest(item) for item in shard.items]
+    except OSError as error:
+        raise type(error)(os_error_text(error, "read")) from None
 
 
 def _source_hash(source: Source, digests: Mapping[str, Sequence[bytes]]) -> str:
@@ -278,7 +286,7 @@ def _source_hash(source: Source, digests: Mapping[str, Sequence[bytes]]) -> str:
     return whole.hexdigest()
 
 
-def _write_shards(out: str | Path, source: Source, advance: Callable[[int], None], spread: Map) -> str:
+def _write_shards(out: str | Path, source: Source, advance: Callable[[int], None], spread: ParallelMap) -> str:
     """Write all shards; return the text of the description."""
     info = source.info
     metadata = {
@@ -336,7 +344,8 @@ def _write_shard(out: str, read: Reader, metadata: Mapping[str, str], shard: _Sh
         try:
             row = read(item)
         except (OSError, ValueError) as error:
-            problems.setdefault(str(error), []).append(item.id)
+            problem = os_error_text(error, "read") if isinstance(error, OSError) else str(error)
+            problems.setdefault(problem, []).append(item.id)
             continue
         record, content = _packed(row)
         records.append(record)

@@ -21,12 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from css_ray.secrets import secret_in, shown
 from css_ray.storage import is_url
 from css_ray.study.code import code_version, copy_code
-from css_ray.study.definition import StudyDefinition, StudyError
+from css_ray.study.definition import Problem, StudyDefinition, StudyError, to_yaml
 from css_ray.study.journal import Journal
 
 if TYPE_CHECKING:
@@ -89,17 +87,17 @@ class Cluster:
         another machine or an override holds a secret, ClusterError where the study is at work already, or the cluster refuses.
         """
         name = study if isinstance(study, str) else study.name
-        problems = [] if isinstance(study, str) else _homely(study)
+        problems: list[Problem] = [] if isinstance(study, str) else _homely(study)
         if not is_url(storage) and not Path(storage).is_absolute():
-            problems.append(
-                f"--storage: {storage} is a path of this machine; give an absolute one that all nodes see, or a URL (s3://...)"
-            )
+            sentence = f"{storage} is a path of this machine; give an absolute one that all nodes see, or a URL (s3://...)"
+            problems.append(Problem("--storage", sentence))
         for key, _, value in (override.partition("=") for override in overrides):
             if secret := secret_in(value):
-                problems.append(
-                    f"--set {key}: {shown(value)} comes with {secret}, which would stand in the cluster's logs; give it there, "
-                    "in the environment that Ray is started in"
+                sentence = (
+                    f"{shown(value)} contains {secret}, which would appear in the cluster's logs; give it there, in the "
+                    "environment that Ray is started in"
                 )
+                problems.append(Problem(f"--set {key}", sentence))
         if problems:
             raise StudyError(problems, f"{name}, as a study for a cluster")
         for there in self.studies():
@@ -170,7 +168,7 @@ class Cluster:
         with tempfile.TemporaryDirectory() as scratch, self._answering():
             copy_code(Path(scratch))
             if isinstance(study, StudyDefinition):
-                (Path(scratch) / STUDY_FILE).write_text(yaml.safe_dump(dict(study.spec), sort_keys=False))
+                (Path(scratch) / STUDY_FILE).write_text(to_yaml(study))
             self._client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "css_ray_cli", *command]),
                 submission_id=job,
@@ -248,12 +246,14 @@ def keep_driving(run: Sequence[str], resume: Sequence[str], folder: str) -> int:
 def _client(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
-        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)  # they tell of each upload
+    from css_ray.execution.ray_internals import QUIET_LOGGERS
+
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     return JobSubmissionClient(address)
 
 
-def _homely(study: StudyDefinition) -> list[str]:
+def _homely(study: StudyDefinition) -> list[Problem]:
     """The paths in a study that mean something in this folder of this machine alone."""
     trials = study.grid_trials()
     if study.search is not None and not trials:
@@ -268,8 +268,11 @@ def _homely(study: StudyDefinition) -> list[str]:
         if isinstance(value := trial.settings[section][key], str) and not is_url(value) and not Path(value).is_absolute()
     }
     return [
-        f"{path}: {value} is a path of this machine; give an absolute one that all nodes see, or a URL "
-        f"(--set {path}=/mnt/shared/{Path(value).name})"
+        Problem(
+            path,
+            f"{value} is a path of this machine; give an absolute one that all nodes see, or a URL "
+            f"(--set {path}=/mnt/shared/{Path(value).name})",
+        )
         for path, value in sorted(found)
     ]
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 
-from css_ray.data.writing import Map
+from css_ray.data.writing import ParallelMap
 from css_ray.execution.token import guard_token
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ _AHEAD = 2  # tasks submitted a core: the next one is there when one ends, and r
 
 
 @contextmanager
-def on_cluster(address: str | None) -> Iterator[Map]:
+def on_cluster(address: str | None) -> Iterator[ParallelMap]:
     """A map whose tasks run on all cores of the cluster at `address` (None starts Ray here); each takes one core.
 
     What the tasks read and write must be visible from every node.

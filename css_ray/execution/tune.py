@@ -39,9 +39,7 @@ def notes_folder(folder: str) -> str:
     return below(folder, "ray")
 
 
-def tune(
-    driver: Driver, concurrent: int, code: str | None, *, trainable: Callable[[dict[str, Any]], None] = run_trial
-) -> None:
+def tune(driver: Driver, concurrent: int, code: str | None, *, trainable: Callable[[dict[str, Any]], None] = run_trial) -> None:
     """Have Tune execute the driver's trials until it has none left, `concurrent` of them side by side.
 
     Args:

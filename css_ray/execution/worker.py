@@ -39,7 +39,8 @@ from css_ray.study.code import code_version
 from css_ray.study.inputs import prepare
 from css_ray.study.job import Job
 from css_ray.study.run import execute
-from css_ray.training.checkpoint import DamagedError, check_checkpoint, newest_readable, write_tensors
+from css_ray.training.best import BEST_FILES, BestDescription, write_best
+from css_ray.training.checkpoint import DamagedError, check_checkpoint, newest_readable
 from css_ray.training.loop import NonFiniteLossError
 
 
@@ -180,18 +181,18 @@ def workers_of(events: list[RunEvent], split: int) -> int | None:
     return told[-1] if told else None
 
 
-def keeper(folder: str) -> Callable[[dict[str, Tensor]], None]:
-    """Keeps the best weights of a run as `<folder>/best.pt`, replaced as a whole."""
+def keeper(folder: str) -> Callable[[dict[str, Tensor], BestDescription], None]:
+    """Writes the best weights of a run and their description into `folder`, a path or a URL."""
 
-    def keep(state: dict[str, Tensor]) -> None:
+    def keep(weights: dict[str, Tensor], best: BestDescription) -> None:
         if not is_url(folder):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            write_tensors(Path(folder) / "best.pt", state)
+            write_best(Path(folder), weights, best)
             return
         filesystem, path = locate(folder)
         with tempfile.TemporaryDirectory() as scratch:
-            write_tensors(Path(scratch) / "best.pt", state)
+            write_best(Path(scratch), weights, best)
             filesystem.create_dir(path, recursive=True)
-            send(Path(scratch) / "best.pt", filesystem, f"{path}/best.pt")
+            for name in BEST_FILES:
+                send(Path(scratch) / name, filesystem, f"{path}/{name}")
 
     return keep

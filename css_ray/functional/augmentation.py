@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 _GREY = (0.299, 0.587, 0.114)  # the luma of Rec. 601, which PIL uses too
 _TO_YIQ = torch.tensor([_GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
-_FROM_YIQ = torch.linalg.inv(_TO_YIQ)
+# The inverse of the above, written out: the last bits of an inverse computed here would depend on the machine's LAPACK.
+_FROM_YIQ = torch.tensor([(1.0, 0.95605022, 0.62075502), (1.0, -0.27205232, -0.64720571), (1.0, -1.10670435, 1.70442140)])
 
 
 def scale_and_crop(

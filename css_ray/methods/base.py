@@ -22,12 +22,13 @@ from css_ray.views import Views
 
 
 class Method(nn.Module, ABC):
-    """A way to train a segmenter. A subclass costs one file, one line in METHODS and one test class.
+    """A way to train a segmenter. A subclass costs one file, one line in METHODS (or an entry point) and one test class.
 
     All state lives in parameters and buffers, and all randomness comes from torch's default generators, so that `state_dict`
     and the generators' states resume a training exactly. The module is trained as a whole, under DDP where there are ranks.
 
-    name: its key in METHODS and in a study. needs_unlabelled: whether `forward` reads the unlabelled images.
+    name: its key in METHODS and in a study; in another package, the name of its entry point, too.
+    needs_unlabelled: whether `forward` reads the unlabelled images.
     needs_representations: whether `make_segmenter` must give a representation head.
     presets: named sets of defaults; what a study says of a setting goes before its preset.
     rank_local: buffers that may differ between ranks in training.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import dataclass
 
 import torch
 
 from css_ray.study.definition import StudyDefinition, TrialSpec, ends
 from css_ray.study.run import build_method
-from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
-from css_ray.types import Batch
+from css_ray.training.timing import seconds_per_step
 
 ASSUMED_CLASSES = 21
 """What a data set that does not say its classes is taken for where only sizes and times matter."""
@@ -89,33 +86,15 @@ def estimate(study: StudyDefinition) -> Estimate:
     return Estimate(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", timed, seconds)
 
 
-TIMED_STEPS = 3
-
-
 def _seconds_a_step(study: StudyDefinition, trial: TrialSpec, device: torch.device) -> float:
     data = trial.settings["data"]
-    num_classes = data["num_classes"] or ASSUMED_CLASSES
-    method = build_method(trial.settings, num_classes).to(device)
-    optimizer = make_optimizer(method, TrainConfig(**trial.settings["train"]))
-    size, workers = data["crop"], study.resources.sizes(data)[0]
-    labelled = data["labelled_batch"] // workers
-    unlabelled = data["unlabelled_batch"] // workers if method.needs_unlabelled else 0
-    batch = Batch(
-        torch.rand(labelled, 3, size, size),
-        torch.randint(num_classes, (labelled, size, size)),
-        torch.rand(unlabelled, 3, size, size),
-        torch.ones(unlabelled, size, size, dtype=torch.bool),
-    ).to(device)
-    times = []
-    for _ in range(TIMED_STEPS + 1):
-        started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=trial.settings["train"]["precision"] == "bf16"):
-            total = method(batch, 0.5).total
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        method.after_step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+    num_classes, workers = data["num_classes"] or ASSUMED_CLASSES, study.resources.sizes(data)[0]
+    return seconds_per_step(
+        build_method(trial.settings, num_classes),
+        TrainConfig(**trial.settings["train"]),
+        num_classes=num_classes,
+        crop=data["crop"],
+        labelled_batch=data["labelled_batch"] // workers,
+        unlabelled_batch=data["unlabelled_batch"] // workers,
+        device=device,
+    )

@@ -194,7 +194,10 @@ class Driver:
         if not self.started:
             self.emit(
                 StudyStarted.now(
-                    study=self.study.name, study_id=uuid.uuid4().hex, spec=self.study.resolved(), versions=versions()
+                    study=self.study.name,
+                    study_id=uuid.uuid4().hex,
+                    spec=self.study.resolved(),
+                    versions=versions() | METHODS.packages,
                 )
             )
         else:
@@ -315,7 +318,7 @@ class Driver:
         return self.study.search_trial(index, self._sampling.suggest(self._drawn, _Results(self, known), lag))
 
     def feasible(self, drawn: Mapping[str, Any]) -> bool:
-        """Whether drawn settings make sense together: no threshold that the indicator cannot reach."""
+        """Whether drawn settings make sense together: the method has no warning about them."""
         settings = self.study.search_trial(len(self.grid), drawn).settings
         num_classes = self._num_classes(settings["data"]["dataset"], settings["data"]["root"])
         return not METHODS[settings["method"]["name"]].warnings(method_config(settings), num_classes)

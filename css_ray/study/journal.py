@@ -159,9 +159,9 @@ def _event(line: str, number: int, folder: str) -> Event:
     """The event of a line. Raises JournalError, with its number, where it is none."""
     where = f"event {number} of the journal in {shown(folder)}"
     try:
-        event = from_json(json.loads(line))
-        if "\ufffd" in line:
+        if "\ufffd" in line:  # before its kind is looked at: a damaged name is not one of a newer version
             raise EventError("some bytes are not text")
+        event = from_json(json.loads(line))
     except NewerEventError as error:
         raise JournalError(f"{where} is of a newer version: {error}; use the version that wrote it, or a later one") from None
     except (ValueError, RecursionError) as error:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from css_ray.data.catalogue import ensure_dataset
+from css_ray.data.crops import crop_warning
 from css_ray.data.lists import ListError
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import Split
@@ -17,30 +20,69 @@ from css_ray.models.encoders import make_encoder
 from css_ray.secrets import shown
 from css_ray.storage import free_bytes
 from css_ray.study.cost import needed_bytes
-from css_ray.study.definition import StudyDefinition, StudyError, TrialSpec, ends, fresh_splits
+from css_ray.study.definition import Problem, StudyDefinition, StudyError, TrialSpec, fresh_splits, read
+from css_ray.study.definition.problems import intact
 from css_ray.study.inputs import choose_split, list_files, split_key
 from css_ray.study.run import method_config
 
 
+def read_and_check(path: Path | str, overrides: Sequence[str] = (), *, local: bool) -> StudyDefinition:
+    """Read a study file as `definition.read` does; if it is wrong, list what `check` finds in the rest of it as well.
+
+    local: as for `check`, which is still to be called with a study that is right.
+    """
+    try:
+        return read(path, overrides)
+    except StudyError as error:
+        if error.rest is None:
+            raise
+        found = _look(error.rest, local=local, known=error.problems)
+        raise StudyError([*error.problems, *found.problems], error.source) from None
+
+
 def check(study: StudyDefinition, *, local: bool, folder: str | None = None, events: Sequence[Event] = ()) -> list[str]:
-    """Raise StudyError with every problem that would stop a trial later; return what is allowed but hardly meant.
+    """Raise StudyError with every problem that would stop a trial later; return what is valid, but probably a mistake.
 
     local: the study runs on this machine, so that its GPUs are counted here; a cluster's are counted once it is joined.
-    folder: where the study will be kept, if its disk shall be looked at. events: of a study that goes on; its splits must still
+    folder: where the study will be kept, if its disk shall be looked at. events: of a study that resumes; its splits must still
     be those it began with.
     """
-    problems = []
+    found = _look(study, local=local, events=events)
+    if found.problems:
+        raise StudyError(found.problems, study.name)
+    small_disk = _small_disk(study, folder) if folder is not None and not events else []
+    warnings = _warnings(found.trials, found.datasets) + _same_images(study, found.trials, found.splits)
+    return warnings + _large_crops(found.trials, found.datasets) + small_disk
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a study meets in the world, and what is wrong with it."""
+
+    problems: list[Problem]
+    trials: list[TrialSpec]
+    datasets: dict[tuple[str, str], DataSet]
+    splits: dict[Hashable, Split]
+
+
+def _look(study: StudyDefinition, *, local: bool, events: Sequence[Event] = (), known: Sequence[Problem] = ()) -> _Found:
+    """Look at devices, networks, data sets and splits. known: what is wrong with the file, and so is not looked at here."""
+    problems: list[Problem] = []
     resources = study.resources
     wanted, present = resources.fewest * resources.gpus_per_worker, torch.cuda.device_count()
-    if local and wanted > present:
+    if local and wanted > present and intact(known, "resources"):
         problems.append(
-            f"resources.gpus_per_worker: a trial wants {wanted:g} GPU{'s' if wanted > 1 else ''}, this machine has {present}; "
-            "use --set resources.gpus_per_worker=0 for the CPU, or --address to join a cluster"
+            Problem(
+                "resources.gpus_per_worker",
+                f"a trial wants {wanted:g} GPU{'s' if wanted > 1 else ''}, this machine has {present}; "
+                "use --set resources.gpus_per_worker=0 for the CPU, or --address to join a cluster",
+            )
         )
-    trials = study.grid_trials()
-    if study.search is not None:
-        trials += [study.search_trial(len(trials), point) for point in (*study.search.first, *ends(study.space))]
-    problems += _models(trials) + _batches(study, trials)
+    trials = [trial for _, trial, _ in study.known_trials()]
+    if intact(known, "model"):
+        problems += _models(trials)
+    if not intact(known, "data.dataset", "data.root"):
+        return _Found(problems, trials, {}, {})
     begun = _begun(study, events)
     datasets: dict[tuple[str, str], DataSet] = {}
     for name, root, num_classes in dict.fromkeys(
@@ -50,27 +92,42 @@ def check(study: StudyDefinition, *, local: bool, folder: str | None = None, eve
         try:
             dataset = datasets[name, root] = ensure_dataset(name, root)
         except (OSError, ValueError) as error:
-            problems.append(f"data: {error}")
+            problems.append(Problem("data", str(error)))
             continue
         if num_classes is not None and num_classes != dataset.info.num_classes:
             problems.append(
-                f"data.num_classes: {num_classes} here, but the shards in {shown(root)} have {dataset.info.num_classes}; "
-                "drop the line or prepare the data anew"
+                Problem(
+                    "data.num_classes",
+                    f"{num_classes} here, but the shards in {shown(root)} have {dataset.info.num_classes}; "
+                    "drop the line or prepare the data again",
+                )
             )
+    if not intact(known, *SPLIT_SETTINGS):
+        return _Found(problems, trials, datasets, {})
     splits, wrong = _splits(study, (*trials, *begun.values()), datasets)
     if study.search is not None and study.search.confirm:
         # Found now, not when the search has ended.
         fresh = dataclasses.replace(study, splits=tuple(fresh_splits(study)))
-        problems += [f"search.confirm: {problem}" for problem in _splits(fresh, trials, datasets)[1]]
-    problems += wrong + _unlabelled(study, trials, splits) + _changed(begun, splits, events)
-    if problems:
-        raise StudyError(list(dict.fromkeys(problems)), study.name)
-    small_disk = _small_disk(study, folder) if folder is not None and not events else []
-    return _warnings(trials, datasets) + _same_images(study, trials, splits) + small_disk
+        confirming = _splits(fresh, trials, datasets)[1]
+        problems += [Problem("search.confirm", str(problem)) for problem in confirming if problem not in wrong]
+    problems += wrong
+    if intact(known, "method"):
+        problems += _unlabelled(study, trials, splits)
+    return _Found(problems + _changed(begun, splits, events), trials, datasets, splits)
+
+
+SPLIT_SETTINGS = ("splits", "data.labelled", "data.nested_splits", "data.labelled_list", "data.unlabelled_list")
+"""What the choice of labelled images depends on, beside the data set."""
+
+
+def _large_crops(trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]) -> list[str]:
+    """Crops that are larger than every image of their data set."""
+    crops = {(data["dataset"], data["root"], data["crop"]) for data in (trial.settings["data"] for trial in trials)}
+    return [warning for name, root, crop in sorted(crops) if (warning := crop_warning(datasets[name, root], crop))]
 
 
 def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
-    """A disk that will hardly hold the study; it would pause when that is full."""
+    """A disk that is probably too small for the study, which would pause when it is full."""
     needed, free = needed_bytes(study), free_bytes(folder)
     if free is None or free >= needed + study.keep.min_free_gb * 1e9:
         return []
@@ -81,13 +138,13 @@ def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
 
 
 def _begun(study: StudyDefinition, events: Sequence[Event]) -> dict[int, TrialSpec]:
-    """The trials that a study which goes on has begun, by index."""
+    """The trials that a study which resumes has begun, by index."""
     return {event.trial: study.trial_begun(event) for event in events if isinstance(event, TrialStarted)}
 
 
 def _splits(
     study: StudyDefinition, trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]
-) -> tuple[dict[Hashable, Split], list[str]]:
+) -> tuple[dict[Hashable, Split], list[Problem]]:
     """The splits of all trials by `split_key`, each made or read once, and what is wrong with the others."""
     splits: dict[Hashable, Split] = {}
     problems = []
@@ -103,28 +160,27 @@ def _splits(
             try:
                 splits[key] = choose_split(dataset, data, index)
             except ListError as error:
-                problems += [f"data.labelled_list: {problem}" for problem in error.problems]
+                problems += [Problem("data.labelled_list", problem) for problem in error.problems]
             except ValueError as error:
-                problems.append(f"data.labelled: {error}")
+                problems.append(Problem("data.labelled", str(error)))
     return splits, problems
 
 
-def _unlabelled(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[str]:
+def _unlabelled(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[Problem]:
     """A method that learns from unlabelled images needs some."""
-    problems: dict[int, str] = {}
+    problems: dict[int, Problem] = {}
     for trial in trials:
         data = trial.settings["data"]
         made = [split for index in study.splits if (split := splits.get(split_key(data, index)))]
         if METHODS[trial.settings["method"]["name"]].needs_unlabelled and not all(split.unlabelled for split in made):
             count = data["labelled"]
-            problems.setdefault(
-                count, f"data.labelled: {count} labels all training images, but {trial.row} learns from unlabelled ones"
-            )
+            sentence = f"{count} labels all training images, but {trial.row} learns from unlabelled ones; label fewer"
+            problems.setdefault(count, Problem("data.labelled", sentence))
     return list(problems.values())
 
 
-def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], events: Sequence[Event]) -> list[str]:
-    """A study that goes on trains on the images that it began with."""
+def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], events: Sequence[Event]) -> list[Problem]:
+    """A study that resumes trains on the images that it began with."""
     problems = []
     for event in events:
         if not isinstance(event, RunStarted) or event.trial not in begun:
@@ -135,21 +191,23 @@ def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], e
             continue
         hashes = f"({made.hash[:12]}, was {before[:12]})"
         if files := " and ".join(list_files(data, index)):
-            problems.append(
-                f"data.labelled_list: split {index}, from {files}, is no longer the one this study began with {hashes}; "
+            sentence = (
+                f"split {index}, from {files}, is no longer the one this study began with {hashes}; "
                 f"restore the lists and the data set (splits/{before}.json in the study's folder has the ids), "
                 "or start another study"
             )
+            problems.append(Problem("data.labelled_list", sentence))
         else:
-            problems.append(
-                f"data.root: split {index} with {event.num_labelled} labels is no longer the one this study began with "
+            sentence = (
+                f"split {index} with {event.num_labelled} labels is no longer the one this study began with "
                 f"{hashes}; restore the data set in {shown(data['root'])}, or start another study"
             )
+            problems.append(Problem("data.root", sentence))
     return problems
 
 
 def _same_images(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[str]:
-    """Splits that are one and the same tell nothing about the choice of the images."""
+    """Identical splits measure nothing of the choice of the images."""
     warnings = []
     for trial in trials:
         data = trial.settings["data"]
@@ -175,7 +233,7 @@ def _warnings(trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], Da
     return [f"{', '.join(dict.fromkeys(where))}: {warning}" for warning, where in rows.items()]
 
 
-def _models(trials: Sequence[TrialSpec]) -> list[str]:
+def _models(trials: Sequence[TrialSpec]) -> list[Problem]:
     """What is wrong with the networks; nothing is downloaded."""
     problems = []
     settings = [trial.settings["model"] for trial in trials]
@@ -183,24 +241,11 @@ def _models(trials: Sequence[TrialSpec]) -> list[str]:
         (each["encoder"], each["output_stride"], each["pretrained"]) for each in settings
     ):
         try:
-            make_encoder(encoder, stride, pretrained if isinstance(pretrained, str) or encoder == "tiny" else False)
+            if isinstance(pretrained, str):
+                make_encoder(encoder, stride, pretrained)
+            else:
+                with torch.device("meta"):  # takes neither memory nor the time of drawing weights
+                    make_encoder(encoder, stride, False)
         except (OSError, ValueError) as error:
-            problems.append(f"model: {error}")
+            problems.append(Problem("model", str(error)))
     return problems
-
-
-def _batches(study: StudyDefinition, trials: Sequence[TrialSpec]) -> list[str]:
-    """Batch statistics need two images where they are not shared over GPUs."""
-    resources = study.resources
-    small = dict.fromkeys(
-        (key, trial.settings["data"][key], workers)
-        for trial in trials
-        for workers in resources.sizes(trial.settings["data"])
-        if workers == 1 or not resources.gpus_per_worker
-        for key in ("labelled_batch", "unlabelled_batch")
-        if trial.settings["data"][key] // workers < 2
-    )
-    return [
-        f"data.{key}: {batch} over {workers} worker(s) is less than 2 images each, which BatchNorm needs"
-        for key, batch, workers in small
-    ]

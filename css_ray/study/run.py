@@ -13,10 +13,11 @@ from torch import Tensor
 from css_ray import distributed
 from css_ray.data.loaders import make_train_loader, make_unlabelled_val_loader, make_val_loader
 from css_ray.methods import METHODS, Method
-from css_ray.models.segmenter import ModelConfig, make_segmenter
+from css_ray.models.segmenter import ModelConfig, Segmenter, make_segmenter
 from css_ray.study.inputs import Prepared
 from css_ray.study.job import RunSpec
 from css_ray.study.paths import absolute_paths
+from css_ray.training.best import BestDescription, describe_best
 from css_ray.training.loop import Fit, fit
 from css_ray.training.memory import keep_freed_memory
 from css_ray.training.reporter import Reporter
@@ -36,7 +37,7 @@ def run_spec(study: StudyDefinition, trial: TrialSpec, split: int) -> RunSpec:
 def build_method(settings: Mapping[str, Any], num_classes: int, *, synchronise_batch_norm: bool = False) -> Method:
     """The method of a trial's settings, freshly initialised from torch's generator."""
     method = METHODS[settings["method"]["name"]]
-    model = ModelConfig(**{key: _tuple(value) for key, value in settings["model"].items()})
+    model = model_config(settings)
     views = Views(**{key: _tuple(value) for key, value in settings["views"].items()})
 
     def segmenter() -> Any:
@@ -45,6 +46,11 @@ def build_method(settings: Mapping[str, Any], num_classes: int, *, synchronise_b
         )
 
     return method(segmenter, method_config(settings), views)
+
+
+def model_config(settings: Mapping[str, Any]) -> ModelConfig:
+    """The network of a trial's settings."""
+    return ModelConfig(**{key: _tuple(value) for key, value in settings["model"].items()})
 
 
 def method_config(settings: Mapping[str, Any]) -> Any:
@@ -59,12 +65,14 @@ def execute(
     *,
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
-    keep_best: Callable[[dict[str, Tensor]], None] = lambda state: None,
+    keep_best: Callable[[dict[str, Tensor], BestDescription], None] = lambda weights, best: None,
     beat: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Train the run, from `checkpoint` if given, as this rank of the process group (or alone). Raises as `loop.fit` does.
 
-    beat: called before each batch, of training and of an evaluation alike: a sign of life.
+    keep_best: called on rank 0 with the predictor's weights and their description, as `write_best` takes them, after each
+    evaluation that is better than all before. beat: called before each batch, of training and of an evaluation alike: a sign of
+    life.
     """
     spec, dataset = prepared.spec, prepared.dataset
     data, rank, world_size = spec.settings["data"], distributed.rank(), distributed.world_size()
@@ -115,8 +123,32 @@ def execute(
             crop=data["crop"],
             device=device,
             checkpoint=checkpoint,
-            keep_best=keep_best,
+            keep_best=lambda predictor, step, metrics: keep_best(
+                predictor.state_dict(), _describe(prepared, train, predictor, step, metrics)
+            ),
         )
+
+
+def _describe(
+    prepared: Prepared, train: TrainConfig, predictor: Segmenter, step: int, metrics: dict[str, float]
+) -> BestDescription:
+    spec, info, split = prepared.spec, prepared.dataset.info, prepared.split
+    return describe_best(
+        predictor,
+        model_config(spec.settings),
+        train,
+        step=step,
+        metrics=metrics,
+        method=spec.settings["method"]["name"],
+        crop=spec.settings["data"]["crop"],
+        class_names=info.class_names,
+        palette=info.palette,
+        seed=spec.seed,
+        split=spec.split,
+        split_hash=split.hash,
+        dataset=info.name,
+        content=info.content,
+    )
 
 
 class _Beating:

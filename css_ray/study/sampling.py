@@ -21,6 +21,7 @@ import optuna
 from optuna.trial import TrialState
 
 from css_ray.study.definition import Distribution, Objective, Search, contains, points_of
+from css_ray.study.optuna_internals import trial_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -159,7 +160,7 @@ class Sampling:
         self._study.tell(number, list(values) or None, state=state)
 
     def _trial(self, number: int) -> optuna.trial.Trial:
-        return optuna.trial.Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
+        return trial_of(self._study, number)
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         search, samplers = self.search, optuna.samplers

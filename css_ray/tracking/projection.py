@@ -152,6 +152,12 @@ class Projection:
             self._standing.add(event)
         if run is None:
             run = self._runs[key] = self._create(key, event)
+        if isinstance(event, RunStarted | RunLogged | RunEvaluated):
+            # A trial that is resumed runs again; the journal has its start once.
+            trial = self._runs[event.trial, None]
+            if position >= trial.projected and trial.status != "RUNNING":
+                self._reopen(trial)
+                trial.seen = position + 1
         if position < run.projected:
             return
         run.seen = position + 1
@@ -202,10 +208,6 @@ class Projection:
 
     def _run_started(self, position: int, run: _Run, event: RunStarted) -> None:
         trial = self._standing.trials[event.trial]
-        parent = self._runs[event.trial, None]
-        if position >= parent.projected:
-            self._reopen(parent)
-            parent.seen = position + 1
         self._reopen(run)
         run.params |= params_of(trial.params)
         run.tags |= {

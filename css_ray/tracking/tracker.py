@@ -170,7 +170,7 @@ class Tracker:
 
 
 def refused(error: Exception) -> bool:
-    """True if another try cannot help: MLflow rejects what it was sent, or the event is not what records.py describes."""
+    """True if another try cannot help: MLflow rejects what it was sent, or the event came out of order."""
     from mlflow.exceptions import MlflowException, RestException
 
     if isinstance(error, MlflowException):

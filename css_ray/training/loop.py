@@ -22,6 +22,7 @@ from css_ray.training.evaluate import evaluate, evaluation_metrics, pseudo_label
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import Reporter
 from css_ray.training.settings import TrainConfig
+from css_ray.training.step import place_method, train_step
 from css_ray.types import Batch, Losses
 
 
@@ -56,7 +57,7 @@ def fit(
     crop: int | None = None,
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
-    keep_best: Callable[[dict[str, Tensor]], None] = lambda state: None,
+    keep_best: Callable[[Segmenter, int, dict[str, float]], None] = lambda predictor, step, metrics: None,
 ) -> Fit:
     """Train `method` and evaluate its predictor every `config.evaluate_every` steps and after the last.
 
@@ -67,7 +68,7 @@ def fit(
     crop: side in pixels of the training crop, which is the window where `config.evaluation` is sliding_window.
     checkpoint: a folder that the reporter's `write_checkpoint` filled; the run goes on from there, bit for bit where
     the number of ranks is the same and the device computes deterministically (the CPU does, with as many threads).
-    keep_best(state): called on rank 0 with the predictor's weights after an evaluation that is better than all before.
+    keep_best(predictor, step, metrics): called on rank 0 after an evaluation that is better than all before.
 
     Raises NonFiniteLossError with the step, the loss's name and where the last good checkpoint is; ValueError, before the
     first step, where the evaluation needs a crop and has none.
@@ -75,15 +76,7 @@ def fit(
     window = crop if config.evaluation == "sliding_window" else None
     if config.evaluation == "sliding_window" and window is None:
         raise ValueError("evaluation is sliding_window and crop is None; give the training crop, which is the window's side")
-    method.to(device)
-    if config.channels_last:
-        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.compile:
-        # In place, so that the names in state_dict stay; `predict`, which meets images of any size, is not part of forward and
-        # runs as it is.
-        for part in method.modules():
-            if isinstance(part, Segmenter):
-                part.compile()  # type: ignore[no-untyped-call]
+    place_method(method, config, device)
     optimizer = make_optimizer(method, config)
     progress = _Progress()
     torch.manual_seed(seed * 1_000_003 + distributed.rank())
@@ -108,13 +101,7 @@ def fit(
     )
     for batch in batches:
         lr = set_learning_rate(optimizer, config, progress.step)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
-            losses: Losses = module(batch.to(device), progress.step / config.iterations)
-            total = losses.total
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        method.after_step()
+        losses = train_step(module, method, optimizer, batch.to(device), progress.step / config.iterations, config)
         progress.step += 1
         curves.add(progress.step, losses)
 
@@ -123,7 +110,7 @@ def fit(
         if evaluating or progress.step % config.log_every == 0:
             means = curves.means(lr, last_good)
             reporter.logged(progress.step, means | _diagnostics(losses))
-        del losses, total  # what a diagnostic holds on to would lie beside the next step's activations
+        del losses  # what a diagnostic holds on to would lie beside the next step's activations
         if evaluating:
             _agree_on_buffers(method)
             evaluation = evaluate(method.predictor(), val_batches, device, window=window, average=config.window_average)
@@ -136,7 +123,7 @@ def fit(
             if not progress.best or metrics["val/miou"] > progress.best["val/miou"]:
                 progress.best, progress.best_step = metrics, progress.step
                 if distributed.rank() == 0:
-                    keep_best(method.predictor().state_dict())
+                    keep_best(method.predictor(), progress.step, metrics)
 
             def write(folder: Path) -> None:
                 shared = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress.state()}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner, Result
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from css_ray.data.shards import open_dataset
 
@@ -76,3 +77,119 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     result = run("prepare", "digits", "--out", tmp_path)
     assert result.exit_code == 2 and "not empty" in result.output
+
+
+# --------------------------------------------------------------------------------------------------- images without a mask
+
+
+@pytest.fixture
+def rooms(tmp_path: Path) -> Path:
+    """A description beside 30 training images, of which every tenth has a mask, and two validation images."""
+    for part, count in (("train", 30), ("val", 2)):
+        for name in ("images", "masks"):
+            (tmp_path / part / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (16, 12), (number, 0, 90 * (part == "val"))).save(
+                tmp_path / part / "images" / f"{part}{number:02d}.png"
+            )
+            if part == "val" or number % 10 == 0:
+                Image.new("L", (16, 12), number % 2).save(tmp_path / part / "masks" / f"{part}{number:02d}.png")
+    spec = {"name": "rooms", "classes": ["floor", "wall"]}
+    spec |= {part: {"images": f"{part}/images", "masks": f"{part}/masks"} for part in ("train", "val")}
+    (tmp_path / "rooms.yaml").write_text(yaml.safe_dump(spec))
+    return tmp_path / "rooms.yaml"
+
+
+def test_the_commands_count_unlabelled_images(rooms: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("prepare", rooms, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[1:] == [
+        "  train     30 images, 3 with masks, the other 27 unlabelled, 16x12 (width x height)",
+        "  val        2 images, 2 with masks, 16x12 (width x height)",
+    ]
+    assert run("check", out).output == f"{out}: 32 images read, 27 of them unlabelled, nothing is wrong\n"
+    assert "  0        floor  100.00 %  50.00 %        3      1\n" in run("info", out).output
+    assert re.search(r"^ +0 +3 +27 +1 of 1 ", run("splits", "show", out, "--labelled", 3).output, re.M)
+    result = run("splits", "show", out, "--labelled", 4)
+    assert result.exit_code == 2
+    assert result.output == (
+        "Error: cannot label 4 images: 3 of the 30 training images of rooms have a mask; label 1 to 3, or add masks and "
+        "prepare the data set again\n"
+    )
+    listed = tmp_path / "labelled.txt"
+    listed.write_text("train00\ntrain07\n")
+    result = run("splits", "check", out, "--labelled-list", listed)
+    assert result.exit_code == 2
+    assert f"{listed}: train07 (line 2): has no mask, so it cannot be labelled" in result.output
+
+
+def test_the_contact_sheet_shows_masks_where_few_images_have_one(rooms: Path, tmp_path: Path) -> None:
+    run("prepare", rooms, "--out", tmp_path / "out")
+    titles: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, **options: titles.append(text))
+        assert run("info", tmp_path / "out", "--contact-sheet", tmp_path / "sheet.png").exit_code == 0
+    assert titles[:-3] == [  # of 30 images at equal distances only the first would have a mask
+        *("train train00", "train train01, unlabelled", "train train10", "train train15, unlabelled"),
+        *("train train20", "train train29, unlabelled", "val val00", "val val01"),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- what cannot be written
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prepare", "digits", "--out", "{path}"],
+        ["info", "{digits}", "--contact-sheet", "{path}"],
+        ["splits", "write", "{digits}", "--labelled", "8", "--split", "1", "--out", "{path}"],
+        ["download", "voc", "--root", "{path}"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("notes.txt/new", "notes.txt is a file, not a folder; choose another path"),
+        ("/sys/css-ray", "(permission denied; change its permissions, or|its file system is read-only;) choose .*"),
+    ],
+    ids=["below a file", "forbidden"],
+)
+def test_what_cannot_be_written_is_one_sentence(
+    arguments: list[str], path: str, reason: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path.startswith("/sys") and not Path("/sys/kernel").is_dir():
+        pytest.skip("there is no folder here that nobody may write")
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("mine")
+    result = run(*(argument.format(path=path, digits=digits) for argument in arguments))
+    assert result.exit_code == 2, result.output
+    below = "/8/1" if arguments[0] == "splits" else ""
+    assert re.fullmatch(f"Error: cannot write {path}{below}: {reason}", result.output.splitlines()[-1]), result.output
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"] and Path("notes.txt").read_text() == "mine"
+
+
+def test_prepare_into_a_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    result = run("prepare", "digits", "--out", tmp_path / "notes.txt")
+    assert result.exit_code == 2
+    assert result.output == f"Error: cannot write {tmp_path}/notes.txt: it is a file, not a folder; choose another path\n"
+
+
+def test_a_contact_sheet_on_a_full_disk_is_one_sentence(digits: Path) -> None:
+    result = run("info", digits, "--contact-sheet", "/dev/full")
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1] == (
+        "Error: cannot write /dev/full: the disk is full; make room, or choose a path on another disk"
+    )
+
+
+def test_original_files_that_cannot_be_read_are_told_in_words(rooms: Path, tmp_path: Path) -> None:
+    image = tmp_path / "train" / "images" / "train03.png"
+    image.unlink()
+    image.mkdir()  # a folder with the name of an image
+    result = run("prepare", rooms, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"train03: cannot read {image}: it is a folder, not a file" in result.output and "rrno" not in result.output

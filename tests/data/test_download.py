@@ -318,7 +318,7 @@ def test_a_server_that_always_breaks_at_the_same_byte_is_given_up(site: Site, tm
 
 
 def test_a_server_that_is_away(tmp_path: Path, site: Site) -> None:
-    with pytest.raises(OSError, match="Connection refused; given up after 5 tries"):
+    with pytest.raises(OSError, match=": Connection refused; given up after 5 tries"):
         download("voc", tmp_path, url="http://127.0.0.1:9/VOC.tar")
     assert not site.log
 

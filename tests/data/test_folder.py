@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -173,6 +174,95 @@ def test_unlabelled_images_join_train_without_masks(folder: Folder) -> None:
     assert [classes is None for classes in dataset.train.classes] == [False, False, False, True]
 
 
+def test_images_of_train_without_a_mask_are_unlabelled(folder: Folder) -> None:
+    (folder.root / "masks" / "b.png").unlink()
+    assert folder.prepared().train.ids == ("a", "b", "c")  # in the order of the list
+    dataset = open_dataset(folder.out)
+    assert [classes is None for classes in dataset.train.classes] == [False, True, False]
+    assert (dataset.train.num_masks, dataset.val.num_masks) == (2, 2)
+    masks = [dataset.train[index].mask for index in range(3)]
+    assert masks[1] is None and masks[0] is not None and np.array_equal(masks[0].numpy(), mask_of(0))
+    described = json.loads((folder.out / "dataset.json").read_text())["subsets"]
+    assert [(described[name]["images"], described[name]["masks"]) for name in ("train", "val")] == [(3, 2), (2, 2)]
+
+
+def test_without_a_list_the_rest_of_the_folder_is_unlabelled(folder: Folder) -> None:
+    for id in "de":
+        for name in ("images", "masks"):
+            (folder.root / f"val_{name}").mkdir(exist_ok=True)
+            (folder.root / name / f"{id}.png").rename(folder.root / f"val_{name}" / f"{id}.png")
+    for id in "xyz":
+        Image.fromarray(image_of(7)).save(folder.root / "images" / f"{id}.png")
+    folder.describe(train={"images": "images", "masks": "masks"}, val={"images": "val_images", "masks": "val_masks"})
+    train = folder.prepared().train
+    assert dict(zip(train.ids, train.classes, strict=True)) == dict.fromkeys("abc", (0, 1, 2)) | dict.fromkeys("xyz")
+
+
+def test_an_image_of_val_needs_a_mask(folder: Folder) -> None:
+    (folder.root / "masks" / "b.png").unlink()
+    (folder.root / "masks" / "d.png").unlink()
+    assert folder.refused().splitlines()[1:] == [
+        "  d: is in val and has no mask in masks (ID.png); add the mask, or take the image out of val"
+    ]
+
+
+def test_a_mask_under_another_name_is_refused(folder: Folder) -> None:
+    masks = folder.root / "masks"
+    (masks / "b.png").rename(masks / "b_mask.png")
+    assert folder.refused().splitlines()[1:] == [
+        "  b_mask: is a mask in masks that belongs to no image; name it as its image (mask_suffix may help), remove it, or put "
+        "the images without masks under unlabelled"
+    ]
+    # The masks of images that are not described harm nobody where no image lacks one,
+    folder.mask("b", Image.fromarray(mask_of(1)))
+    assert folder.prepared().train.num_masks == 3
+    # or where the user says which images are unlabelled.
+    (masks / "b.png").unlink()
+    (folder.root / "train.txt").write_text("a\nc\n")
+    folder.describe(unlabelled={"images": "images"})
+    folder.out = folder.root / "again"
+    assert [classes is None for classes in folder.prepared().train.classes] == [False, False, True]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "TIF"])
+def test_a_mask_of_another_format_is_refused(folder: Folder, suffix: str) -> None:
+    masks = folder.root / "masks"
+    Image.fromarray(mask_of(1)).save(masks / f"b.{suffix}")
+    (masks / "c.json").write_text("{}")
+    assert folder.prepared().train.num_masks == 3  # beside a PNG it is nothing
+    folder.out = folder.root / "again"
+    (masks / "b.png").unlink()
+    assert folder.refused().splitlines()[1:] == [
+        f"  b: has b.{suffix} in masks, which is no mask: masks are PNGs; convert it, or remove it"
+    ]
+
+
+def test_images_in_the_folder_of_the_masks_are_no_masks(folder: Folder) -> None:
+    for path in (folder.root / "masks").iterdir():
+        path.rename(folder.root / "images" / path.name.replace(".png", "_mask.png"))
+    for id in "bcde":
+        Image.open(folder.root / "images" / f"{id}.png").save(folder.root / "images" / f"{id}.jpg")
+        (folder.root / "images" / f"{id}.png").unlink()
+    (folder.root / "images" / "b_mask.png").unlink()
+    shared = {"images": "images", "masks": "images"}
+    folder.describe(
+        train={**shared, "list": "train.txt"},
+        val={**shared, "list": "val.txt"},
+        image_suffix=".jpg",
+        mask_suffix="_mask.png",
+    )
+    assert [classes is None for classes in folder.prepared().train.classes] == [False, True, False]
+
+
+def test_a_train_without_any_mask_is_refused(folder: Folder) -> None:
+    for id in "abc":
+        (folder.root / "masks" / f"{id}.png").unlink()
+    assert folder.refused().splitlines()[1:] == [
+        "  train: none of its 3 images has a mask in masks (ID.png); without any nothing can be learned: check masks and "
+        "mask_suffix"
+    ]
+
+
 def test_the_source_is_the_content_not_the_date(folder: Folder) -> None:
     folder.prepared()
     for path in folder.root.rglob("*.png"):
@@ -204,7 +294,6 @@ def test_all_that_is_wrong_with_the_files_is_said_at_once(folder: Folder) -> Non
         "d: mask is 16x11 (width x height), must be as its image 16x12",
         "e: mask is no readable PNG: it starts with b'no pictu'",
         "b: is 2 times in train.txt",
-        "f: has no mask in masks (ID.png)",
         "  g: is more than one file in images: g.jpg, g.png",
         "nowhere (line 7): listed in train.txt, is not in the data set",
         "d: is in train and in val",

@@ -33,7 +33,9 @@ from css_ray.data.loaders import (
 from css_ray.data.shards import DataSet, DatasetInfo, Shards, open_dataset
 from css_ray.data.splits import Split
 from css_ray.data.writing import Row, rows_source, write_dataset
-from css_ray.study.run import Prepared, execute
+from css_ray.study.inputs import Prepared
+from css_ray.study.job import RunSpec
+from css_ray.study.run import execute
 from css_ray.training.reporter import SilentReporter
 from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
@@ -552,7 +554,7 @@ def test_a_run_with_workers_is_the_run_without_and_leaves_none_behind(dataset: D
             "method": {"name": "css"},
         }
         ids = dataset.train.ids
-        prepared = Prepared({"trial": 0, "split": 0, "seed": 1, "settings": given}, dataset, Split(0, ids[:2], ids[2:], ""))
+        prepared = Prepared(RunSpec(trial=0, split=0, seed=1, settings=given), dataset, Split(0, ids[:2], ids[2:], ""))
         reporter = SilentReporter()
         before = set(multiprocessing.active_children())
         execute(prepared, reporter)

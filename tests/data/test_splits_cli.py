@@ -55,7 +55,9 @@ def test_show(digits: Path, nested: bool) -> None:
 
 def test_three_splits_are_shown_if_none_is_named(digits: Path) -> None:
     assert "split 0   split 1   split 2\n" in output("show", digits, "--labelled", 8)
-    assert "num_labelled must be >= 1 and <= 400, got 401" in refused("show", digits, "--labelled", 401)
+    assert "cannot label 401 images: 400 of the 400 training images of digits have a mask" in refused(
+        "show", digits, "--labelled", 401
+    )
     assert "holds no prepared data set" in refused("show", digits / "else", "--labelled", 4)
 
 

@@ -79,6 +79,10 @@ def test_hue_keeps_grey_and_turns_a_third_from_red_towards_green(monkeypatch: py
     assert turned.argmax() == 1  # green leads, as after +1/3 of the colour wheel
 
 
+def test_the_way_back_from_yiq_is_the_inverse() -> None:
+    torch.testing.assert_close(augmentation._FROM_YIQ @ augmentation._TO_YIQ, torch.eye(3), atol=3e-7, rtol=0.0)
+
+
 def test_photometric_probabilities() -> None:
     torch.manual_seed(0)
     images = torch.rand(200, 3, 8, 8)

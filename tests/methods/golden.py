@@ -1,52 +1,65 @@
-"""The first twenty losses of every method under a fixed seed, kept in golden_losses.json: a refactor must not change them.
+"""The first losses of css-ray's methods under a fixed seed, kept in golden_losses.json: a refactor must not change them.
+
+Each test class of the contract in this folder is a case, named as the class is. Its losses are those of its `settings`, or of
+the `golden` that it states beside them; `golden = None` leaves it out.
 
 `make golden` rewrites the file; do so only where the mathematics was meant to change, and say in the commit why it did.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from contract import make_batch, make_method
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")  # as tests/conftest.py has it, before torch is imported
 
-from css_ray.methods import METHODS
+import torch
+
+from css_ray.testing import MethodContract, make_batch, make_method
 
 FILE = Path(__file__).with_name("golden_losses.json")
 NUM_STEPS = 20
 
-OPEN = {"unsup_threshold": 0.3, "valid_threshold": 0.2, "num_queries": 16, "num_negatives": 16}
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "supervised": ("supervised", "default", {}),
-    "mean_teacher": ("mean_teacher", "default", {"unsup_threshold": 0.3}),
-    "cutmix": ("cutmix", "default", {"unsup_threshold": 0.3}),
-    "css logits (Baseline)": ("css", "default", OPEN | {"pseudo_labelling": "logits", "indicator": "confidence"}),
-    "css representations": ("css", "default", OPEN | {"pseudo_labelling": "representations"}),
-    "css mix": ("css", "default", OPEN),
-    "css cross": ("css", "default", OPEN | {"pseudo_labelling": "cross", "cross_warm_up": 0.03}),
-    "css mix, paper": ("css", "paper", OPEN),
-    "css mix, published": ("css", "published", OPEN),
-}
-"""Name: method, preset, settings. The thresholds let an untrained network's pixels pass."""
+Case = type[MethodContract]
 
 
-def losses(case: str) -> list[dict[str, float]]:
+def cases() -> dict[str, Case]:
+    """The cases of all test files of this folder, by name."""
+    found: dict[str, Case] = {}
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        module = importlib.import_module(f"tests.methods.{path.stem}")
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, MethodContract) and value.__module__ == module.__name__:
+                name = value.__name__.removeprefix("Test")
+                assert name not in found, f"two test classes are named {value.__name__}; rename one"
+                if _settings(value) is not None:
+                    found[name] = value
+    return found
+
+
+def losses(case: Case) -> list[dict[str, float]]:
     """Each term of each of NUM_STEPS steps of plain SGD, of a training of 100 steps.
 
     In float64, because batch statistics of so few pixels make what differs between processors' float32 grow fast.
     """
     torch.set_default_dtype(torch.float64)
     try:
-        return _losses(*CASES[case])
+        return _losses(case)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-def _losses(name: str, preset: str, settings: dict[str, Any]) -> list[dict[str, float]]:
+def _settings(case: Case) -> dict[str, Any] | None:
+    settings: dict[str, Any] | None = getattr(case, "golden", case.settings)
+    return settings
+
+
+def _losses(case: Case) -> list[dict[str, float]]:
     torch.manual_seed(0)
-    method = make_method(METHODS[name], preset=preset, **settings)
+    method = make_method(case.method_class, preset=case.preset, **(_settings(case) or {}))
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.02)
     found = []
     for step in range(NUM_STEPS):
@@ -60,5 +73,6 @@ def _losses(name: str, preset: str, settings: dict[str, Any]) -> list[dict[str, 
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({case: losses(case) for case in CASES}, indent=1) + "\n")
+    torch.set_num_threads(1)  # as the tests have it
+    FILE.write_text(json.dumps({name: losses(case) for name, case in cases().items()}, indent=1) + "\n")
     print(f"wrote {FILE}")

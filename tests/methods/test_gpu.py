@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract import make_batch, make_method
 
 from css_ray.methods import METHODS
+from css_ray.testing import make_batch, make_method
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
+from css_ray.training.step import train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
 
@@ -18,17 +19,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_a_step_never_waits_for_the_device(name: str, precision: str) -> None:
     torch.manual_seed(0)
     method = make_method(METHODS[name]).to("cuda").train()
-    optimizer = make_optimizer(method, TrainConfig())
+    config = TrainConfig(precision=precision)
+    optimizer = make_optimizer(method, config)
     batch = make_batch().to("cuda")
 
     def step(progress: float) -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            total = method(batch, progress).total
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        optimizer.step()
-        method.after_step()
-        return total.detach()
+        return train_step(method, method, optimizer, batch, progress, config).total.detach()
 
     step(0.0)  # libraries start, constants move to the device
     torch.cuda.synchronize()

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from typing import Any, ClassVar
 
-import golden
 import pytest
 import torch
-from contract import NUM_CLASSES, MethodContract, make_batch, make_method, train
 
 from css_ray.functional.similarity import class_means, class_sums
-from css_ray.methods import CSS, METHODS, CutMix, MeanTeacher, Supervised, css
+from css_ray.methods import CSS, CutMix, MeanTeacher, Supervised, css
 from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
+from css_ray.testing import NUM_CLASSES, MethodContract, make_batch, make_method, train
 from css_ray.types import IGNORE_INDEX, Prediction
 from css_ray.views import Views
 
 OPEN = {"unsup_threshold": 0.0, "valid_threshold": 0.0, "hard_threshold": 1.0, "num_queries": 16, "num_negatives": 16}
 """Gates that let every pixel pass, so that each loss acts from the first step."""
+
+PARTLY_OPEN = {"unsup_threshold": 0.3, "valid_threshold": 0.2, "num_queries": 16, "num_negatives": 16}
+"""Gates that some of an untrained network's pixels pass: what the golden losses are of."""
 
 STILL = Views(scale=(1.0, 1.0), strong_scale=(1.0, 1.0), flip=False, jitter=0.0, jitter_probability=0.0, blur_probability=0.0)
 """No random change of any view but CutMix."""
@@ -34,77 +35,70 @@ class TestSupervised(MethodContract):
 class TestSupervisedOnHardPixels(MethodContract):
     method_class = Supervised
     settings: ClassVar = {"ohem": True, "ohem_threshold": 0.1, "ohem_min_kept": 10}
+    golden: ClassVar = None
 
 
 class TestMeanTeacher(MethodContract):
     method_class = MeanTeacher
     settings: ClassVar = {"unsup_threshold": 0.0}
+    golden: ClassVar = {"unsup_threshold": 0.3}
 
 
 class TestMeanTeacherOnProbabilities(MethodContract):
     method_class = MeanTeacher
     settings: ClassVar = {"consistency": "probabilities", "ramp_up": 0.5}
+    golden: ClassVar = None
 
 
 class TestCutMix(MethodContract):
     method_class = CutMix
     settings: ClassVar = {"unsup_threshold": 0.0}
+    golden: ClassVar = {"unsup_threshold": 0.3}
 
 
 class TestCSSLogits(MethodContract):
     method_class = CSS
     settings: ClassVar = OPEN | {"pseudo_labelling": "logits", "indicator": "confidence"}
+    golden: ClassVar = PARTLY_OPEN | {"pseudo_labelling": "logits", "indicator": "confidence"}
 
 
 class TestCSSRepresentations(MethodContract):
     method_class = CSS
     settings: ClassVar = OPEN | {"pseudo_labelling": "representations", "unsup_gate": "similarity", "prototype_warm_up": 0.0}
+    golden: ClassVar = PARTLY_OPEN | {"pseudo_labelling": "representations"}
 
 
 class TestCSSMix(MethodContract):
     method_class = CSS
     settings: ClassVar = OPEN | {"prototype_warm_up": 0.02, "negatives": "per_anchor"}
+    golden: ClassVar = PARTLY_OPEN
 
 
 class TestCSSCross(MethodContract):
     method_class = CSS
     settings: ClassVar = OPEN | {"pseudo_labelling": "cross", "prototype_source": "student"}
+    golden: ClassVar = PARTLY_OPEN | {"pseudo_labelling": "cross", "cross_warm_up": 0.03}
 
 
 class TestCSSPaper(MethodContract):
     method_class = CSS
     preset = "paper"
     settings: ClassVar = OPEN
+    golden: ClassVar = PARTLY_OPEN
 
 
 class TestCSSPublished(MethodContract):
     method_class = CSS
     preset = "published"
     settings: ClassVar = OPEN | {"joint_forward": True}
+    golden: ClassVar = PARTLY_OPEN
 
 
 class TestBaselinePublished(MethodContract):
     method_class = CSS
     preset = "published"
     settings: ClassVar = OPEN | {"pseudo_labelling": "logits", "contrast_mean": "active"}
-
-
-@pytest.mark.parametrize("case", golden.CASES)
-def test_the_first_losses_are_those_of_the_golden_file(case: str) -> None:
-    expected = json.loads(golden.FILE.read_text())[case]
-    assert len(expected) == golden.NUM_STEPS == 20
-    for step, (found, kept) in enumerate(zip(golden.losses(case), expected, strict=True)):
-        assert found == pytest.approx(kept, rel=1e-6, abs=1e-7), step
-
-
-def test_every_method_has_golden_losses() -> None:
-    assert {name for name, _, _ in golden.CASES.values()} == set(METHODS)
-
-
-def test_the_table_names_every_method_by_its_key() -> None:
-    assert {name: method.name for name, method in METHODS.items()} == {
-        name: name for name in ("supervised", "mean_teacher", "cutmix", "css")
-    }
+    golden: ClassVar = None
 
 
 # Teacher and prototypes

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from css_ray.events import Event, RunFailed, RunLogged
 from css_ray.study.journal import Follower, Journal, JournalError, study_folder
 
 
-def logged(step: int) -> dict[str, Any]:
-    return {"event": "run_logged", "time": 2.0, "trial": 0, "split": 0, "step": step, "metrics": {"train/loss": 0.5}}
+def logged(step: int) -> RunLogged:
+    return RunLogged(time=2.0, trial=0, split=0, step=step, metrics={"train/loss": 0.5})
+
+
+def line_of(event: Event) -> str:
+    return json.dumps(event.to_json())
+
+
+def steps(events: list[Event]) -> list[int]:
+    return [event.step for event in events if isinstance(event, RunLogged)]
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -27,15 +35,15 @@ def test_each_event_comes_once_also_of_a_study_that_had_not_begun(folder: str) -
     journal = Journal(folder)
     for step in (10, 20):
         journal.append(logged(step))
-    assert [event["step"] for event in follower.new()] == [10, 20]
+    assert steps(follower.new()) == [10, 20]
     assert follower.new() == []
     journal.append(logged(30))
     assert follower.new() == [logged(30)]
     # More events than a byte or a digit counts.
     for step in range(1000, 1300):
         journal.append(logged(step))
-    assert [event["step"] for event in follower.new()] == list(range(1000, 1300))
-    assert [event["step"] for event in Follower(folder).new()] == [10, 20, 30, *range(1000, 1300)]
+    assert steps(follower.new()) == list(range(1000, 1300))
+    assert steps(Follower(folder).new()) == [10, 20, 30, *range(1000, 1300)]
 
 
 def test_only_what_was_appended_is_read(tmp_path: Path) -> None:
@@ -47,24 +55,25 @@ def test_only_what_was_appended_is_read(tmp_path: Path) -> None:
     # What was read before may be anything now: it is not looked at again.
     path.write_bytes(b"x" * path.stat().st_size)
     with path.open("a") as file:
-        file.write(json.dumps(logged(20)) + "\n")
+        file.write(line_of(logged(20)) + "\n")
     assert follower.new() == [logged(20)]
 
 
 def test_an_event_in_the_middle_of_its_writing_comes_later(tmp_path: Path) -> None:
-    path, line = tmp_path / "journal.jsonl", json.dumps(logged(10) | {"reason": "µ"}, ensure_ascii=False).encode() + b"\n"
+    failed = RunFailed(time=2.0, trial=0, split=0, step=10, reason="µ")
+    path, line = tmp_path / "journal.jsonl", json.dumps(failed.to_json(), ensure_ascii=False).encode() + b"\n"
     follower = Follower(str(tmp_path))
     for cut in range(1, len(line)):
         path.write_bytes(line[:cut])
         assert follower.new() == []
     path.write_bytes(line)
-    assert [event["reason"] for event in follower.new()] == ["µ"]
+    assert follower.new() == [failed]
 
 
 def test_an_object_in_the_middle_of_its_writing_comes_later(tmp_path: Path) -> None:
     journal = Journal(f"file://{tmp_path}/s")
     journal.append(logged(10))
-    follower, line = Follower(f"file://{tmp_path}/s"), json.dumps(logged(20))
+    follower, line = Follower(f"file://{tmp_path}/s"), line_of(logged(20))
     torn = tmp_path / "s" / "journal" / "000000001.json"
     torn.write_text(line[:20])
     assert follower.new() == [logged(10)]
@@ -76,7 +85,7 @@ def test_a_torn_last_line_that_is_written_over(tmp_path: Path) -> None:
     Journal(str(tmp_path)).append(logged(10))
     follower = Follower(str(tmp_path))
     with (tmp_path / "journal.jsonl").open("a") as file:
-        file.write(json.dumps(logged(15))[:-1])
+        file.write(line_of(logged(15))[:-1])
     assert follower.new() == [logged(10)]
     # The next driver drops the torn line.
     Journal(str(tmp_path)).append(logged(20))
@@ -85,7 +94,7 @@ def test_a_torn_last_line_that_is_written_over(tmp_path: Path) -> None:
 
 def test_a_damaged_journal_and_one_begun_anew_are_told(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    path.write_text(json.dumps(logged(10)) + "\n")
+    path.write_text(line_of(logged(10)) + "\n")
     follower = Follower(str(tmp_path))
     follower.new()
     with path.open("a") as file:

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from css_ray.events import RunLogged, StudyStarted
 from css_ray.study import journal as module
-from css_ray.study.journal import Journal, JournalError, StudyLockedError, studies_in, study_folder
+from css_ray.study.journal import Follower, Journal, JournalError, StudyLockedError, studies_in, study_folder
 
-STARTED = {"event": "study_started", "time": 1.0, "study": "s", "study_id": "x", "spec": {}, "versions": {}}
+STARTED = StudyStarted(time=1.0, study="s", study_id="x", spec={}, versions={})
+LINE = json.dumps(STARTED.to_json())
 
 
-def logged(split: int, step: int, value: float = 0.5) -> dict:
-    return {"event": "run_logged", "time": 2.0, "trial": 0, "split": split, "step": step, "metrics": {"train/loss": value}}
+def logged(split: int, step: int, value: float = 0.5, time: float = 2.0) -> RunLogged:
+    return RunLogged(time=time, trial=0, split=split, step=step, metrics={"train/loss": value})
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +52,9 @@ def test_an_event_told_twice_is_written_once(folder: str) -> None:
     assert journal.append(logged(0, 10))
     # A resumed run tells it again, at another time and from another process.
     again = Journal(folder)
-    assert not again.append(logged(0, 10) | {"time": 99.0})
+    assert not again.append(logged(0, 10, time=99.0))
     assert again.append(logged(0, 20))
-    assert [event.get("step") for event in Journal(folder).events] == [None, 10, 20]
+    assert [getattr(event, "step", None) for event in Journal(folder).events] == [None, 10, 20]
 
 
 def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path) -> None:
 
 
 def test_damage_elsewhere_is_refused_by_place(tmp_path: Path) -> None:
-    (tmp_path / "journal.jsonl").write_text('{"event": oops}\n' + json.dumps(STARTED) + "\n")
+    (tmp_path / "journal.jsonl").write_text('{"event": oops}\n' + LINE + "\n")
     with pytest.raises(JournalError, match="event 1 of the journal"):
         Journal(str(tmp_path))
 
@@ -134,7 +136,7 @@ def test_a_kill_at_any_moment_loses_at_most_the_event_in_hand(tmp_path: Path) ->
         assert writer.pid is not None
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-        steps = [event["step"] for event in Journal(str(tmp_path)).events]
+        steps = [getattr(event, "step", None) for event in Journal(str(tmp_path)).events]
         assert steps == list(range(len(steps)))
         assert len(steps) > seen
         seen = len(steps)
@@ -178,8 +180,10 @@ def test_studies_of_a_storage(tmp_path: Path) -> None:
     "damage", [b'{"event": oops}', b"5", b'{"step": 3}', b'{"event":"run_\xff\xfe","time":1.0}', bytes(40)]
 )
 def test_damage_in_the_middle_is_refused_by_place(damage: bytes, tmp_path: Path) -> None:
-    line = json.dumps(STARTED).encode()
-    (tmp_path / "journal.jsonl").write_bytes(line + b"\n" + damage + b"\n" + json.dumps(logged(0, 1)).encode() + b"\n")
+    line = LINE.encode()
+    (tmp_path / "journal.jsonl").write_bytes(
+        line + b"\n" + damage + b"\n" + json.dumps(logged(0, 1).to_json()).encode() + b"\n"
+    )
     with pytest.raises(JournalError, match=r"event 2 of the journal in .* is damaged .*restore it from a copy"):
         Journal(str(tmp_path))
 
@@ -191,3 +195,23 @@ def test_an_object_that_is_gone_is_missed_and_not_written_over(tmp_path: Path) -
     (tmp_path / "s" / "journal" / "000000002.json").unlink()
     with pytest.raises(JournalError, match=r"event 3 of the journal in .* is missing"):
         Journal(f"file://{tmp_path}/s")
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"event": "study_moved"}, "does not know events of the kind 'study_moved'"),
+        ({"colour": "red"}, "does not know the field 'colour' of study_paused"),
+    ],
+)
+def test_what_a_newer_version_wrote_is_refused_with_the_remedy(more: dict[str, str], what: str, tmp_path: Path) -> None:
+    paused = {"event": "study_paused", "time": 2.0, "reason": "no room"}
+    path = tmp_path / "journal.jsonl"
+    path.write_text(f"{LINE}\n{json.dumps(paused)}\n")
+    assert len(Journal(str(tmp_path)).events) == 2
+    path.write_text(f"{LINE}\n{json.dumps(paused | more)}\n")
+    remedy = "use the version that wrote it, or a later one"
+    said = rf"^event 2 of the journal in {tmp_path} is of a newer version: this version of css-ray {what}; {remedy}$"
+    for read in (lambda: Journal(str(tmp_path)), lambda: Follower(str(tmp_path)).new()):
+        with pytest.raises(JournalError, match=said):
+            read()

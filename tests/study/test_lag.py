@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_keep import driver, small
 
-from css_ray.execution.runner import Runner
+from css_ray.study.driver import Driver
+from tests.drivers import new_driver, small
 
 
-def begin(runner: Runner) -> int | None:
-    trial = runner.next_trial(set(runner.ledger.starts) - set(runner.ledger.ends))
+def begin(driver: Driver) -> int | None:
+    trial = driver.next_trial(set(driver.standing.running))
     if trial is None:
         return None
     assert not isinstance(trial, str)
-    runner.begin(trial)
+    driver.begin(trial)
     return trial.index
 
 
@@ -33,12 +33,12 @@ def test_a_suggestion_waits_for_the_results_it_may_learn_from(
         "space": {"train.lr": {"uniform": [0.01, 0.1]}},
     }
     study = small(tmp_path, search=search, grid={}, resources={"concurrent_trials": concurrent, "failed_share": 1.0})
-    runner = driver(study, tmp_path)
-    assert begin(runner) == 0
+    driver = new_driver(study, tmp_path)
+    assert begin(driver) == 0
     for trial in range(1, ahead):
-        assert begin(runner) == trial
-        runner.end(trial, "made up")
+        assert begin(driver) == trial
+        driver.end(trial, "made up")
     if ahead < 8:
-        assert begin(runner) is None
-        runner.end(0, "made up")
-        assert begin(runner) == ahead
+        assert begin(driver) is None
+        driver.end(0, "made up")
+        assert begin(driver) == ahead

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ import pytest
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import make_split
+from css_ray.events import Event, RunStarted, TrialStarted
 from css_ray.study import preflight
 from css_ray.study.definition import StudyDefinition, StudyError, parse
-from css_ray.study.run import prepare, run_spec
+from css_ray.study.driver import Driver
+from css_ray.study.inputs import prepare
+from css_ray.study.job import RunSpec
+from css_ray.study.run import run_spec
 
 SPEC: dict[str, Any] = {
     "study": "listed",
@@ -61,10 +65,10 @@ def study(root: str, *, unlabelled: bool = True, **changes: Any) -> StudyDefinit
     return parse({**SPEC, "data": data | changes.pop("data", {})} | changes)
 
 
-def refused(wrong: StudyDefinition, events: list[dict[str, Any]] | None = None) -> list[str]:
+def refused(wrong: StudyDefinition, events: list[Event] | None = None) -> list[str]:
     with pytest.raises(StudyError) as caught:
         preflight.check(wrong, local=True, events=events or ())
-    return list(caught.value.problems)
+    return list(map(str, caught.value.problems))
 
 
 def test_a_run_sees_just_the_listed_images(root: str, dataset: DataSet) -> None:
@@ -82,9 +86,9 @@ def test_a_worker_needs_no_list_file(root: str, lists: Path) -> None:
     given = study(root)
     driver = prepare(run_spec(given, given.grid_trials()[0], 1))
     (lists / "1" / "labeled.txt").unlink()
-    worker = prepare(pickle.loads(pickle.dumps(driver.spec)))
-    assert worker.split == driver.split
-    assert json.loads(json.dumps(driver.spec["lists"])) == driver.spec["lists"]
+    travelled = RunSpec.from_json(json.loads(json.dumps(driver.spec.to_json())))
+    assert travelled.lists == driver.spec.lists
+    assert prepare(travelled).split == driver.split
 
 
 def test_nested_or_not_is_a_setting(root: str, dataset: DataSet) -> None:
@@ -123,14 +127,14 @@ def test_splits_of_the_same_images_are_a_warning(root: str) -> None:
     assert preflight.check(same, local=True) == ["splits 0, 1 with 3 labels have the same images: only their seeds differ"]
 
 
-def started(given: StudyDefinition, trials: list[int]) -> list[dict[str, Any]]:
+def started(given: StudyDefinition, trials: list[int]) -> list[Event]:
     """What a journal says of runs that have begun."""
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     for trial in (given.grid_trials()[index] for index in trials):
-        events.append({"event": "trial_started", "trial": trial.index, "source": "grid", "params": trial.params})
+        events.append(TrialStarted(time=1.0, trial=trial.index, row=trial.row, source="grid", params=trial.params, config={}))
         for split in given.splits:
             about = prepare(run_spec(given, trial, split)).started()
-            events.append({"event": "run_started", "trial": trial.index, "split": split, **about})
+            events.append(RunStarted(time=1.0, trial=trial.index, split=split, **about))
     return events
 
 
@@ -153,7 +157,8 @@ def test_a_study_that_goes_on_notices_another_data_set(root: str) -> None:
     given = study(root, data=no_lists)
     events = started(given, [0])
     assert preflight.check(given, local=True, events=events) == []
-    events[1]["split_hash"] = "0" * 64
+    assert isinstance(events[1], RunStarted)
+    events[1] = replace(events[1], split_hash="0" * 64)
     (problem,) = refused(given, events)
     assert problem.startswith("data.root: split 0 with 3 labels is no longer the one this study began with (")
     assert f"was 000000000000); restore the data set in {root}, or start another study" in problem
@@ -165,18 +170,17 @@ def test_trials_with_lists_of_their_own_go_on(root: str) -> None:
     grid = {"method": SPEC["grid"]["method"][:1], "data.labelled_list": columns}
     given = study(root, unlabelled=False, splits=[0], grid=grid)
     events = started(given, [0, 1])
-    assert events[1]["split_hash"] != events[3]["split_hash"]
+    first, second = (event for event in events if isinstance(event, RunStarted))
+    assert first.split_hash != second.split_hash
     assert preflight.check(given, local=True, events=events) == []
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_the_ids_of_a_study_are_written_down(root: str, lists: Path, tmp_path: Path, dataset: DataSet, scheme: str) -> None:
-    from css_ray.execution.runner import Runner
-
     given = study(root)
-    runner = Runner(given, f"{scheme}{tmp_path}/runs")
-    runs = [runner.runs_of(trial) for trial in given.grid_trials()]
-    assert [[run["split"] for run in each] for each in runs] == [[0, 1], [0, 1]]
+    driver = Driver(given, f"{scheme}{tmp_path}/runs")
+    runs = [driver.runs_of(trial) for trial in given.grid_trials()]
+    assert [[run.split for run in each] for each in runs] == [[0, 1], [0, 1]]
     files = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "runs" / "listed" / "splits").iterdir()}
     splits = {prepare(run).split for each in runs for run in each}
     assert files.keys() == {split.hash for split in splits}
@@ -192,6 +196,6 @@ def test_the_ids_of_a_study_are_written_down(root: str, lists: Path, tmp_path: P
 
     # A study has the lists that it began with, whatever becomes of the files.
     (lists / "0" / "labeled.txt").unlink()
-    assert [runner.runs_of(trial) for trial in given.grid_trials()] == runs
+    assert [driver.runs_of(trial) for trial in given.grid_trials()] == runs
     with pytest.raises(RuntimeError, match=r"split 0 of trial 0: .*\n.*labeled.txt: there is no such file"):
-        Runner(given, f"{scheme}{tmp_path}/runs").runs_of(given.grid_trials()[0])
+        Driver(given, f"{scheme}{tmp_path}/runs").runs_of(given.grid_trials()[0])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs
 import pytest
@@ -21,15 +25,17 @@ from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.digits import digits_source
 from css_ray.data.remote import local_copy
 from css_ray.data.writing import write_dataset
+from css_ray.events import RunEvaluated, RunLogged, StudyFinished, StudyStarted, TrialRetried
 from css_ray.execution.checkpoints import Checkpoints
 from css_ray.storage import below
 from css_ray.study import journal as journal_module
 from css_ray.study.journal import Follower, Journal, JournalError, StudyLockedError, studies_in, study_folder
+from css_ray.training.best import BestDescription
 from css_ray.training.checkpoint import read_tensors
 from tests.faults import CREDENTIALS, Fault, FaultyStore, faulty_s3
 from tests.places import Place
 
-STARTED = {"event": "study_started", "time": 1.0, "study": "s", "study_id": "x", "spec": {}, "versions": {}}
+STARTED = StudyStarted(time=1.0, study="s", study_id="x", spec={}, versions={})
 
 PASSING = [
     Fault("busy", times=2),
@@ -48,8 +54,8 @@ def named(fault: Fault) -> str:
     return "-".join(str(part) for part in (fault.kind, fault.method, fault.bytes, fault.seconds, fault.times) if part)
 
 
-def logged(step: int) -> dict:
-    return {"event": "run_logged", "time": 2.0, "trial": 0, "split": 0, "step": step, "metrics": {"train/loss": 0.5}}
+def logged(step: int) -> RunLogged:
+    return RunLogged(time=2.0, trial=0, split=0, step=step, metrics={"train/loss": 0.5})
 
 
 @pytest.fixture(scope="module")
@@ -182,14 +188,14 @@ def test_reading_a_store_that_is_away_is_no_empty_journal(store: FaultyStore) ->
 @pytest.mark.long
 def test_many_events_are_read_in_order(store: FaultyStore) -> None:
     for step in range(100):
-        write(store, f"kept/s/journal/{step:09d}.json", json.dumps(logged(step)).encode())
+        write(store, f"kept/s/journal/{step:09d}.json", json.dumps(logged(step).to_json()).encode())
     store.requests.clear()
-    assert [event["step"] for event in Journal(store.url("kept/s")).events] == list(range(100))
+    assert Journal(store.url("kept/s")).events == list(map(logged, range(100)))
     follower = Follower(store.url("kept/s"))
     assert len(follower.new()) == 100
     write(store, "kept/s/journal/000000100.json", b'{"event":"run_lo')
     assert follower.new() == []
-    write(store, "kept/s/journal/000000100.json", json.dumps(logged(100)).encode())
+    write(store, "kept/s/journal/000000100.json", json.dumps(logged(100).to_json()).encode())
     assert follower.new() == [logged(100)] and follower.new() == []
     store.files.delete_file("kept/s/journal/000000042.json")
     with pytest.raises(JournalError, match=r"event 43 of the journal in s3://kept/s is missing"):
@@ -267,7 +273,7 @@ def test_an_event_never_takes_the_place_of_another_drivers(store: FaultyStore) -
     mine, other = Journal(store.url("kept/s")), Journal(store.url("kept/s"))
     mine.append(STARTED)
     with pytest.raises(StudyLockedError, match="it wrote event 1"):
-        other.append(STARTED | {"time": 5.0})
+        other.append(replace(STARTED, time=5.0))
     mine.append(logged(1))
     assert Journal(store.url("kept/s")).events == [STARTED, logged(1)]
 
@@ -355,18 +361,22 @@ def test_a_checkpoint_that_cannot_be_fetched_is_not_taken_for_damaged(store: Fau
 @pytest.mark.long
 @pytest.mark.parametrize("values", [10, 6_000_000], ids=["one request", "parts"])
 def test_the_best_weights_are_the_old_or_the_new(values: int, store: FaultyStore, tmp_path: Path) -> None:
-    from css_ray.execution.worker import _keeper
+    from css_ray.execution.worker import keeper
 
-    keep = _keeper(below(store.url("kept/s"), "models", "split_0"))
-    keep({"weight": torch.zeros(values)})
+    keep = keeper(below(store.url("kept/s"), "models", "split_0"))
+    about: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(BestDescription))
+    keep({"weight": torch.zeros(values)}, BestDescription(**about | {"step": 1}))
     store.fail(Fault("busy", times=2), Fault("cut_response", "PUT"))
-    keep({"weight": torch.ones(values)})
+    keep({"weight": torch.ones(values)}, BestDescription(**about | {"step": 2}))
     store.fail(Fault("cut_request", "PUT", "best.pt", bytes=100, times=99))
     with pytest.raises(OSError, match=r"best\.pt.*kept"):
-        keep({"weight": torch.full((values,), 2.0)})
+        keep({"weight": torch.full((values,), 2.0)}, BestDescription(**about | {"step": 3}))
     store.heal()
-    assert store.names("kept/s") == ["models/split_0/best.pt"]
-    (tmp_path / "best.pt").write_bytes(read(store, "kept/s/models/split_0/best.pt"))
+    assert store.names("kept/s") == ["models/split_0/best.json", "models/split_0/best.pt"]
+    described = json.loads(read(store, "kept/s/models/split_0/best.json"))
+    weights = read(store, "kept/s/models/split_0/best.pt")
+    assert described["step"] == 2 and described["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    (tmp_path / "best.pt").write_bytes(weights)
     assert torch.equal(read_tensors(tmp_path / "best.pt")["weight"], torch.ones(values))
 
 
@@ -445,10 +455,10 @@ def test_a_whole_study_on_s3_under_faults(store: FaultyStore, place: Place, tmp_
     assert store.heal() == 1  # nobody writes a shard
     url = study_folder(store.url("kept/studies"), "small")
     events = Journal(url).events
-    assert events[-1]["event"] == "study_finished" and events[-1]["status"] == "finished"
-    steps = [(event["split"], event["step"]) for event in events if event["event"] == "run_evaluated"]
+    assert isinstance(events[-1], StudyFinished) and events[-1].status == "finished"
+    steps = [(event.split, event.step) for event in events if isinstance(event, RunEvaluated)]
     assert steps == [(split, step) for split in (0, 1) for step in (10, 20, 30, 40)]
-    assert not [event for event in events if event["event"] == "trial_retried"]
+    assert not [event for event in events if isinstance(event, TrialRetried)]
     assert len(Checkpoints(below(url, "checkpoints", "trial_0000")).newest_first()) == 2
     for split in (0, 1):
         weights = tmp_path / f"{split}.pt"
@@ -471,13 +481,13 @@ def test_a_study_whose_journal_cannot_be_written_ends_and_goes_on_later(store: F
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 1 and "Traceback" not in output, output
     assert "of the journal in s3://kept/studies/small could not be written" in output
-    assert "go on with: css-ray study resume small" in output
+    assert "continue with: css-ray study resume small" in output
     place.wait_until_empty()
     store.heal()
     code, output = place.call("study", "resume", "small")
     assert code == 0, output
     events = Journal(study_folder(store.url("kept/studies"), "small")).events
-    assert events[-1]["event"] == "study_finished" and events[-1]["status"] == "finished"
-    steps = [(event["split"], event["step"]) for event in events if event["event"] == "run_evaluated"]
+    assert isinstance(events[-1], StudyFinished) and events[-1].status == "finished"
+    steps = [(event.split, event.step) for event in events if isinstance(event, RunEvaluated)]
     assert steps == [(split, step) for split in (0, 1) for step in (10, 20, 30, 40)]
     place.wait_until_empty()

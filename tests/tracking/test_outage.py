@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ import pytest
 
 from benchmarks.workloads.gate import Gate
 from css_ray import tracking
-from css_ray.records import Event, records_from_events
+from css_ray.events import Event, RunLogged, RunStarted, StudyStarted, TrialStarted
+from css_ray.standing import records_from_events
 from css_ray.tracking import projection
 from css_ray.tracking.client import connect
 
-STARTED = {"event": "study_started", "time": 1.0, "study": "toy", "study_id": "id", "spec": {}, "versions": {}}
+STARTED = StudyStarted(time=1.0, study="toy", study_id="id", spec={}, versions={})
 
 
 def logged(step: int) -> Event:
-    return {"event": "run_logged", "time": 2.0 + step, "trial": 0, "split": 0, "step": step, "metrics": {"train/loss": 0.5}}
+    return RunLogged(time=2.0 + step, trial=0, split=0, step=step, metrics={"train/loss": 0.5})
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -114,7 +116,7 @@ def test_a_server_that_hangs_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch
 def test_the_process_ends_though_a_request_hangs() -> None:
     """Though the environment lets a request take minutes, as MLflow's own settings do."""
     program = (
-        "import socket, time\nfrom css_ray import tracking\nimport mlflow\n"
+        "import socket, time\nfrom css_ray import tracking\nfrom css_ray.events import StudyStarted\nimport mlflow\n"
         "server = socket.socket(); server.bind(('127.0.0.1', 0)); server.listen(16)\n"
         "tracker = tracking.Tracker(f'http://127.0.0.1:{server.getsockname()[1]}')\n"
         f"tracker.record({STARTED!r})\n"
@@ -129,14 +131,13 @@ def test_the_process_ends_though_a_request_hangs() -> None:
 
 @pytest.fixture
 def journal() -> list[Event]:
-    place: dict[str, Any] = {"trial": 0, "time": 1.0}
     return [
         STARTED,
-        {"event": "trial_started", **place, "row": "CSS", "source": "grid", "params": {}, "config": {}},
-        {
-            "event": "run_started", **place, "split": 0, "seed": 0, "dataset": "voc", "split_hash": "h", "num_labelled": 9,
-            "num_unlabelled": 9, "class_names": ["a"],
-        },
+        TrialStarted(time=1.0, trial=0, row="CSS", source="grid", params={}, config={}),
+        RunStarted(
+            time=1.0, trial=0, split=0, seed=0, dataset="voc", split_hash="h", num_labelled=9, num_unlabelled=9,
+            class_names=["a"],
+        ),
         *map(logged, range(1, 400)),
     ]  # fmt: skip
 
@@ -202,7 +203,7 @@ def test_each_outage_has_the_whole_room(breakable: Breakable, journal: list[Even
     for _ in range(3):
         breakable.broken, failures = True, breakable.failures
         tracker.record(journal[sent])
-        wait_until(lambda failures=failures: breakable.failures > failures + 1)  # type: ignore[misc]
+        wait_until(lambda failures=failures: breakable.failures > failures + 1)
         for event in journal[sent + 1 : sent + 90]:
             tracker.record(event)
         sent += 90
@@ -213,7 +214,7 @@ def test_each_outage_has_the_whole_room(breakable: Breakable, journal: list[Even
 
 
 def test_a_clock_that_jumped_back_leaves_every_point(tmp_path: Path, journal: list[Event]) -> None:
-    jumped = [event | {"time": event["time"] + (0 if number > 200 else 3600)} for number, event in enumerate(journal)]
+    jumped = [replace(event, time=event.time + (0 if number > 200 else 3600)) for number, event in enumerate(journal)]
     uri = tracking.default_uri(tmp_path)
     assert tracking.sync(jumped[:300], uri).points_sent == 297
     assert tracking.sync(jumped, uri).points_sent == 102

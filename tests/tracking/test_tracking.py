@@ -17,7 +17,21 @@ from typing import Any
 import pytest
 
 from css_ray import tracking
-from css_ray.records import Event, records_from_events
+from css_ray.events import (
+    Event,
+    RunEvaluated,
+    RunFailed,
+    RunFinished,
+    RunLogged,
+    RunStarted,
+    StudyFinished,
+    StudyInterrupted,
+    StudyResumed,
+    StudyStarted,
+    TrialFinished,
+    TrialStarted,
+)
+from css_ray.standing import records_from_events
 from css_ray.tracking import client as mlflow_client
 from css_ray.tracking import forms
 from css_ray.tracking import projection as projection_module
@@ -34,39 +48,39 @@ class Journal:
     def __init__(self, study: str = "toy", study_id: str = "id-1", start: float = 1_700_000_000.125) -> None:
         self.events: list[Event] = []
         self.time = start
-        self.add("study_started", study=study, study_id=study_id, spec={"study": study}, versions={"torch": "2"})
+        self.add(StudyStarted, study=study, study_id=study_id, spec={"study": study}, versions={"torch": "2"})
 
-    def add(self, kind: str, **fields: Any) -> None:
+    def add(self, kind: type[Event], **fields: Any) -> None:
         self.time += 1
-        self.events.append({"event": kind, "time": self.time, **fields})
+        self.events.append(kind(time=self.time, **fields))
 
     def start_trial(self, trial: int, row: str = "CSS (mix)", **params: Any) -> None:
         params = params or {"data.labelled": 92, "method.name": "css", "method.temperature": 0.5}
         config = params | {"train.lr": 0.0064, "data.root": "data/voc"}
-        self.add("trial_started", trial=trial, row=row, source="grid", params=params, config=config)
+        self.add(TrialStarted, trial=trial, row=row, source="grid", params=params, config=config)
 
     def start_run(self, trial: int, split: int) -> None:
         self.add(
-            "run_started", trial=trial, split=split, seed=7 + split, dataset="voc", split_hash=f"{split}" * 64,
+            RunStarted, trial=trial, split=split, seed=7 + split, dataset="voc", split_hash=f"{split}" * 64,
             num_labelled=92, num_unlabelled=1372, class_names=CLASSES,
         )  # fmt: skip
 
     def train(self, trial: int, split: int, steps: range) -> None:
         for step in steps:
-            self.add("run_logged", trial=trial, split=split, step=step, metrics={"train/loss": 1 / step, "train/lr": 0.01})
+            self.add(RunLogged, trial=trial, split=split, step=step, metrics={"train/loss": 1 / step, "train/lr": 0.01})
             scores = {"val/miou": 50.0 + step + split, "val/pixel_accuracy": 90.0} | {f"val/iou/{CLASSES[0]}": 40.0 + step}
-            self.add("run_evaluated", trial=trial, split=split, step=step, metrics=scores)
+            self.add(RunEvaluated, trial=trial, split=split, step=step, metrics=scores)
 
     def finish_run(self, trial: int, split: int, step: int) -> None:
         last, best = {"val/miou": 50.0 + step + split}, {"val/miou": 60.1 + split}
         self.add(
-            "run_finished", trial=trial, split=split, step=step, last=last, best=best, best_step=step - 1, seconds=12.25
+            RunFinished, trial=trial, split=split, step=step, last=last, best=best, best_step=step - 1, seconds=12.25
         )  # fmt: skip
 
     def finish_trial(self, trial: int, values: dict[str, float], num_splits: int, **changes: Any) -> None:
         # As they come out of JSON: the keys of `values` are strings.
         fields = {"status": "finished", "reason": "", "mean": 53.5, "std": 0.7071, "n": len(values)} | changes
-        self.add("trial_finished", trial=trial, values=values, num_splits=num_splits, **fields)
+        self.add(TrialFinished, trial=trial, values=values, num_splits=num_splits, **fields)
 
 
 def whole_journal() -> list[Event]:
@@ -81,15 +95,15 @@ def whole_journal() -> list[Event]:
     journal.start_trial(1, row="Sup.", **{"data.labelled": 183, "note": "12", "flag": True, "none": None, "list": [1, 2]})
     journal.start_run(1, 0)
     journal.train(1, 0, range(1, 3))
-    journal.add("study_interrupted", reason="Ctrl-C")
-    journal.add("study_resumed")
+    journal.add(StudyInterrupted, reason="Ctrl-C")
+    journal.add(StudyResumed)
     journal.train(1, 0, range(3, 4))
     journal.finish_run(1, 0, step=3)
     journal.start_run(1, 1)
     journal.train(1, 1, range(1, 2))
-    journal.add("run_failed", trial=1, split=1, step=1, reason="CUDA out of memory")
+    journal.add(RunFailed, trial=1, split=1, step=1, reason="CUDA out of memory")
     journal.finish_trial(1, {"0": 53.0}, num_splits=2, status="failed", reason="1 of 2 splits failed", mean=53.0, std=None)
-    journal.add("study_finished", status="finished", best_trial=0)
+    journal.add(StudyFinished, status="finished", best_trial=0)
     return journal.events
 
 
@@ -199,9 +213,9 @@ def test_curves_carry_the_time_of_their_events(uri: str) -> None:
     events = whole_journal()
     tracking.sync(events, uri)
     expected = sorted(
-        (event["step"], round(event["time"] * 1000), event["metrics"]["val/miou"])
+        (event.step, round(event.time * 1000), event.metrics["val/miou"])
         for event in events
-        if event["event"] == "run_evaluated" and (event["trial"], event["split"]) == (1, 0)
+        if isinstance(event, RunEvaluated) and (event.trial, event.split) == (1, 0)
     )
     points = [row[2:] for row in content(uri)["metrics"] if row[:2] == ("Sup. #1 split 0", "val/miou")]
     assert points == expected and len(points) == 3
@@ -275,7 +289,7 @@ def test_resume_after_a_lost_call_equals_one_pass(
 def test_interruption_known_late_does_not_kill_what_has_gone_on(empty_database: Path, tmp_path: Path) -> None:
     """The study's run and a split's run are written one after the other; a crash between them must not matter."""
     events = whole_journal()
-    interrupted = next(index for index, event in enumerate(events) if event["event"] == "study_interrupted")
+    interrupted = next(index for index, event in enumerate(events) if isinstance(event, StudyInterrupted))
     known, until = events[:interrupted], events[: interrupted + 3]
     clean = fresh_uri(empty_database, tmp_path / "clean")
     tracking.sync(until, clean)
@@ -314,7 +328,7 @@ def test_run_created_twice_is_kept_once(uri: str, whole_content: Content) -> Non
 
 def test_interrupted_runs_are_killed_reopened_and_finished(uri: str) -> None:
     events = whole_journal()
-    interrupted = next(index for index, event in enumerate(events) if event["event"] == "study_interrupted")
+    interrupted = next(index for index, event in enumerate(events) if isinstance(event, StudyInterrupted))
     tracking.sync(events[: interrupted + 1], uri)
     killed = {name for name, status in statuses(uri).items() if status == "KILLED"}
     assert killed == {"study", "Sup. #1", "Sup. #1 split 0"}
@@ -334,19 +348,26 @@ def test_end_of_a_trial_leaves_no_split_running(uri: str) -> None:
     assert statuses(uri) == {"study": "RUNNING", "CSS (mix) #0": "FINISHED", "CSS (mix) #0 split 0": "KILLED"}
 
 
-def test_failed_run_that_starts_again_is_the_same_run(uri: str) -> None:
+def test_failed_run_that_goes_on_is_the_same_run(uri: str) -> None:
     journal = Journal()
     journal.start_trial(0)
-    for _ in range(2):
-        journal.start_run(0, 0)
-        journal.train(0, 0, range(1, 3))
-        journal.add("run_failed", trial=0, split=0, step=2, reason="worker lost")
+    journal.start_run(0, 0)
+    for step in (1, 2):
+        journal.train(0, 0, range(step, step + 1))
+        tracking.sync(journal.events, uri)
+        assert statuses(uri) == {"study": "RUNNING", "CSS (mix) #0": "RUNNING", "CSS (mix) #0 split 0": "RUNNING"}
+        journal.add(RunFailed, trial=0, split=0, step=step, reason="worker lost")
         tracking.sync(journal.events, uri)
         assert statuses(uri)["CSS (mix) #0 split 0"] == "FAILED"
-    journal.finish_trial(0, {}, num_splits=1, status="failed", reason="no split left", mean=None, std=None)
-    tracking.sync(journal.events, uri)
-    assert statuses(uri)["CSS (mix) #0"] == "FAILED"
-    journal.start_run(0, 0)
+        journal.finish_trial(0, {}, num_splits=1, status="failed", reason="worker lost", mean=None, std=None)
+        journal.add(StudyFinished, status="failed", best_trial=None)
+        tracking.sync(journal.events, uri)
+        assert statuses(uri) == {"study": "FAILED", "CSS (mix) #0": "FAILED", "CSS (mix) #0 split 0": "FAILED"}
+        records = [replace(record, run_id=None) for record in tracking.read_records(uri, "toy")]
+        assert records == records_from_events(journal.events)
+        journal.add(StudyResumed)
+    # As in a journal, which has the start of a trial or a run once.
+    journal.train(0, 0, range(3, 4))
     tracking.sync(journal.events, uri)
     assert statuses(uri) == {"study": "RUNNING", "CSS (mix) #0": "RUNNING", "CSS (mix) #0 split 0": "RUNNING"}
     assert [replace(record, run_id=None) for record in tracking.read_records(uri, "toy")] == records_from_events(journal.events)
@@ -386,8 +407,8 @@ def test_what_mlflow_would_refuse_or_spoil_is_put_right(uri: str) -> None:
     journal.start_trial(0, **{"long": "x" * 7000})
     journal.start_run(0, 0)
     metrics = {"train/loss": float("inf"), "train/nan": float("nan"), "val/iou/a+b": 1.0, "val/../up": 2.0, "train/ok": 3.0}
-    journal.add("run_logged", trial=0, split=0, step=1, metrics=metrics)
-    journal.add("run_failed", trial=0, split=0, step=1, reason="y" * 9000)
+    journal.add(RunLogged, trial=0, split=0, step=1, metrics=metrics)
+    journal.add(RunFailed, trial=0, split=0, step=1, reason="y" * 9000)
     tracking.sync(journal.events, uri)
     found = content(uri)
     assert {row[1]: row[4] for row in found["metrics"]} == {"val/iou/a_b": 1.0, "up": 2.0, "train/ok": 3.0}
@@ -515,7 +536,7 @@ def test_event_that_cannot_be_written_is_dropped_alone(
     tracker = tracking.Tracker(uri)
     for event in events[:-1]:
         tracker.record(event)
-    tracker.record({"event": "run_logged", "time": 1.0, "trial": 0, "split": 0})
+    tracker.record(RunLogged(time=1.0, trial=7, split=0, step=1, metrics={}))  # of a trial that never began
     tracker.record(events[-1])
     assert tracker.close(timeout=60) == 0
     found = content(uri)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from css_ray import distributed
 from css_ray.methods import METHODS, Method
-from css_ray.models import ModelConfig, make_segmenter
+from css_ray.models import ModelConfig, Segmenter, make_segmenter
 from css_ray.training import evaluate
 from css_ray.training.loop import Fit, NonFiniteLossError, fit
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
@@ -125,11 +125,10 @@ def test_it_learns(tmp_path: Path) -> None:
 
 def test_what_is_reported() -> None:
     reporter = SilentReporter()
-    kept: list[dict[str, Tensor]] = []
+    kept: list[tuple[Segmenter, int, dict[str, float]]] = []
     method = make_method("css")
-    result = run(
-        method, TrainConfig(iterations=5, lr=0.05, evaluate_every=2, log_every=3), reporter=reporter, keep_best=kept.append
-    )
+    config = TrainConfig(iterations=5, lr=0.05, evaluate_every=2, log_every=3)
+    result = run(method, config, reporter=reporter, keep_best=lambda *best: kept.append(best))
     assert [step for step, _ in reporter.logs] == [2, 3, 4, 5]
     assert [step for step, _ in reporter.evaluations] == [2, 4, 5]
     _, first = reporter.logs[0]
@@ -138,7 +137,10 @@ def test_what_is_reported() -> None:
     known = {"val/miou", "val/pixel_accuracy", "val/absent_classes", *(f"val/iou/{name}" for name in NAMES)}
     assert set(reporter.evaluations[-1][1]) <= known
     assert result.best["val/miou"] == max(metrics["val/miou"] for _, metrics in reporter.evaluations)
-    assert kept and kept[0].keys() == method.predictor().state_dict().keys()
+    scores = [metrics["val/miou"] for _, metrics in reporter.evaluations]
+    better = [index for index, score in enumerate(scores) if score > max(scores[:index], default=-1)]
+    assert [(step, metrics) for _, step, metrics in kept] == [reporter.evaluations[index] for index in better]
+    assert all(predictor is method.predictor() for predictor, _, _ in kept)
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_name_step_and_checkpoint(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,63 +12,25 @@ import pytest
 import torch
 from PIL import Image
 
-from css_ray.data.shards import DataSet, DatasetInfo, open_dataset
-from css_ray.data.splits import Split
-from css_ray.data.writing import Row, rows_source, write_dataset
-from css_ray.study.run import Prepared, execute
+from css_ray.data.catalogue import prepare as prepare_dataset
+from css_ray.data.shards import DataSet
+from css_ray.study.inputs import prepare
+from css_ray.study.run import execute
 from css_ray.training.reporter import SilentReporter
-from css_ray.types import IGNORE_INDEX
+from css_ray.types import IGNORE_INDEX, Batch
+from tests.training.awkward import CLASSES, SIZES, make_awkward, prepared, spec
 
 torch.set_num_threads(1)
-
-CLASSES = ("dark", "bright", "unicorn")  # of the last there is no pixel
-SIZES = ((20, 28), (12, 10), (40, 24))  # height, width: the crop of 32 is larger than each in one side at least
-
-
-def row(id: str, number: int, masked: bool, void: bool = False) -> Row:
-    height, width = SIZES[number % len(SIZES)]
-    mask = np.zeros((height, width), np.uint8)
-    mask[:, width // 2 :] = 1
-    image = np.random.RandomState(number).randint(0, 60, (height, width, 3)) + 150 * mask[:, :, None]
-    if void:
-        mask[:] = IGNORE_INDEX
-    png = io.BytesIO()
-    Image.fromarray(image.astype(np.uint8)).save(png, "PNG")
-    return Row(id, png.getvalue(), height, width, mask if masked else None)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    """Training images 0 and 1 are all void, 2 and 3 labelled, 4 and 5 have masks too, 6 and 7 have none."""
-
-    train = [row(f"train-{number}", number, number < 6, number < 2) for number in range(8)]
-    val = [row(f"val-{number}", number, True) for number in range(3)]
-    folder = tmp_path_factory.mktemp("prepared") / "awkward"
-    info = DatasetInfo("awkward", CLASSES, ((0, 0, 0),) * 3)
-    write_dataset(folder, rows_source(info, {"train": train, "val": val}))
-    return open_dataset(folder)
-
-
-def spec(method: str, train: dict[str, Any]) -> dict[str, Any]:
-    model = {"encoder": "tiny", "output_stride": 4, "pretrained": False}
-    small = {"decoder_channels": 8, "low_level_channels": 4, "representation_dim": 8}
-    data = {"crop": 32, "labelled_batch": 2, "unlabelled_batch": 2, "val_batch": 4, "loader_workers": 0}
-    settings = {
-        "data": data,
-        "model": model | small,
-        "views": {},
-        "train": {"iterations": 3, "lr": 0.05, "log_every": 1, "evaluate_every": 2} | train,
-        "method": {"name": method},
-    }
-    return {"trial": 0, "split": 0, "seed": 1, "settings": settings}
+    return make_awkward(tmp_path_factory.mktemp("prepared") / "awkward")
 
 
 def run(dataset: DataSet, method: str, labelled: tuple[int, ...], **train: Any) -> SilentReporter:
-    ids = dataset.train.ids
-    chosen = tuple(ids[number] for number in labelled)
-    split = Split(0, chosen, tuple(id for id in ids if id not in chosen), "")
     reporter = SilentReporter()
-    execute(Prepared(spec(method, train), dataset, split), reporter)
+    execute(prepared(dataset, method, labelled, **train), reporter)
     return reporter
 
 
@@ -131,3 +93,89 @@ def test_windows_are_the_crop_of_the_study(dataset: DataSet, monkeypatch: pytest
     seen.clear()
     run(dataset, "supervised", (2, 3))
     assert seen == set(SIZES)
+
+
+VALUES = {number: 30 * (number + 1) for number in range(8)}  # of all pixels of a training image, 8 bits
+MASKED = (1, 4, 6)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as users have them, prepared: of eight training images three have masks, the rest have none."""
+    root = tmp_path_factory.mktemp("mixed")
+    for folder in ("train", "train_masks", "val", "val_masks"):
+        (root / folder).mkdir()
+    half = np.zeros((20, 24), np.uint8)
+    half[:, 12:] = 1
+    for number, value in VALUES.items():
+        Image.new("RGB", (24, 20), (value, value, value)).save(root / "train" / f"{number}.png")
+        if number in MASKED:
+            Image.fromarray(half).save(root / "train_masks" / f"{number}.png")
+    for number in range(2):
+        Image.new("RGB", (24, 20), (250, 5, number)).save(root / "val" / f"val{number}.png")
+        Image.fromarray(half).save(root / "val_masks" / f"val{number}.png")
+    description = {
+        "name": "mixed",
+        "classes": list(CLASSES),
+        "train": {"images": "train", "masks": "train_masks"},
+        "val": {"images": "val", "masks": "val_masks"},
+    }
+    (root / "mixed.yaml").write_text(json.dumps(description))  # JSON is YAML
+    prepare_dataset(root / "mixed.yaml", root / "prepared")
+    return root / "prepared"
+
+
+@pytest.mark.parametrize("method", ["mean_teacher", "cutmix", "css"])
+def test_images_without_masks_are_trained_on_unlabelled(mixed: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from css_ray.methods import METHODS
+
+    labelled: list[list[int]] = []
+    unlabelled: list[int] = []
+    scored: list[int] = []
+    learned: set[int] = set()
+    forward = METHODS[method].forward
+
+    def numbers(images: torch.Tensor) -> list[int]:
+        """Which training images these are, by their one value."""
+        values = (255 * images).round().int().flatten(1)
+        assert (values == values[:, :1]).all()
+        return [value // 30 - 1 for value in values[:, 0].tolist()]
+
+    def watched(self: Any, batch: Batch, progress: float) -> Any:
+        labelled.append(sorted(numbers(batch.labelled_images)))
+        unlabelled.extend(numbers(batch.unlabelled_images))
+        learned.update(batch.labels.unique().tolist())
+        return forward(self, batch, progress)
+
+    def all_dark(self: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        scored.extend(numbers(images))
+        return {"dark": torch.zeros_like(images[:, 0], dtype=torch.int64)}
+
+    monkeypatch.setattr(METHODS[method], "forward", watched)
+    monkeypatch.setattr(METHODS[method], "pseudo_labels", all_dark)
+    asked = spec(method, {"iterations": 3, "evaluate_every": 3})
+    asked.settings["data"] |= {"dataset": "folder", "root": str(mixed), "labelled": 2, "nested_splits": True}
+    asked.settings["data"] |= {"labelled_list": None, "unlabelled_list": None}
+    prepared = prepare(asked)
+    chosen = sorted(map(int, prepared.split.labelled))
+    (spare,) = set(MASKED) - set(chosen)
+    reporter = SilentReporter()
+    execute(prepared, reporter)
+
+    assert labelled == [chosen] * 3  # two images with masks
+    assert sorted(unlabelled) == sorted({*VALUES} - {*chosen})  # one epoch: each other image once, with a mask or without
+    assert learned <= {0, 1, IGNORE_INDEX} and {0, 1} <= learned
+    assert scored == [spare]  # the one unlabelled image whose mask exists
+    ((_, metrics),) = reporter.evaluations
+    assert math.isfinite(metrics["val/miou"]) and metrics["pseudo/iou/dark/dark"] == 50.0
+    assert all(math.isfinite(value) for _, logged in reporter.logs for value in logged.values())
+
+
+def test_more_labels_than_masks_are_one_error(mixed: Path) -> None:
+    asked = spec("cutmix", {})
+    asked.settings["data"] |= {"dataset": "folder", "root": str(mixed), "labelled": 4, "nested_splits": True}
+    asked.settings["data"] |= {"labelled_list": None, "unlabelled_list": None}
+    with pytest.raises(
+        ValueError, match="cannot label 4 images: 3 of the 8 training images of mixed have a mask; label 1 to 3"
+    ):
+        prepare(asked)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.places import SPEC, Place, check_same, evaluations, runs_finished
+from tests.places import Place, check_same, evaluations, runs_finished
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -69,12 +69,17 @@ def test_a_finished_study_is_shown(undisturbed: Place) -> None:
 
 
 def test_the_best_weights_load_without_the_platform(undisturbed: Place) -> None:
-    from css_ray.models import ModelConfig, make_segmenter
-    from css_ray.training.checkpoint import read_tensors
+    from css_ray.training.best import load_best
 
-    weights = read_tensors(undisturbed.folder / "runs" / "small" / "models" / "trial_0001" / "split_1" / "best.pt")
-    model = {key: value for key, value in SPEC["model"].items()}
-    make_segmenter(ModelConfig(**model), 6).load_state_dict(weights)
+    segmenter, best = load_best(undisturbed.folder / "runs" / "small" / "models" / "trial_0001" / "split_1")
+    assert segmenter.num_classes == 6
+    journal = (undisturbed.folder / "runs" / "small" / "journal.jsonl").read_text()
+    (ended,) = [
+        event for event in map(json.loads, journal.splitlines())
+        if event["event"] == "run_finished" and (event["trial"], event["split"]) == (1, 1)
+    ]  # fmt: skip
+    assert (best.step, best.split) == (ended["best_step"], 1)
+    assert best.metrics == {name: value for name, value in ended["best"].items() if name.startswith("val/")}
 
 
 @pytest.mark.parametrize("moment", ["first evaluation", "between splits", "second trial"])
@@ -160,7 +165,7 @@ def test_a_rank_that_hangs_costs_a_retry(place: Place) -> None:
     assert driver.returncode == 0, output
     (retry,) = (event for event in place.events() if event["event"] == "trial_retried")
     assert "stood still for more than 20 s" in retry["reason"]
-    assert "trial 0 goes on from its last checkpoint: rank" in output
+    assert "trial 0 continues from its last checkpoint: rank" in output
     assert runs_finished(place.events()) == 2
     assert not Path(f"/proc/{ranks[1]}").exists()
 

@@ -16,9 +16,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from css_ray.events import Event, RunEvaluated, RunEvent, RunFinished, RunStarted, StudyFinished
 from css_ray.execution.checkpoints import COMPLETE, Checkpoints
+from css_ray.execution.rank_reporter import TRIAL_FILE
 from css_ray.execution.runner import Runner
-from css_ray.execution.worker import TRIAL_FILE, open_checkpoint
+from css_ray.execution.worker import open_checkpoint
+from css_ray.study.driver import Driver
 from css_ray.study.journal import Journal, StudyLockedError
 from css_ray.training.checkpoint import (
     STATE_FILE,
@@ -82,18 +85,26 @@ def test_a_file_with_other_bytes_is_refused_or_means_the_same(tmp_path: Path, st
 # ------------------------------------------------------------------------------------------------------------ two checkpoints
 
 
-def told(split: int, *steps: int, ended: bool = False) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = [{"event": "run_started", "split": split}]
-    events += [{"event": "run_evaluated", "split": split, "step": step, "metrics": {}} for step in steps]
-    return events + ([{"event": "run_finished", "split": split, "step": steps[-1]}] if ended else [])
+def told(split: int, *steps: int, ended: bool = False) -> list[RunEvent]:
+    of: dict[str, Any] = {"time": 1.0, "trial": 0, "split": split}
+    data: dict[str, Any] = {"dataset": "digits", "split_hash": "h", "num_labelled": 8, "num_unlabelled": 8}
+    events: list[RunEvent] = [RunStarted(**of, seed=0, **data, class_names=["a"])]
+    events += [RunEvaluated(**of, step=step, metrics={}) for step in steps]
+    if ended:
+        events.append(RunFinished(**of, step=steps[-1], last={}, best={}, best_step=steps[-1], seconds=1.0))
+    return events
 
 
-def write(folder: Path, events: list[dict[str, Any]], state: dict[str, Any] | None) -> Path:
+def as_text(events: list[RunEvent]) -> str:
+    return json.dumps([event.to_json() for event in events])
+
+
+def write(folder: Path, events: list[RunEvent], state: dict[str, Any] | None) -> Path:
     """A checkpoint as a worker writes it; without `state` the one at the end of a split."""
     folder.mkdir()
     if state is not None:
         write_checkpoint(folder, state)
-    (folder / TRIAL_FILE).write_text(json.dumps(events))
+    (folder / TRIAL_FILE).write_text(as_text(events))
     (folder / COMPLETE).touch()
     return folder
 
@@ -106,7 +117,7 @@ def newest_first(tmp_path: Path, state: dict[str, Any]) -> list[Path]:
     ]
 
 
-def newest(folders: list[Path], scratch: Path) -> tuple[tuple[Path, list[dict[str, Any]]] | None, list[str]]:
+def newest(folders: list[Path], scratch: Path) -> tuple[tuple[Path, list[RunEvent]] | None, list[str]]:
     scratch.mkdir(exist_ok=True)
     kept = Checkpoints(str(folders[0].parent))
     return newest_readable([folder.name for folder in folders], lambda name: open_checkpoint(kept, name, scratch))
@@ -157,7 +168,7 @@ def test_between_two_splits_a_checkpoint_needs_no_weights(tmp_path: Path) -> Non
     folder = write(tmp_path / "000003", told(0, 10, 20, ended=True), None)
     opened, damages = newest([folder], tmp_path / "scratch")
     assert opened is not None and damages == []
-    (folder / TRIAL_FILE).write_text(json.dumps(told(0, 10, 20, ended=True) + told(1, 10)))
+    (folder / TRIAL_FILE).write_text(as_text(told(0, 10, 20, ended=True) + told(1, 10)))
     assert newest([folder], tmp_path / "scratch") == (None, ["000003/state.pt: it is missing"])
 
 
@@ -178,7 +189,7 @@ def on_rank(rank: int, directory: str) -> None:
         folder.mkdir(exist_ok=True)
         write_checkpoint(folder, {"step": 10 * number})
         if rank == 0:
-            (folder / TRIAL_FILE).write_text(json.dumps(told(0, 10)))
+            (folder / TRIAL_FILE).write_text(as_text(told(0, 10)))
         elif number == 2:
             cut(folder / "random_rank1.pt")
     dist.barrier()
@@ -203,7 +214,7 @@ def test_all_ranks_take_the_same_checkpoint(tmp_path: Path) -> None:
 @pytest.fixture
 def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Telling, Path]:
     """A study of one trial that ended, all but the last word told, and no MLflow."""
-    monkeypatch.setattr("css_ray.execution.runner.Tracker", Silent)
+    monkeypatch.setattr("css_ray.study.driver.Tracker", Silent)
     path = tmp_path / "runs" / "small" / "journal.jsonl"
     telling = Telling(path, search=None)
     telling.start()
@@ -216,7 +227,7 @@ class Silent:
 
     def __init__(self, uri: str) -> None: ...
 
-    def record(self, event: dict[str, Any]) -> None: ...
+    def record(self, event: Event) -> None: ...
 
     def close(self, timeout: float = 0.0) -> int:
         return 0
@@ -228,15 +239,15 @@ def test_a_study_goes_on_from_a_journal_whose_last_line_is_torn(begun: tuple[Tel
     line = whole.splitlines(keepends=True)[-1]
     for length in (1, len(line) // 2, len(line) - 1):
         path.write_bytes(whole[: -len(line)] + line[:length])
-        runner = Runner(telling.study, str(tmp_path / "runs"))
-        assert runner.journal.events == telling.events[:-1]
-        assert runner.next_trial(set()) == runner.grid[0]  # the trial has not ended: it is handed out again
+        driver = Driver(telling.study, str(tmp_path / "runs"))
+        assert driver.journal.events == telling.events[:-1]
+        assert driver.next_trial(set()) == driver.grid[0]  # the trial has not ended: it is handed out again
     for torn in (b'{"event":"study_fin', bytes(300)):
         path.write_bytes(whole + torn)
         outcome = Runner(telling.study, str(tmp_path / "runs")).run(resume=True)
         assert outcome.status == "finished" and outcome.records[0].last == {"val/miou": 40.0}
         events = Journal(str(path.parent)).events
-        assert events[:-1] == telling.events and events[-1]["event"] == "study_finished"
+        assert events[:-1] == telling.events and isinstance(events[-1], StudyFinished)
 
 
 def test_a_second_driver_is_refused_and_writes_nothing(begun: tuple[Telling, Path], tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from css_ray.execution import nodes
 from css_ray.execution.jobs import Cluster, is_jobs_address
 from css_ray.execution.nodes import Node, Report
-from css_ray.study import cluster as module
 from css_ray.study.code import code_version, copy_code
 from css_ray.study.definition import StudyError, parse
 from tests.places import SPEC
@@ -122,12 +122,17 @@ def test_a_node_with_other_code_does_not_drive(tmp_path: Path) -> None:
 DRIVER = """
 import json, os, pathlib, signal, sys, time
 folder, deeds = pathlib.Path(sys.argv[1]), sys.argv[2]
+FIELDS = {
+    "study_started": {"study": "small", "study_id": "x", "spec": {}, "versions": {}},
+    "trial_retried": {"trial": 0, "reason": "it died"},
+    "study_finished": {"status": "finished", "best_trial": None},
+}
 turn = len(list(folder.glob("turn-*")))
 (folder / f"turn-{turn}").write_text(sys.argv[3])
 for deed in deeds.split("|")[turn].split():
     if deed.startswith("tell="):
         with (folder / "journal.jsonl").open("a") as file:
-            file.write(json.dumps({"event": deed[5:], "time": time.time(), "status": "finished"}) + "\\n")
+            file.write(json.dumps({"event": deed[5:], "time": time.time(), **FIELDS[deed[5:]]}) + "\\n")
     elif deed == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     elif deed == "wait":
@@ -193,7 +198,7 @@ def test_a_driver_that_is_stopped_stays_stopped(tmp_path: Path) -> None:
 
 
 def node(address: str, **changes: Any) -> Node:
-    facts = {
+    facts: dict[str, Any] = {
         "id": address,
         "host": address,
         "address": address,
@@ -201,15 +206,15 @@ def node(address: str, **changes: Any) -> Node:
         "gpus": (),
         "python": "3.12.1",
         "code": code_version(),
-        "versions": {name: "1.0" for name in module.PACKAGES},
+        "versions": {name: "1.0" for name in nodes.PACKAGES},
         "clock": (0.001, 0.002),
     }
     return Node(**(facts | changes))
 
 
-def compared(*nodes: Node) -> Report:
-    report = Report(nodes=list(nodes))
-    module._compare(report)
+def compared(*there: Node) -> Report:
+    report = Report(nodes=list(there))
+    nodes._compare(report)
     return report
 
 
@@ -225,7 +230,7 @@ def test_nodes_that_are_alike_pass() -> None:
     [
         ({"code": "0.0.9+abc"}, ["10.0.0.3 has 0.0.9+abc", "study submit"]),
         ({"python": "3.11.2"}, ["python: 3.12.1 on most nodes, 3.11.2 on 10.0.0.3", "constraints.txt"]),
-        ({"versions": {name: "1.0" for name in module.PACKAGES} | {"torch": "missing"}}, ["torch", "missing on 10.0.0.3"]),
+        ({"versions": {name: "1.0" for name in nodes.PACKAGES} | {"torch": "missing"}}, ["torch", "missing on 10.0.0.3"]),
         ({"clock": (-7.5, 0.1)}, ["10.0.0.3 is 7.5 s off", "chrony"]),
     ],
 )
@@ -257,6 +262,18 @@ def test_a_token_that_is_there_is_used(before: str, given: dict[str, str], mode:
     environment |= {"HOME": str(tmp_path)} | {
         name: value.replace("FILE", str(tmp_path / "token")) for name, value in given.items()
     }
-    program = f"{before}import os, css_ray.study; print(os.environ.get('RAY_AUTH_MODE'))"
+    program = f"{before}import os, css_ray.execution; print(os.environ.get('RAY_AUTH_MODE'))"
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == mode
+
+
+def test_what_knows_no_ray_changes_nothing_in_the_process() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    program = (
+        "import os, sys; before = dict(os.environ)\n"
+        "import css_ray.api, css_ray.study.driver, css_ray.study.preflight\n"
+        "print(dict(os.environ) == before, 'ray' in sys.modules)"
+    )
+    environment["RAY_AUTH_TOKEN"] = "0" * 64
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "True False"

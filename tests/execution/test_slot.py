@@ -8,15 +8,17 @@ import time
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import OutOfMemoryError
 
-from css_ray.execution.slot import Slot, last_line, reason_of
-from css_ray.study import slot as module
+from css_ray.execution import slot as module
+from css_ray.execution.slot import Slot, SlotResources, reason_of
+from css_ray.messages import last_line
 from css_ray.study.definition import Resources
 
 STANDS_STILL = """
 import sys, time
-from css_ray.execution.worker import Watchdog
+from css_ray.execution.watchdog import Watchdog
 said = []
 with Watchdog(0.4, lambda reason: print(reason, flush=True)) as watchdog:
     time.sleep(1.0)  # opens its data: not watched yet
@@ -39,7 +41,7 @@ def test_a_rank_that_stands_still_says_so_and_ends() -> None:
 
 
 def test_out_of_memory_is_named_whichever_rank_it_was() -> None:
-    killed = OutOfMemoryError("Task was killed due to the node running low on memory.")
+    killed = OutOfMemoryError("Task was killed due to the node running low on memory.")  # type: ignore[no-untyped-call]
     assert reason_of({0: RuntimeError("connection closed by peer"), 1: killed}) == (
         "rank 1 ran out of memory, and Ray ended it: Task was killed due to the node running low on memory."
     )
@@ -55,7 +57,7 @@ def test_a_process_that_was_killed_is_told_without_rays_advice() -> None:
 def test_the_reason_is_the_line_that_names_the_exception() -> None:
     text = "Traceback (most recent call last):\n  File 'x'\nValueError: crop 41 is odd\n\n"
     assert reason_of({2: RuntimeError(text)}) == "rank 2: ValueError: crop 41 is odd"
-    assert last_line(KeyError()) == "KeyError, without a word"
+    assert last_line(KeyError()) == "KeyError (no message)"
 
 
 # ------------------------------------------------------------------------------------------------------------ how many workers
@@ -64,10 +66,10 @@ def test_the_reason_is_the_line_that_names_the_exception() -> None:
 def slot(monkeypatch: pytest.MonkeyPatch, nodes: dict[str, tuple[float, float]], **resources: Any) -> Slot:
     """A slot in a cluster whose nodes have so many cores, and so many of them free; None of them when it is negative: dead."""
     listed = [{"NodeID": name, "Alive": free >= 0, "Resources": {"CPU": cores}} for name, (cores, free) in nodes.items()]
-    monkeypatch.setattr(module.ray, "nodes", lambda: listed)
+    monkeypatch.setattr(ray, "nodes", lambda: listed)
     free = {name: {"CPU": free} for name, (_, free) in nodes.items()}
-    monkeypatch.setattr(module, "available_resources_per_node", lambda: free)
-    return Slot(Resources(**resources).model_dump(), "nowhere")
+    monkeypatch.setattr(module, "free_resources", lambda: free)
+    return Slot(SlotResources.of(Resources(**resources)), "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -89,4 +91,4 @@ def test_a_slot_is_as_large_as_there_is_room(
 
 
 def test_a_slot_of_one_size_asks_nobody() -> None:
-    assert Slot(Resources(workers=3).model_dump(), "nowhere")._best_size([3]) == 3
+    assert Slot(SlotResources.of(Resources(workers=3)), "nowhere")._best_size([3]) == 3

@@ -21,13 +21,13 @@ def test_shards_written_by_ray_tasks(tmp_path: Path) -> None:
     try:
         writing.SHARD_BYTES = 100_000
         write_dataset(tmp_path / "here", source)
-        with on_cluster(None) as spread:
+        with on_cluster(None) as parallel_map:
             done: list[int] = []
-            assert write_dataset(tmp_path / "there", source, done.append, spread)
+            assert write_dataset(tmp_path / "there", source, done.append, parallel_map)
             assert sum(done) == 400
-            assert list(spread(int, [str(number) for number in range(50)])) == list(range(50))
+            assert list(parallel_map(int, [str(number) for number in range(50)])) == list(range(50))
             with pytest.raises(ValueError, match=r"^invalid literal for int.*'three'$"):
-                list(spread(int, ["1", "2", "three", *"456789"]))
+                list(parallel_map(int, ["1", "2", "three", *"456789"]))
     finally:
         writing.SHARD_BYTES = small
     here = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}

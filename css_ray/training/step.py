@@ -1,0 +1,46 @@
+"""A training step: the only place where the loop, the estimate of `study plan` and the benchmarks take one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from css_ray.methods.base import Method
+from css_ray.models.segmenter import Segmenter
+from css_ray.training.settings import TrainConfig
+from css_ray.types import Batch, Losses
+
+
+def place_method(method: Method, config: TrainConfig, device: torch.device | str) -> None:
+    """Move `method` to `device` in the memory layout that `config` asks for, its segmenters compiled if it says so."""
+    method.to(device)
+    if config.channels_last:
+        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.compile:
+        # In place, so that the names in state_dict stay; `predict`, which meets images of any size, is not part of forward and
+        # runs as it is.
+        for part in method.modules():
+            if isinstance(part, Segmenter):
+                part.compile()  # type: ignore[no-untyped-call]
+
+
+def train_step(
+    module: nn.Module,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    progress: float,
+    config: TrainConfig,
+) -> Losses:
+    """Losses of `batch`, backward, update, and what the method does after an update; returns the losses.
+
+    module: `method`, or DDP around it. batch: on the method's device. progress: step / iterations, in [0, 1).
+    """
+    with torch.autocast(batch.labelled_images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        losses: Losses = module(batch, progress)
+        total = losses.total
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    method.after_step()
+    return losses

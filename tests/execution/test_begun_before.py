@@ -1,0 +1,73 @@
+"""A study that a version with other folders and untyped events began, and was killed in, is finished by this one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from css_ray.standing import records_from_events
+from css_ray.study.journal import Journal
+from tests.places import Place
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+BEFORE = Path(__file__).parents[1] / "fixtures" / "begun_before"
+
+
+def evaluations(events: list[dict[str, Any]]) -> dict[tuple[int, int, int], float]:
+    return {
+        (event["trial"], event["split"], event["step"]): event["metrics"]["val/miou"]
+        for event in events
+        if event["event"] == "run_evaluated"
+    }
+
+
+def ended(events: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    return sorted((event["trial"], event["split"]) for event in events if event["event"] == "run_finished")
+
+
+def test_a_study_begun_before_ends_as_the_version_that_began_it_ended_it(place: Place, data: Path) -> None:
+    study = place.folder / "runs" / "begun-before"
+    shutil.copytree(BEFORE, study, ignore=shutil.ignore_patterns("undisturbed.json"))
+    journal = study / "journal.jsonl"
+    *lines, last = journal.read_text().replace("@DATA@", str(data)).splitlines()
+    # Its last event is in a checkpoint, too: without its line in the journal it can come from there alone.
+    saved = json.loads(last)
+    assert (saved["event"], saved["trial"], saved["split"], saved["step"]) == ("run_evaluated", 1, 1, 20)
+    journal.write_text("".join(f"{line}\n" for line in lines))
+    finished = [record for record in records_from_events(Journal(str(study)).events) if record.status == "finished"]
+    assert ended([json.loads(line) for line in lines]) == [(record.trial, record.split) for record in finished]
+    assert finished and len(finished) < 6
+
+    code, output = place.call("study", "resume", "begun-before")
+    assert code == 0, output
+
+    after = journal.read_text().splitlines()
+    assert after[: len(lines)] == lines
+    before, added = ([json.loads(line) for line in part] for part in (lines, after[len(lines) :]))
+    # What had finished is as it was, and is not trained again.
+    records = {(record.trial, record.split): record for record in records_from_events(Journal(str(study)).events)}
+    assert [records[record.trial, record.split] for record in finished] == finished
+    trained = {(event["trial"], event["split"]) for event in added if event["event"].startswith("run_")}
+    assert trained == {(1, 1), (2, 0), (2, 1)}
+    # The checkpoint is of step 20 of a run: that continues from there, and nothing is said again.
+    first, *more = (event for event in added if (event.get("trial"), event.get("split")) == (1, 1))
+    assert first == saved
+    assert [event["step"] for event in more if event["event"] == "run_evaluated"] == [30, 40, 50, 60]
+    assert min(event["step"] for event in more) > 20
+    # All runs end, with the numbers of a study that was not disturbed.
+    assert ended(before + added) == [(trial, split) for trial in range(3) for split in range(2)]
+    assert [event["status"] for event in added if event["event"] == "study_finished"] == ["finished"]
+    undisturbed = {
+        (each["trial"], each["split"], each["step"]): each["miou"]
+        for each in json.loads((BEFORE / "undisturbed.json").read_text())
+    }
+    assert evaluations([*before, saved]).items() <= undisturbed.items()
+    measured = evaluations(before + added)
+    assert measured.keys() == undisturbed.keys()
+    # Not to the last digit: it may be another processor, and another torch.
+    assert measured == pytest.approx(undisturbed, abs=0.5)
