@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from css_ray.config import Config, ConfigError, Problem, bounds_text, knob, within
+from css_ray.config import Config, ConfigError, Problem, bounds_text, choices, knob, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,3 +97,10 @@ def test_within_each_bound(bound: str, inside: float, outside: float) -> None:
 
 def test_bounds_text() -> None:
     assert bounds_text({"gt": 0.0, "lt": 2.5}) == "> 0 and < 2.5"
+
+
+def test_the_choices_of_an_annotation() -> None:
+    assert choices(Literal["a", "b"]) == choices(Literal["a"] | Literal["b"]) == ("a", "b")
+    assert choices(Literal["a"] | None) == ("a", None)
+    # What also takes other values has no list of choices.
+    assert choices(Literal["a"] | int) == choices(int | None) == choices(int) == choices(type(None)) == ()

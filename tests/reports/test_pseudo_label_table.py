@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from css_ray.records import Record
@@ -47,8 +49,6 @@ def test_means_over_splits_by_source_and_class() -> None:
         ("row 1", "mix", "72.00 ± 2.83 (n=2 of 3)", "60.00", "95.00", "–"),
         ("row 1", "representations", "–", "0.00", "–", "–"),  # a threshold out of reach keeps nothing
     ]
-    assert grid.caption.endswith("mean ± standard deviation (ddof=1) over 3 splits.")
-    assert pseudo_label_table(RECORDS[:2], splits=1).caption.endswith("over 1 split.")
     assert table.lines()[0]["std"] == pytest.approx(8**0.5)
     assert "row 1,mix,72" in to_csv(table).replace("1,row 1", "row 1")
     assert "72.00 ± 2.83" in to_markdown(table) and "72.00 ± 2.83" in to_text(table)
@@ -57,3 +57,13 @@ def test_means_over_splits_by_source_and_class() -> None:
 def test_a_study_without_pseudo_labels_says_what_would_make_some() -> None:
     with pytest.raises(ValueError, match=r"train\.diagnose_images"):
         pseudo_label_table(RECORDS[:1], splits=3)
+
+
+def test_the_caption_says_what_the_numbers_are() -> None:
+    assert pseudo_label_table(RECORDS, splits=3).caption == (
+        "s: IoU of the pseudo-labels in percent at the last step, on the pixels of unlabelled images that have ground truth and "
+        "that their source keeps; mean ± standard deviation (ddof=1) over 3 splits."
+    )
+    alone = pseudo_label_table([replace(RECORDS[1], best=RECORDS[1].last, last={})], splits=1, at="best", ddof=0)
+    assert "at the best evaluation" in alone.caption and alone.caption.endswith("(ddof=0) over 1 split.")
+    assert [quality.miou for quality in alone.qualities] == [{0: 60.0}, {0: 70.0}, {}]
