@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from css_ray.audience import Audience
-from css_ray.events import specs
 from css_ray.messages import DEFAULT_STORAGE, study_command
 from css_ray.records import Record, score_text
 from css_ray.reports import paper, render
@@ -24,8 +23,9 @@ from css_ray.reports.table import make_table, trial_table
 from css_ray.secrets import credentials_text, shown, without_secrets
 from css_ray.standing import Standing, TrialStanding
 from css_ray.storage import is_url
+from css_ray.study.begun import begun_definition
 from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits, parse, read
-from css_ray.study.journal import Follower, Journal, StudyMissingError, studies_in, study_folder
+from css_ray.study.journal import Follower, Journal, study_folder
 
 if TYPE_CHECKING:
     import pandas
@@ -117,7 +117,7 @@ class Study:
     @classmethod
     def open(cls, name: str, storage: str = DEFAULT_STORAGE) -> Study:
         """Load the study of that name in `storage`. Raises as `load` does."""
-        return cls(_begun_definition(name, storage), storage)
+        return cls(begun_definition(name, storage), storage)
 
     @property
     def name(self) -> str:
@@ -215,7 +215,7 @@ class Study:
             StudyMissingError: It has not begun.
             StudyError: `set` would change what was trained already.
         """
-        definition = _begun_definition(self.name, self.storage)
+        definition = begun_definition(self.name, self.storage)
         if set:
             definition = extend(definition, _overrides(set))
         self.definition = definition
@@ -586,16 +586,3 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[str]:
         return [f"{key}={json.dumps(value)}" for key, value in given.items()]
     except TypeError as error:
         raise ValueError(f"set takes plain values (numbers, text, lists, mappings): {error}") from None
-
-
-def _begun_definition(name: str, storage: str) -> StudyDefinition:
-    """The study of that name as its journal has it. Raises StudyMissingError with the names that exist."""
-    # The latest: a study may have been extended since it began.
-    stages = specs(Journal(study_folder(storage, name)).events)
-    if not stages:
-        known = studies_in(storage) if is_url(storage) or Path(storage).exists() else []
-        raise StudyMissingError(
-            f"no study {shown(name)} in {shown(storage)}; "
-            + (f"there are: {', '.join(known)}" if known else "it holds none yet")
-        )
-    return parse(stages[-1], f"the journal of {name}")
