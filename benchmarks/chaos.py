@@ -3,7 +3,7 @@
 One study is run twice: undisturbed, on a Ray of its own; and on a Ray cluster of two nodes on this machine with an MLflow
 server, while SIGKILL hits the driver, a worker, the process of a trial, the MLflow server and the raylet of the second node.
 Server and node come back after some seconds; a dead driver is followed by `css-ray study resume`. At the end both studies must
-have the same numbers, digit for digit, each told once, in the journal and in MLflow, and nothing may be left: no run that is
+have the same numbers, digit for digit, each once, in the journal and in MLflow, and nothing may be left: no run that is
 RUNNING, no core held, no process, no port.
 
 The checks read the journal as JSON and MLflow by its client; of css-ray they use the commands alone. Needs Linux.
@@ -51,7 +51,7 @@ SECOND = "127.0.0.3"
 """The second node's address, of the loopback device."""
 
 STALL_SECONDS = 300.0
-"""A study that says nothing for so long stands still."""
+"""A study that reports nothing for this long hangs."""
 
 LATEST_KILL = 0.9
 """Share of the evaluations after which a kill does not wait any longer, so that it falls inside the study."""
@@ -129,7 +129,7 @@ class Place:
 
 
 class ChaosError(Exception):
-    """The chaos cannot go on; the message says why."""
+    """The chaos cannot continue; the message says why."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------- kills
@@ -139,8 +139,8 @@ class ChaosError(Exception):
 class Kill:
     """One death: of whom, at which second of the study, and how many of its evaluations and events the journal had then.
 
-    under_way: the trials that had begun and not ended; waiting: those of them that have told nothing since.
-    told: whether the line about it was printed.
+    under_way: the trials that had begun and not ended; waiting: those of them that have reported nothing since.
+    printed: whether the line about it was.
     """
 
     number: int
@@ -151,7 +151,7 @@ class Kill:
     events: int
     under_way: frozenset[int]
     waiting: set[int]
-    told: bool = False
+    printed: bool = False
 
 
 class Chaos:
@@ -277,7 +277,7 @@ class Chaos:
             if len(events) > self.heard[0]:
                 self.heard = (len(events), time.monotonic())
             elif time.monotonic() - self.heard[1] > STALL_SECONDS:
-                raise ChaosError(f"nothing was told for {STALL_SECONDS:g} s after {events[-1:]}\n{self._state()}")
+                raise ChaosError(f"nothing was reported for {STALL_SECONDS:g} s after {events[-1:]}\n{self._state()}")
             if self.kills and self.kills[-1].waiting:
                 news = [event for event in events[self.kills[-1].events :] if event["event"] != "trial_started"]
                 self.kills[-1].waiting -= {event.get("trial") for event in news}
@@ -303,24 +303,24 @@ class Chaos:
         """What lives, and the last words of those that write logs."""
         lines = [f"  {process} {title[:100]}" for process, title in sorted(processes(self.mark).items())]
         for name in ("driver", "head", "node", "server"):
-            lines += [f"{name} says:", getattr(self, name).last_words()]
+            lines += [f"last lines of {name}:", getattr(self, name).last_words()]
         return "\n".join(lines)
 
     def _tell(self) -> None:
-        """Print the line of the latest kill, once: when its trials have gone on, or when the next one comes."""
-        if not self.kills or self.kills[-1].told:
+        """Print the line of the latest kill, once: when its trials have continued, or when the next one comes."""
+        if not self.kills or self.kills[-1].printed:
             return
         kill, now = self.kills[-1], time.monotonic() - self.began
-        kill.told = True
+        kill.printed = True
         if kill.waiting:
-            followed = f"trial {' and '.join(map(str, sorted(kill.waiting)))} had not gone on when the next one came"
+            followed = f"trial {' and '.join(map(str, sorted(kill.waiting)))} had not continued when the next one came"
         elif kill.under_way:
-            followed = f"trial {' and '.join(map(str, sorted(kill.under_way)))} went on within {now - kill.second:.1f} s"
+            followed = f"trial {' and '.join(map(str, sorted(kill.under_way)))} continued within {now - kill.second:.1f} s"
         else:
             followed = "no trial was under way"
         print(
             f"{kill.second:7.1f} s  kill {kill.number:2} of {len(self.plan)}: {kill.victim:6} (process {kill.process}), "
-            f"{kill.evaluations} of {self.total} evaluations told; {followed}",
+            f"{kill.evaluations} of {self.total} evaluations reported; {followed}",
             flush=True,
         )
 
@@ -391,14 +391,14 @@ def measured(events: list[dict[str, Any]]) -> dict[tuple[Any, ...], Any]:
 
 def check_journal(events: list[dict[str, Any]], undisturbed: list[dict[str, Any]], trials: int) -> Iterator[str]:
     """What is wrong with the journal of the disturbed study."""
-    told = Counter(
+    reported = Counter(
         (event["event"], event["trial"], event["split"], event.get("step"))
         for event in events
         if event["event"].startswith("run_")
     )
-    twice = [key for key, count in told.items() if count > 1]
+    twice = [key for key, count in reported.items() if count > 1]
     if twice:
-        yield f"the journal tells {len(twice)} events of runs more than once, such as {twice[0]}"
+        yield f"the journal has {len(twice)} events of runs more than once, such as {twice[0]}"
     ended = Counter((event["trial"], event["split"]) for event in events if event["event"] == "run_finished")
     wanted = {(trial, split): 1 for trial in range(trials) for split in SPLITS}
     if ended != wanted:
@@ -406,7 +406,7 @@ def check_journal(events: list[dict[str, Any]], undisturbed: list[dict[str, Any]
     for event in events:
         failed = event["event"] == "trial_finished" and event["status"] != "finished"
         if failed or event["event"] in ("run_failed", "run_pruned", "trial_pruned"):
-            yield f"the journal tells {event}"
+            yield f"the journal has {event}"
     if [event["event"] for event in events].count("study_finished") != 1 or events[-1].get("status") != "finished":
         yield f"the journal ends with {events[-1]}, not with the one end of a finished study"
     ours, theirs = measured(events), measured(undisturbed)

@@ -64,9 +64,16 @@ def _warnings_in_words() -> Iterator[None]:
     with warnings.catch_warnings():
         otherwise = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: Any = None,
+            line: str | None = None,
+        ) -> None:
             if issubclass(category, for_developers):
-                otherwise(message, category, *place)
+                otherwise(message, category, filename, lineno, file, line)
             else:
                 click.echo(f"warning: {without_secrets(message)}", err=True)
 

@@ -45,13 +45,18 @@ def methods(name: str | None, settings: tuple[str, ...]) -> None:
 
 
 def _parsed(settings: tuple[str, ...]) -> dict[str, Any]:
-    import yaml
+    from css_ray.study.definition.yaml_file import read_value
 
     for setting in settings:
         if "=" not in setting:
             raise BadInput(f"a setting is KEY=VALUE, as `css-ray methods NAME` lists them; got {setting!r}")
-    pairs = (setting.partition("=") for setting in settings)
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+    parsed = {}
+    for key, _, value in (setting.partition("=") for setting in settings):
+        try:
+            parsed[key] = read_value(value)
+        except ValueError as error:
+            raise BadInput(f"{key}: {error}") from None
+    return parsed
 
 
 def _configs(method: Any, settings: dict[str, Any]) -> dict[str, Any]:

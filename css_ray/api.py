@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from css_ray.audience import Audience
-from css_ray.events import specs
 from css_ray.messages import DEFAULT_STORAGE, study_command
 from css_ray.records import Record, score_text
 from css_ray.reports import paper, render
@@ -24,8 +23,9 @@ from css_ray.reports.table import make_table, trial_table
 from css_ray.secrets import credentials_text, shown, without_secrets
 from css_ray.standing import Standing, TrialStanding
 from css_ray.storage import is_url
+from css_ray.study.begun import begun_definition
 from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits, parse, read
-from css_ray.study.journal import Follower, Journal, StudyMissingError, studies_in, study_folder
+from css_ray.study.journal import Follower, Journal, study_folder
 
 if TYPE_CHECKING:
     import pandas
@@ -117,7 +117,7 @@ class Study:
     @classmethod
     def open(cls, name: str, storage: str = DEFAULT_STORAGE) -> Study:
         """Load the study of that name in `storage`. Raises as `load` does."""
-        return cls(_begun_definition(name, storage), storage)
+        return cls(begun_definition(name, storage), storage)
 
     @property
     def name(self) -> str:
@@ -215,7 +215,7 @@ class Study:
             StudyMissingError: It has not begun.
             StudyError: `set` would change what was trained already.
         """
-        definition = _begun_definition(self.name, self.storage)
+        definition = begun_definition(self.name, self.storage)
         if set:
             definition = extend(definition, _overrides(set))
         self.definition = definition
@@ -255,11 +255,35 @@ class Study:
     def _conduct(
         self, address: str | None, audience: Audience, on_finish: str | None, webhook: str | None, *, resume: bool
     ) -> Outcome:
-        """Drive the study, tell of its end, and go on to its confirmation, if it has one."""
+        """Run the study, and then its confirmation, if it has one."""
         from css_ray.study.hooks import check_webhook
 
         if webhook is not None:
             check_webhook(webhook)
+        outcome = self._run_and_tell(address, audience, on_finish, webhook, resume=resume)
+        confirming = self._confirming() if outcome.status == "finished" else None
+        if confirming is None:
+            return outcome
+        begun = confirming.status != "new"
+        confirmed = confirming._run_and_tell(address, audience, on_finish, webhook, resume=begun)
+        return replace(outcome, confirmation=confirmed)
+
+    def _confirming(self) -> Study | None:
+        """The confirmation that the study asks for; None without one, or if no trial of its search finished on all splits."""
+        search = self.definition.search
+        if search is None or not search.confirm:
+            return None
+        ranked = sum(trial.source == "search" for trial in self._read().best_trials())
+        if not ranked:
+            return None
+        confirming = self.confirmation(min(search.confirm, ranked))
+        # One that has begun keeps its trials, whatever the search has found since.
+        return confirming if confirming.status == "new" else Study.open(confirming.name, self.storage)
+
+    def _run_and_tell(
+        self, address: str | None, audience: Audience, on_finish: str | None, webhook: str | None, *, resume: bool
+    ) -> Outcome:
+        """Drive the study, and tell of its end."""
         try:
             outcome = self._drive(address, audience, resume=resume)
         except (OSError, RuntimeError) as error:
@@ -276,16 +300,7 @@ class Study:
             audience.study_ended(self, outcome)
         finally:
             self._tell(outcome.status, audience, on_finish, webhook)
-        search = self.definition.search
-        if outcome.status != "finished" or search is None or not search.confirm:
-            return outcome
-        ranked = sum(trial.source == "search" for trial in self._read().best_trials())
-        if not ranked:
-            return outcome
-        confirming = self.confirmation(min(search.confirm, ranked))
-        begun = confirming.status != "new"
-        confirmed = confirming._conduct(address, audience, on_finish, webhook, resume=begun)
-        return replace(outcome, confirmation=confirmed)
+        return outcome
 
     def _drive(self, address: str | None, audience: Audience, *, resume: bool) -> Outcome:
         from css_ray.execution.runner import Runner
@@ -378,7 +393,7 @@ class Study:
 
     @property
     def status(self) -> str:
-        """new, running, interrupted, finished, failed, or budget (it was spent); running also if the driver was killed."""
+        """new, running (also if its driver was killed), paused, interrupted, finished, failed, or budget (it was spent)."""
         return self._read().status
 
     @property
@@ -575,16 +590,3 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[str]:
         return [f"{key}={json.dumps(value)}" for key, value in given.items()]
     except TypeError as error:
         raise ValueError(f"set takes plain values (numbers, text, lists, mappings): {error}") from None
-
-
-def _begun_definition(name: str, storage: str) -> StudyDefinition:
-    """The study of that name as its journal has it. Raises StudyMissingError with the names that exist."""
-    # The latest: a study may have been extended since it began.
-    stages = specs(Journal(study_folder(storage, name)).events)
-    if not stages:
-        known = studies_in(storage) if is_url(storage) or Path(storage).exists() else []
-        raise StudyMissingError(
-            f"no study {shown(name)} in {shown(storage)}; "
-            + (f"there are: {', '.join(known)}" if known else "it holds none yet")
-        )
-    return parse(stages[-1], f"the journal of {name}")

@@ -28,4 +28,4 @@ class Audience:
 
     def warn(self, text: str) -> None:
         """Something is valid, but probably a mistake; or a part that the study can do without has failed."""
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=6)  # who called `run` or `resume`

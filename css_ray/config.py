@@ -1,13 +1,14 @@
 """Settings as frozen dataclasses: each knob states its bounds once, beside its default.
 
 A part of css-ray is configured by a frozen, keyword-only dataclass that derives from `Config` and whose fields are made by
-`knob`. Built in Python, a wrong value raises at once; loaded from YAML, `css_ray.study.definition` reads the same bounds and
-reports all problems of a file together. Nothing here needs more than the standard library.
+`knob`. Built in Python, a wrong value raises immediately; loaded from YAML, `css_ray.study.definition` reads the same bounds
+and reports all problems of a file together. Nothing here needs more than the standard library.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -60,21 +61,60 @@ def choices(hint: Any) -> tuple[Any, ...]:
     return (*values, None) if type(None) in members else values
 
 
+@functools.cache
+def _hints(config: type) -> dict[str, Any]:
+    return typing.get_type_hints(config)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with settings.
+
+    Attributes:
+        path: The field's name, or its path in a study file: `lr`, `train.lr`, `grid.method[0].name`. Empty for a whole file.
+        sentence: What is wrong with it and what to do, without a subject: `must be > 0, got -1`.
+        joint: What separates the two in a message about a study.
+    """
+
+    path: str
+    sentence: str
+    joint: str = ": "
+
+    def __str__(self) -> str:
+        return f"{self.path}{self.joint}{self.sentence}" if self.path else self.sentence
+
+
+class ConfigError(ValueError):
+    """Settings that are wrong.
+
+    Attributes:
+        problems: Everything that is wrong with them; each path is the name of a field.
+    """
+
+    def __init__(self, config: str, problems: Sequence[Problem]) -> None:
+        super().__init__(config, problems)  # what an exception is unpickled from
+        self.config, self.problems = config, tuple(problems)
+
+    def __str__(self) -> str:
+        return f"{self.config}: " + "; ".join(f"{problem.path} {problem.sentence}" for problem in self.problems)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Base of all settings. Subclass as `@dataclass(frozen=True, kw_only=True)`.
 
-    Raises ValueError that names every field out of its bounds or choices, with the value and the bound.
+    Raises:
+        ConfigError: If fields are out of their bounds or choices; it names each with the value and the bound.
     """
 
     def __post_init__(self) -> None:
         problems = list(self.problems())
         if problems:
-            raise ValueError(f"{type(self).__qualname__}: " + "; ".join(problems))
+            raise ConfigError(type(self).__qualname__, problems)
 
-    def problems(self) -> typing.Iterator[str]:
-        """One sentence a problem; a subclass adds rules between its fields and calls `super().problems()` first."""
-        hints = typing.get_type_hints(type(self))
+    def problems(self) -> typing.Iterator[Problem]:
+        """Everything that is wrong; a subclass adds rules between its fields and calls `super().problems()` first."""
+        hints = _hints(type(self))  # type: ignore[arg-type]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             bounds = field.metadata.get("bounds", {})
@@ -82,8 +122,8 @@ class Config:
             for number in numbers:
                 numeric = isinstance(number, int | float) and not isinstance(number, bool)
                 if bounds and numeric and not within(number, bounds):
-                    yield f"{field.name} must be {bounds_text(bounds)}, got {value!r}"
+                    yield Problem(field.name, f"must be {bounds_text(bounds)}, got {value!r}")
                     break
             allowed = choices(hints[field.name])
             if allowed and value not in allowed:
-                yield f"{field.name} must be one of {', '.join(map(str, allowed))}, got {value!r}"
+                yield Problem(field.name, f"must be one of {', '.join(map(str, allowed))}, got {value!r}")

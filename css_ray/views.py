@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .config import Config, knob
+from .config import Config, Problem, knob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +22,10 @@ class Views(Config):
     blur_probability: float = knob(0.5, help="share of the strong views that are blurred", ge=0, le=1)
     blur_sigma: tuple[float, float] = knob((0.15, 1.15), help="smallest and largest sigma of the blur, in pixels", gt=0)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Adds to the bounds: a range is two numbers, the smaller first."""
         yield from super().problems()
         for name in ("scale", "strong_scale", "blur_sigma"):
             value = getattr(self, name)
             if len(value) != 2 or value[0] > value[1]:
-                yield f"{name} must be two numbers, the smaller first, got {value!r}"
+                yield Problem(name, f"must be two numbers, the smaller first, got {value!r}")

@@ -13,7 +13,6 @@ import argparse
 import ast
 import contextlib
 import os
-import queue
 import random
 import shutil
 import signal
@@ -22,14 +21,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 TESTS = {
-    "css_ray/functional": ["tests/functional"],
+    "css_ray/functional": ["tests/functional/test_{name}.py", "tests/functional/test_oracles.py"],
+    "css_ray/functional/precision.py": ["tests/functional/test_similarity.py"],
+    "css_ray/functional/resizing.py": ["tests/functional/test_augmentation.py", "tests/functional/test_similarity.py"],
     "css_ray/reports": ["tests/reports"],
     "css_ray/study/pruning": ["tests/study/test_pruning.py"],
     "css_ray/study/budget.py": ["tests/study/test_driver.py"],
@@ -41,7 +41,7 @@ TESTS = {
     "css_ray/secrets.py": ["tests/test_secrets.py"],
     "css_ray/standing.py": ["tests/test_standing.py"],
 }
-"""What is changed, a file or a folder, and the tests that must notice."""
+"""What is changed, a file or a folder, and the tests that must notice; {name} is the module's."""
 
 COPIED = ("css_ray", "cli", "benchmarks", "tests", "studies", "docs", "pyproject.toml")
 """The parts of the tree that these tests read."""
@@ -112,7 +112,8 @@ def _put(owner: object, key: str | int, value: object) -> None:
 
 def tests_of(path: Path) -> list[str]:
     """The tests of a module, by the longest entry of TESTS that it is, or is below of."""
-    return next((TESTS[str(each)] for each in (path, *path.parents) if str(each) in TESTS), [])
+    named = next((TESTS[str(each)] for each in (path, *path.parents) if str(each) in TESTS), [])
+    return [test.format(name=path.stem) for test in named]
 
 
 def mutants(paths: Sequence[Path], limit: int | None, seed: int) -> list[Mutant]:
@@ -128,22 +129,19 @@ def mutants(paths: Sequence[Path], limit: int | None, seed: int) -> list[Mutant]
     ]
 
 
-def passes(tree: Path, tests: Sequence[str], seconds: float) -> bool:
-    """Whether the tests of a copy of the tree pass within a time limit."""
+def start(tree: Path, tests: Sequence[str]) -> subprocess.Popen[bytes]:
+    """The tests of a copy of the tree, in a process group of their own."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", *tests]
     # Compiled files are known by second and size, which a change may have in common with the one before.
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=tree, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        return process.wait(seconds) == 0
-    except subprocess.TimeoutExpired:
-        return False
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=tree, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def copy_tree(into: Path) -> Path:
@@ -160,15 +158,50 @@ def time_limit(tree: Path, mutant: Mutant) -> float:
     """Seconds that the tests of a mutant get. Ends the program where they fail without a change, or do not see the copy."""
     tests, module = " ".join(mutant.tests), tree / mutant.path
     started = time.monotonic()
-    if not passes(tree, mutant.tests, 600):
+    if start(tree, mutant.tests).wait():
         sys.exit(f"{tests}: fails without a change, or does not exist; correct it, or TESTS in tests/mutants.py")
     seconds = time.monotonic() - started
     before = module.read_text()
     module.write_text("raise ImportError")
-    if passes(tree, mutant.tests, 600):
+    if start(tree, mutant.tests).wait() == 0:
         sys.exit(f"{tests}: passes without {mutant.path}; correct TESTS in tests/mutants.py")
     module.write_text(before)
     return 10 + 5 * seconds
+
+
+def attempt(chosen: Sequence[Mutant], trees: list[Path]) -> Iterator[tuple[Mutant, str]]:
+    """Each mutant with what became of it (killed, survived or stopped, at its time limit), one per tree at the same time."""
+    one_each = {tuple(mutant.tests): mutant for mutant in chosen}
+    limits = {tests: time_limit(trees[0], mutant) for tests, mutant in one_each.items()}
+    unchanged = {mutant.path: (trees[0] / mutant.path).read_text() for mutant in chosen}
+    waiting = list(reversed(chosen))
+    running: dict[Path, tuple[Mutant, subprocess.Popen[bytes], float]] = {}
+    try:
+        while waiting or running:
+            for tree in trees:
+                if tree not in running and waiting:
+                    mutant = waiting.pop()
+                    (tree / mutant.path).write_text(mutant.source)
+                    limit = time.monotonic() + limits[tuple(mutant.tests)]
+                    running[tree] = mutant, start(tree, mutant.tests), limit
+            time.sleep(0.05)
+            for tree, (mutant, process, limit) in list(running.items()):
+                if process.poll() is not None or time.monotonic() > limit:
+                    fate = "stopped" if process.returncode is None else "killed" if process.returncode else "survived"
+                    kill(process)
+                    (tree / mutant.path).write_text(unchanged[mutant.path])
+                    del running[tree]
+                    yield mutant, fate
+    finally:
+        for _, process, _ in running.values():
+            kill(process)
+
+
+def interrupt(number: int, frame: object) -> None:
+    """Once: what follows stops the tests that run, and prints the count."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def main() -> None:
@@ -178,41 +211,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="changes tried at the same time")
     options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     files = [
         file for path in options.paths for file in ([ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("*.py"))
     ]
     modules = sorted({file.relative_to(ROOT) for file in files})
     if unknown := [str(path) for path in modules if not tests_of(path)]:
         parser.error(f"{', '.join(unknown)}: no tests are named for this; add it to TESTS")
-    chosen = mutants(modules, options.limit, options.seed)
-    killed = survived = 0
-    with tempfile.TemporaryDirectory(prefix="css-ray-mutants-") as scratch, ThreadPoolExecutor(options.jobs) as pool:
-        trees: queue.Queue[Path] = queue.Queue()
-        for number in range(options.jobs):
-            trees.put(copy_tree(Path(scratch) / str(number)))
-        one_each = {tuple(mutant.tests): mutant for mutant in chosen}
-        limits = {tests: time_limit(Path(scratch) / "0", mutant) for tests, mutant in one_each.items()}
-
-        def survives(mutant: Mutant) -> bool:
-            tree = trees.get()
-            module = tree / mutant.path
-            before = module.read_text()
-            try:
-                module.write_text(mutant.source)
-                return passes(tree, mutant.tests, limits[tuple(mutant.tests)])
-            finally:
-                module.write_text(before)
-                trees.put(tree)
-
+    counts = {"killed": 0, "survived": 0, "stopped": 0}
+    with tempfile.TemporaryDirectory(prefix="css-ray-mutants-") as scratch:
+        trees = [copy_tree(Path(scratch) / str(number)) for number in range(options.jobs)]
         try:
-            for mutant, alive in zip(chosen, pool.map(survives, chosen), strict=True):
-                killed, survived = killed + (not alive), survived + alive
-                if alive:
-                    print(mutant, flush=True)
+            for mutant, fate in attempt(mutants(modules, options.limit, options.seed), trees):
+                counts[fate] += 1
+                if fate != "killed":
+                    print(mutant if fate == "survived" else f"{mutant} (stopped at its time limit)", flush=True)
         except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-        finally:
-            print(f"{killed} killed, {survived} survived", flush=True)
+            print("interrupted", flush=True)
+        # Who never ends does not pass either.
+        print(f"{counts['killed'] + counts['stopped']} killed, {counts['survived']} survived", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from css_ray.methods import METHODS, Methods
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -41,3 +48,19 @@ def install(
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
     lines = [f"{name} = {value}" for name, value in entry_points.items()]
     (about / "entry_points.txt").write_text("\n".join(["[css_ray.methods]", *lines, ""]))
+
+
+@contextmanager
+def on_path(folder: Path) -> Iterator[None]:
+    """Within it, METHODS of this process finds what is installed in `folder`, before or after; its modules are forgotten then."""
+    before = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        for name, value in vars(Methods(METHODS.own.values())).items():
+            patch.setattr(METHODS, name, value)
+        METHODS.__dict__.pop("_points", None)
+        yield
+    METHODS.__dict__.pop("_points", None)
+    for name in set(sys.modules) - before:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]

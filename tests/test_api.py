@@ -14,9 +14,13 @@ import pytest
 import yaml
 
 from css_ray import Study
+from css_ray.events import StudyExtended
 from css_ray.study.definition import StudyError
-from css_ray.study.journal import Journal, StudyMissingError
+from css_ray.study.job import RunSpec
+from css_ray.study.journal import Journal, StudyLockedError, StudyMissingError
 from tests.journals import SPEC, FakeRunner, Telling, mixed
+from tests.rayless import Listening, Rayless
+from tests.webhooks import webhook_server
 
 
 @pytest.fixture(scope="module")
@@ -184,13 +188,13 @@ def test_run_then_resume(file: Path, runner: type[FakeRunner]) -> None:
         outcome = study.run(storage="there", address="auto")
     assert warned[0].filename == __file__
     assert outcome.status == "failed" and study.best is not None and study.best.index == 1
-    said: list[str] = []
-    study.resume(set={"search.trials": 20}, warn=said.append)
+    audience = Listening()
+    study.resume(set={"search.trials": 20}, audience=audience)
     first, second = runner.calls
     assert (first["storage"], first["address"], first["resume"]) == ("there", "auto", False)
     assert (second["storage"], second["address"], second["resume"]) == ("there", None, True)
     assert first["definition"].num_trials == 8 and second["definition"].num_trials == 21
-    assert len(said) == 1 and "7 events" in said[0]
+    assert len(audience.warnings) == 1 and "7 events" in audience.warnings[0]
     with pytest.raises(StudyError, match="train"):
         study.resume(set={"train.iterations": 1})
 
@@ -211,11 +215,11 @@ def test_tables_that_mlflow_does_not_take_are_a_warning(
 
     monkeypatch.setattr(runner, "unsent", 0)
     monkeypatch.setattr(tracking, "log_tables", refuse)
-    said: list[str] = []
+    audience = Listening()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Study.load(file).run(warn=said.append).status == "failed"
-    assert said == ["the tables were not logged to MLflow (no server); later: css-ray study sync small"]
+        assert Study.load(file).run(audience=audience).status == "failed"
+    assert audience.warnings == ["the tables were not logged to MLflow (no server); later: css-ray study sync small"]
 
 
 def test_the_best_trials_of_a_search_are_confirmed_on_fresh_splits(place: Path) -> None:
@@ -240,3 +244,136 @@ def test_the_best_trials_of_a_search_are_confirmed_on_fresh_splits(place: Path) 
         study.confirmation(top=1, set={"splits": [1, 7]})
     with pytest.raises(ValueError, match="iteration"):
         study.confirmation(top=1, set={"train.iteration": 80})
+
+
+# ------------------------------------------------------------------------------- a search that is confirmed, and who is told
+
+
+CONFIRMED: dict[str, Any] = {
+    "splits": [0, 1],
+    "train.evaluate_every": 50,
+    "search.trials": 3,
+    "search.first": [{"method.temperature": temperature} for temperature in (0.2, 0.4, 0.3)],
+    "search.space": {"method.temperature": {"uniform": [0.1, 0.5]}},
+    "search.confirm": 2,
+}
+"""The study of SPEC on two splits, with three trials of which the best two are confirmed: 2 (at 0.4), then 3 (at 0.3)."""
+
+
+def score(spec: RunSpec) -> float:
+    """Of the grid's row 10, of the rest 100 times the temperature; 2 more on every second split."""
+    method = spec.settings["method"]
+    return (10.0 if method["name"] == "supervised" else 100 * method["temperature"]) + 2.0 * (spec.split % 2)
+
+
+def told() -> list[str]:
+    return Path("told").read_text().splitlines() if Path("told").exists() else []
+
+
+ON_FINISH = 'echo "$CSS_RAY_STUDY $CSS_RAY_STATUS $CSS_RAY_STORAGE $CSS_RAY_BEST" >> told'
+SEARCHED, CONFIRMATION = "small finished runs 41.00 ± 1.41", "small-confirm finished runs 41.00 ± 1.41"
+
+
+class Terse(Listening):
+    """Notes besides who had been told by the command when a study ended."""
+
+    def study_ended(self, study: Any, outcome: Any) -> None:
+        super().study_ended(study, outcome)
+        self.said.append(f"{len(told())} told")
+
+
+def test_a_search_is_confirmed_and_both_studies_are_told_of(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Rayless.install(monkeypatch, score)
+    audience = Terse()
+    with webhook_server(monkeypatch) as server:
+        study = Study.load(file, set=CONFIRMED)
+        outcome = study.run(audience=audience, on_finish=ON_FINISH, webhook=server.url)
+    assert outcome.status == "finished" and outcome.study.name == "small" and len(outcome.records) == 8
+    # Each study is watched to its end before anybody else is told, and the next one begins after that.
+    assert audience.said == [
+        "small begins", "small finished", "0 told", "small-confirm begins", "small-confirm finished", "1 told",
+    ]  # fmt: skip
+    assert told() == [SEARCHED, CONFIRMATION]
+    posted = [json.loads(body) for _, _, body in server.requests]
+    assert [(each["study"], each["status"], each["best_trial"], each["mean"]) for each in posted] == [
+        ("small", "finished", 2, pytest.approx(41.0)),
+        ("small-confirm", "finished", 0, pytest.approx(41.0)),
+    ]
+    confirmed = outcome.confirmation
+    assert confirmed is not None and confirmed.confirmation is None and confirmed.status == "finished"
+    assert (confirmed.study.name, confirmed.study.splits) == ("small-confirm", (2, 3))
+    assert [trial.row for trial in confirmed.study.grid_trials()] == ["CSS (mix), trial 2", "CSS (mix), trial 3"]
+    # Study for study, the audience was told what is in the journals.
+    assert audience.heard == Journal("runs/small").events + Journal("runs/small-confirm").events
+
+
+def test_a_confirmation_that_was_interrupted_is_continued_with_the_search(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Rayless.install(monkeypatch, score)
+    study = Study.load(file, set=CONFIRMED)
+    # The search has 1 + 4 * (1 + 1 + 2 * 4) + 1 events; the tenth of the confirmation is in the middle of a run.
+    first = study.run(audience=Listening(interrupt_at=42 + 10), on_finish=ON_FINISH)
+    assert first.status == "finished" and first.confirmation is not None and first.confirmation.status == "interrupted"
+    assert [line.split()[:2] for line in told()] == [["small", "finished"], ["small-confirm", "interrupted"]]
+    audience = Listening()
+    second = Study.load("runs/small").resume(audience=audience, on_finish=ON_FINISH)
+    assert second.status == "finished" and second.confirmation is not None and second.confirmation.status == "finished"
+    assert audience.said == ["small begins", "small finished", "small-confirm begins", "small-confirm finished"]
+    assert told()[2:] == [SEARCHED, CONFIRMATION]
+    assert {record.status for record in second.confirmation.records} == {"finished"} and len(second.confirmation.records) == 4
+
+
+def test_a_confirmation_that_has_begun_keeps_its_trials(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a larger search finds later is not trained under the names of those that were confirmed."""
+    Rayless.install(monkeypatch, lambda spec: 90.0 if spec.trial == 4 else score(spec))
+    study = Study.load(file, set=CONFIRMED)
+    study.run()
+    before = Path("runs/small-confirm/journal.jsonl").read_bytes()
+    outcome = study.resume(set={"search.trials": 4})
+    assert study.best is not None and study.best.index == 4
+    assert any(isinstance(event, StudyExtended) for event in Journal("runs/small").events)
+    assert outcome.confirmation is not None and outcome.confirmation.status == "finished"
+    assert Path("runs/small-confirm/journal.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("fault", ["a run", "an interrupt", "nothing that is whole"])
+def test_a_search_that_did_not_finish_is_not_confirmed(fault: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = {"a run": (2, 0), "nothing that is whole": (1, 2, 3)}.get(fault, ())
+    Rayless.install(monkeypatch, lambda spec: float("nan") if spec.trial in nan else score(spec))
+    audience = Listening(interrupt_at=20 if fault == "an interrupt" else None)
+    outcome = Study.load(file, set={**CONFIRMED, "resources.failed_share": 1}).run(audience=audience, on_finish=ON_FINISH)
+    assert outcome.status == ("interrupted" if fault == "an interrupt" else "failed") and outcome.confirmation is None
+    assert len(told()) == 1 and not Path("runs/small-confirm").exists()
+
+
+def test_a_warning_of_a_study_points_at_who_ran_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Rayless.install(monkeypatch, score)
+    with pytest.warns(UserWarning, match="the command of --on-finish ended with status 3") as warned:
+        Study.load(file, set=CONFIRMED).run(on_finish="exit 3")
+    assert [warning.filename for warning in warned] == [__file__] * 2  # of the search and of its confirmation
+
+
+def test_a_study_that_breaks_down_is_told_as_failed_and_one_that_is_not_ours_is_not(
+    file: Path, runner: type[FakeRunner]
+) -> None:
+    study = Study.load(file)
+    runner.error = OSError(28, "the disk is full")
+    with pytest.raises(OSError, match="the disk is full"):
+        study.run(on_finish=ON_FINISH)
+    assert [line.split()[:2] for line in told()] == [["small", "failed"]]
+    runner.error = StudyLockedError("another driver is at work on it")
+    with pytest.raises(StudyLockedError):
+        study.resume(on_finish=ON_FINISH)
+    with pytest.raises(ValueError, match="no http:// or https:// URL"):
+        study.resume(webhook="htp://host/s3cret")
+    assert len(told()) == 1 and len(runner.calls) == 2
+
+
+def test_what_the_audience_raises_at_the_end_keeps_nobody_from_being_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Listening):
+        def study_ended(self, study: Any, outcome: Any) -> None:
+            raise OSError("the terminal is gone")
+
+    Rayless.install(monkeypatch, score)
+    with pytest.raises(OSError, match="the terminal is gone"):
+        Study.load(file, set=CONFIRMED).run(audience=Broken(), on_finish=ON_FINISH)
+    assert told() == [SEARCHED]

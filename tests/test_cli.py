@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from tests.journals import PRUNED, FakeRunner, Telling, mixed
+from tests.rayless import Rayless
 
 ROOT = Path(__file__).parent.parent
 CLI = [sys.executable, "-c", "from css_ray_cli.main import main; main()"]
@@ -86,10 +88,13 @@ def test_plan_prints_trials_runs_steps_and_an_estimate(file: Path) -> None:
         (["model.encoder=resnet999", "model.output_stride=8"], "unknown encoder 'resnet999'"),
         (["model.encoder=resnet18", "model.output_stride=8", "model.pretrained=nowhere.pth"], "there is no file nowhere.pth"),
         (["data.labelled=400"], "400 labels all training images, but CSS (mix) learns from unlabelled ones"),
-        (["data.unlabelled_batch=1"], "data.unlabelled_batch: 1 over 1 worker(s) is less than 2 images each"),
+        (
+            ["data.unlabelled_batch=1"],
+            "data.unlabelled_batch: BatchNorm needs at least 2 images per worker, got 1 image; use 2",
+        ),
         (["data.root=nowhere", "data.dataset=folder", "grid=null", SEARCH], "css-ray data prepare"),
         (["resources.gpus_per_worker=8"], "a trial wants 8 GPUs, this machine has"),
-        (["splits=[0, 0]"], "split 0 stands twice"),
+        (["splits=[0, 0]"], "split 0 is listed twice"),
         (["grid.method=[{name: css, unsup_threshold: 1.5}]"], "grid.method[0].unsup_threshold: must be <= 1, got 1.5"),
     ],
 )
@@ -112,6 +117,62 @@ def test_several_problems_come_together(file: Path) -> None:
         "resources.gpus_per_worker=8",
     )
     assert "3 problems in small" in output
+
+
+def test_problems_of_the_file_and_of_what_it_names_come_together(file: Path) -> None:
+    sets = [
+        "train.itertions=5",
+        "data.labelled=0",
+        "data.dataset=folder",
+        "data.root=nowhere",
+        "model.encoder=vit_tiny_patch16_224",
+        "model.output_stride=8",
+        "data.unlabelled_batch=1",
+        "resources.gpus_per_worker=8",
+        "method.temprature=1",
+    ]
+    expected = [
+        "--set method.temprature: no method of the study has the setting temprature (did you mean temperature?)",
+        "data.labelled: must be >= 1, got 0",
+        "train.itertions is unknown (did you mean iterations?)",
+        "data.unlabelled_batch: BatchNorm needs at least 2 images per worker, got 1 image; use 2",
+        "resources.gpus_per_worker: a trial wants 8 GPUs, this machine has ",
+        "model: encoder vit_tiny_patch16_224 gives no features at output_stride 8",
+        "data: nowhere holds no prepared data set",
+    ]
+    for command in ("plan", "run"):
+        lines = refused("study", command, str(file), *(part for each in sets for part in ("--set", each))).splitlines()
+        assert lines[0] == f"Error: 7 problems in {file}:"
+        for line, start in zip(lines[1:], expected, strict=True):
+            assert line.startswith(f"  {start}"), line
+
+
+def test_what_is_wrong_in_a_file_hides_what_depends_on_it(file: Path) -> None:
+    # The encoder is unknown, so nothing is known of its stride; and GPUs of `none` workers cannot be counted.
+    wrong = ["model.encoder=resnet999", "model.output_stride=16", "resources.workers=none", "resources.gpus_per_worker=8"]
+    lines = refused("study", "plan", str(file), *(part for each in wrong for part in ("--set", each))).splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == ["Error", "model.encoder", "resources.workers"]
+
+
+def test_the_networks_of_a_plan_are_built_without_memory_or_downloads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+    import torch
+
+    built = []
+    make = timm.create_model
+
+    def create(name: str, **settings: Any) -> Any:
+        network = make(name, **settings)
+        built.append((name, settings["pretrained"], next(network.parameters()).device))
+        return network
+
+    monkeypatch.setattr(timm, "create_model", create)
+    sets = ["model.encoder=resnet999", "grid.model.encoder=[resnet18]"]
+    refused("study", "plan", str(file), *(part for each in sets for part in ("--set", each)))
+    assert built == []  # with a name that is wrong, the others are checked by their names alone
+    sets = ["model={encoder: resnet18, output_stride: 8, pretrained: true}", "data.root=nowhere", "data.dataset=folder"]
+    refused("study", "plan", str(file), *(part for each in sets for part in ("--set", each)))
+    assert built == [("resnet18", False, torch.device("meta"))]
 
 
 def test_unknown_names_are_answered(file: Path) -> None:
@@ -258,6 +319,15 @@ def test_every_command_of_the_readme_exists() -> None:
         assert {word for word in rest if word.startswith("--")} <= options, words
 
 
+def test_the_problems_of_the_readme_are_what_plan_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
+    monkeypatch.chdir(tmp_path)
+    blocks = (ROOT / "README.md").read_text().split("```text\n")[1:]
+    (block,) = [block.split("```")[0] for block in blocks if block.startswith("$ css-ray study plan")]
+    command, _, printed = block.partition("\n")
+    assert refused(*shlex.split(command.removeprefix("$ css-ray "))) == printed
+
+
 def test_the_study_of_the_readme_is_one() -> None:
     from css_ray.study.definition import parse
 
@@ -288,9 +358,9 @@ def test_status_shows_a_study_from_its_journal(file: Path) -> None:
 def test_watch_waits_for_a_study_follows_it_and_ends_with_it(
     file: Path, end: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from css_ray_cli import study
+    from css_ray_cli.study import show
 
-    monkeypatch.setattr(study, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(show, "WATCH_SECONDS", 0.05)
 
     def drive() -> None:
         time.sleep(0.3)
@@ -298,6 +368,9 @@ def test_watch_waits_for_a_study_follows_it_and_ends_with_it(
         telling.start()
         time.sleep(0.2)
         telling.whole(0, 40.0, 44.0, 48.0)
+        telling.tell("study_paused", reason="runs has 0.10 GB free")
+        time.sleep(0.2)
+        telling.tell("study_continued")
         # A line whose end has not been written yet is not read.
         with journal().open("a") as half:
             half.write('{"event":"study_resumed",')
@@ -316,6 +389,7 @@ def test_watch_waits_for_a_study_follows_it_and_ends_with_it(
     assert result.exit_code == code, result.output
     lines = result.output.splitlines()
     assert lines[0] == "waiting for the study small to begin in runs (Ctrl-C ends this)"
+    assert "paused: runs has 0.10 GB free" in lines
     assert "trial 0 (Sup.) finished: 44.00 ± 4.00 (n=3 of 3)" in lines
     assert lines[-1].startswith("interrupted: " if end == "interrupted" else "trials 1/8")
 
@@ -360,6 +434,9 @@ def test_on_finish_is_told_how_the_study_ended(file: Path, runner: type[FakeRunn
         assert "css-ray study resume small --on-finish" in result.output
     if status == "budget":
         assert "--set budget.KEY=VALUE" in result.output
+    # The command is told of a resume, and of nothing else that comes next.
+    following = [line for line in result.output.splitlines() if line.startswith(("  css-ray ui", "  css-ray study table"))]
+    assert len(following) == (0 if status == "interrupted" else 2) and not any("--on-finish" in line for line in following)
 
 
 def test_what_goes_wrong_in_telling_is_a_warning(file: Path, runner: type[FakeRunner], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +457,9 @@ def test_what_goes_wrong_in_telling_is_a_warning(file: Path, runner: type[FakeRu
 def test_a_study_that_breaks_down_is_told_as_failed(file: Path, runner: type[FakeRunner]) -> None:
     runner.error = OSError(28, "the disk is full")
     result = run_search(file, "--on-finish", "echo $CSS_RAY_STATUS > told")
-    assert result.exit_code == 1 and "the disk is full" in result.output and "go on with: css-ray study resume" in result.output
+    assert (
+        result.exit_code == 1 and "the disk is full" in result.output and "continue with: css-ray study resume" in result.output
+    )
     assert Path("told").read_text() == "failed\n"
 
 
@@ -408,6 +487,32 @@ def test_confirm_runs_the_best_on_fresh_splits(file: Path, runner: type[FakeRunn
     assert call("study", "confirm", "small", "--top", "9").exit_code == 2
     wrong = call("study", "confirm", "small", "--splits", "a")
     assert wrong.exit_code == 2 and "whole numbers with commas" in wrong.output
+
+
+@pytest.mark.parametrize(("ending", "code"), [("nan", 1), ("50", 0), ("50", 130)])
+def test_run_goes_on_with_the_confirmation_and_ends_as_that_does(
+    ending: str, code: int, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search finishes; its confirmation, whose runs end with `ending`, fails, finishes, or is interrupted."""
+
+    class Driver(Rayless):
+        def run(self, *, resume: bool) -> Any:
+            if code == 130 and self.driver.study.name == "small-confirm":
+                monkeypatch.setattr(self.driver, "next_trial", interrupt)
+            return super().run(resume=resume)
+
+    def interrupt(running: set[int]) -> Any:
+        raise KeyboardInterrupt
+
+    Driver.install(monkeypatch, lambda spec: 30.0 + spec.trial if spec.split < 2 else float(ending))
+    sets = ("--set", f"{SEARCH[:-1]}, confirm: 1}}", "--set", "grid.method=[{name: supervised, row: Sup.}]")
+    result = call("study", "run", str(file), *sets, "--on-finish", "echo $CSS_RAY_STUDY $CSS_RAY_STATUS >> told")
+    assert result.exit_code == code, result.output
+    assert "small-confirm: the best of the search again, on splits that it never saw (2, 3)" in result.output
+    ended = {0: "finished", 1: "failed", 130: "interrupted"}[code]
+    assert Path("told").read_text().splitlines() == ["small finished", f"small-confirm {ended}"]
+    if code == 130:
+        assert "  css-ray study resume small-confirm --on-finish " in result.output
 
 
 def refused_resume(*arguments: str) -> str:

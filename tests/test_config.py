@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
-from css_ray.config import Config, bounds_text, knob, within
+from css_ray.config import Config, ConfigError, Problem, bounds_text, choices, knob, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +21,10 @@ class Settings(Config):
     sizes: tuple[int, ...] = knob([1, 2], help="sizes", ge=1)
     flag: bool = knob(True, help="a switch", ge=5)
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if self.steps == 13:
-            yield "steps must not be 13"
+            yield Problem("steps", "must not be 13")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +56,18 @@ def test_bounds(field: str, wrong: object, right: object, message: str) -> None:
 
 
 def test_all_problems_in_one_error_and_one_sentence_a_field() -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ConfigError) as error:
         Settings(rate=2.0, steps=-1, kind="no", sizes=(0, 0))  # type: ignore[arg-type]
-    assert [text.split()[0] for text in str(error.value).removeprefix("Settings: ").split("; ")] == [
-        "rate",
-        "steps",
-        "kind",
-        "sizes",
-    ]
+    assert error.value.problems == (
+        Problem("rate", "must be > 0 and <= 1, got 2.0"),
+        Problem("steps", "must be >= 1, got -1"),
+        Problem("kind", "must be one of mix, cross, got 'no'"),
+        Problem("sizes", "must be >= 1, got (0, 0)"),
+    )
+    sentences = "rate must be > 0 and <= 1, got 2.0; steps must be >= 1, got -1; kind must be one of mix, cross, got 'no'"
+    assert str(error.value) == f"Settings: {sentences}; sizes must be >= 1, got (0, 0)"
+    # It crosses processes, such as from a worker to the driver.
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
 
 
 def test_settings_are_frozen_keyword_only_and_may_be_required() -> None:
@@ -92,3 +97,10 @@ def test_within_each_bound(bound: str, inside: float, outside: float) -> None:
 
 def test_bounds_text() -> None:
     assert bounds_text({"gt": 0.0, "lt": 2.5}) == "> 0 and < 2.5"
+
+
+def test_the_choices_of_an_annotation() -> None:
+    assert choices(Literal["a", "b"]) == choices(Literal["a"] | Literal["b"]) == ("a", "b")
+    assert choices(Literal["a"] | None) == ("a", None)
+    # What also takes other values has no list of choices.
+    assert choices(Literal["a"] | int) == choices(int | None) == choices(int) == choices(type(None)) == ()

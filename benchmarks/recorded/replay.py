@@ -1,9 +1,9 @@
 """What pruning saves on a recorded table of trainings, and whom it prunes wrongly: `python -m benchmarks.recorded.replay`.
 
 Nothing is trained: a study is replayed over `recorded.jsonl` (see `record`), whose configurations have their val mIoU at each
-evaluation on each split. Sampler and pruners are the real ones, and are told what the driver tells them, in its order. A
-setting that TPE suggests becomes the nearest configuration that was not tried yet. Verdicts act at once; in a study a worker
-may learn of one a log line later.
+evaluation on each split. Sampler and pruners are the real ones, and see what a study's driver shows them, in its order. A
+setting that TPE suggests becomes the nearest configuration that was not tried yet. Verdicts act immediately; in a study a
+worker may learn of one a log line later.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from css_ray.study.pruning import PRUNERS, Pruner, PruningContext
 from css_ray.study.sampling import Result, Sampling
 
 WITHIN = 0.2
-"""A search has arrived when it has trained a configuration whose mean is at most so many mIoU below the table's best."""
+"""A search has arrived when it has trained a configuration whose mean is at most this much below the table's best, in mIoU."""
 
 SEEDS, HALVES = 20, 60
 ORDERS, STUDY_TRIALS = 600, 40
@@ -228,7 +228,7 @@ def _pruners(named: Named) -> list[Pruner]:
 def _intervals(table: Table, position: int) -> Iterator[tuple[int, int, float | None]]:
     """(split, step, val mIoU there) of each evaluation of a trial.
 
-    A run that becomes NaN ends there with None, and the trial goes on with the next split.
+    A run that becomes NaN ends there with None, and the trial continues with the next split.
     """
     for split in table.splits:
         for step in range(table.every, table.iterations + 1, table.every):
@@ -239,7 +239,7 @@ def _intervals(table: Table, position: int) -> Iterator[tuple[int, int, float | 
 
 
 def _result(table: Table, values: Mapping[int, float], curves: Mapping[int, Mapping[int, float]], pruned: bool) -> Result:
-    """What the sampler is told of a trial, as `Driver.result_of` does."""
+    """What the sampler learns of a trial, as `Driver.result_of` does."""
     if pruned:
         places = ((place, curves.get(split, {})) for place, split in enumerate(table.splits))
         counted_on = {place * table.iterations + step: value for place, curve in places for step, value in curve.items()}
@@ -249,7 +249,7 @@ def _result(table: Table, values: Mapping[int, float], curves: Mapping[int, Mapp
     return Result("finished", (statistics.fmean(values.values()),))
 
 
-# ---------------------------------------------------------------------------------------------------------------- what is told
+# ------------------------------------------------------------------------------------------------------------- what is reported
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """How busy slots are while suggestions wait for earlier trials, simulated: `python -m benchmarks.simulations.lag`.
 
 A pruned trial takes a twelfth, a quarter, a third or two thirds of a whole one's time. A table: share of pruned trials, and the
-busy share of the slots where a suggestion knows all trials but the last 1, 2, 3 times as many as there are slots.
+busy share of the slots where a suggestion knows all trials but the last 1, 2 or 3 times the number of slots.
 """
 
 from __future__ import annotations

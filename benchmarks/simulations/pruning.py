@@ -4,7 +4,7 @@
 
 A simulated score is trial + split + residual, in mIoU. A trial's effect is its distance to the best of the trials that have
 finished, or in a search to the best there can be; residuals are normal, or t with 3 degrees of freedom, scaled to the same
-standard deviation. All is drawn anew in each repetition, from fixed seeds.
+standard deviation. Each repetition draws everything again, from fixed seeds.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Search:
 
 
 def search(rule: Rule, world: World, trials: int, repeats: int) -> Search:
-    """A random search, SIDE_BY_SIDE trials at once: a trial is judged by those that were done when it started.
+    """A random search, SIDE_BY_SIDE trials in parallel: a trial is judged by those that were done when it started.
 
     Effects are 0 for the best there can be; the others lie exponentially below, 4 mIoU on average.
     """

@@ -116,7 +116,7 @@ class LocalCluster:
                 stderr=log,
                 start_new_session=True,
             )
-        # One after the other: two that start at once on one machine are in each other's way.
+        # One after the other: two that start together on one machine are in each other's way.
         self.wait(lambda: "will now block" in path.read_text(errors="replace"), f"the node {address}")
 
     def _dashboard_answers(self) -> bool:

@@ -29,7 +29,7 @@ STEPS, REPORT_EVERY, RUNS = 600, 50, 3
 
 
 class _Timed(SilentReporter):
-    """Remembers when it was told."""
+    """Remembers when each point of the curves was reported."""
 
     def __init__(self) -> None:
         super().__init__()

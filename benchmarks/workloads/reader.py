@@ -24,7 +24,7 @@ def memory_of_reader(folder: Path, times: int = 1) -> float:
     """Megabytes of private memory that opening the training images and reading 1,000 of them at random take at most.
 
     Pages of mapped files are not among them: they belong to the page cache, which gives them up when memory is short.
-    times: how often the reader maps each file anew, which makes the data set look that much larger.
+    times: how often the reader maps each file, which makes the data set look that much larger.
     """
     if not STATUS.exists():
         raise UnavailableError("private memory is read from /proc/self/status, which only Linux has")

@@ -57,7 +57,8 @@ set_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a field of the study, such as train.iterations=100.",
+    help="Override a field of the study, such as train.iterations=100. method.KEY=VALUE reaches every method that has the "
+    "setting KEY, in the grid, the listed trials and the search; not where the study varies that setting.",
 )
 
 format_option = click.option("--format", "format_", type=click.Choice(FORMATS), default="text", show_default=True)
@@ -117,23 +118,31 @@ def bad_input() -> Iterator[None]:
         raise BadInput(str(error)) from None
 
 
-def read_study(file: str, overrides: Sequence[str]) -> StudyDefinition:
-    """The study in `file`, or BadInput with every problem."""
+def read_study(file: str, overrides: Sequence[str], local: bool | None = None) -> StudyDefinition:
+    """The study in `file`, or BadInput with every problem of the file.
+
+    local: whether it is to run on this machine or on a cluster; problems of data, networks and GPUs are then listed as well.
+    """
     from css_ray.study.definition import read
 
     try:
         with bad_input():
-            return read(file, overrides)
+            if local is None:
+                return read(file, overrides)
+            from css_ray.study.preflight import read_and_check
+
+            return read_and_check(file, overrides, local=local)
     except OSError as error:
         raise BadInput(os_error_text(error, "read", file)) from None
     except UnicodeDecodeError:
         raise BadInput(f"{file} is not a text file; a study is written in YAML, see studies/quickstart.yaml") from None
 
 
-def load_study(file: str, overrides: Sequence[str], storage: str = DEFAULT_STORAGE) -> Study:
+def load_study(file: str, overrides: Sequence[str], storage: str = DEFAULT_STORAGE, *, local: bool) -> Study:
+    """The study in `file`, to be run on this machine if `local`, or BadInput with every problem."""
     from css_ray.api import Study
 
-    return Study(read_study(file, overrides), storage)
+    return Study(read_study(file, overrides, local), storage)
 
 
 def open_study(name: str, storage: str) -> Study:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Time a few steps of each row on this machine.")
 def plan(file: str, overrides: tuple[str, ...], address: str | None, measure: bool) -> None:
     """Check a study FILE and print what it would do: trials, runs, steps, time. Starts nothing, and writes no file."""
-    study_ = load_study(file, overrides)
+    study_ = load_study(file, overrides, local=address is None)
     try:
         with bad_input():
             planned = study_.plan(address=address, measure=measure)
@@ -83,7 +83,7 @@ def run(
     if is_dashboard(address):
         submit = command("study", "submit", file, "--address", str(address))
         raise BadInput(f"--address {address}: is a dashboard; send the study there with: {submit}")
-    study_ = load_study(file, overrides, storage)
+    study_ = load_study(file, overrides, storage, local=address is None)
 
     conduct(study_, address, on_finish, webhook)
 

@@ -89,7 +89,11 @@ def list_(storage: str, address: str | None) -> None:
         run = command("study", "run", "studies/quickstart.yaml", *at_storage(storage))
         click.echo(f"{storage} holds no study yet; start one with: {run}")
     for name in names:
-        standing = open_study(name, storage).standing
+        try:
+            standing = open_study(name, storage).standing
+        except BadInput as error:  # one of them may name a method whose package is no longer installed
+            warn(f"{name} is not listed: {error.message}")
+            continue
         best = standing.best
         label = "" if best is None else labels_of(standing).get(best.index, best.row)
         value = "" if best is None else f"  best {best.mean:.2f} (trial {best.index}, {label})"
@@ -217,7 +221,7 @@ def _watch(name: str, storage: str, console: Console) -> int:
             if not watcher.moving:
                 watcher.summary()
             with watcher.live():
-                while watcher.standing.status == "running":
+                while watcher.standing.status in ("running", "paused"):
                     for event in look():
                         watcher.event(event)
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ from css_ray.messages import DEFAULT_STORAGE, command, study_command
 from css_ray.secrets import BY_CLUSTER, credentials_text, shown
 from css_ray.storage import is_url
 from css_ray.study.code import code_version, copy_code
-from css_ray.study.definition import StudyDefinition, StudyError, to_yaml
+from css_ray.study.definition import Problem, StudyDefinition, StudyError, to_yaml
 from css_ray.study.journal import Journal
 
 if TYPE_CHECKING:
@@ -88,14 +88,13 @@ class Cluster:
         another machine or an override holds a secret, ClusterError where the study is at work already, or the cluster refuses.
         """
         name = study if isinstance(study, str) else study.name
-        problems = [] if isinstance(study, str) else _homely(study)
+        problems: list[Problem] = [] if isinstance(study, str) else _homely(study)
         if not is_url(storage) and not Path(storage).is_absolute():
-            problems.append(
-                f"--storage: {storage} is a path of this machine; give an absolute one that all nodes see, or a URL (s3://...)"
-            )
+            sentence = f"{storage} is a path of this machine; give an absolute one that all nodes see, or a URL (s3://...)"
+            problems.append(Problem("--storage", sentence))
         for key, _, value in (override.partition("=") for override in overrides):
             if refused := credentials_text(value, BY_CLUSTER):
-                problems.append(f"--set {key}: {refused}")
+                problems.append(Problem(f"--set {key}", refused))
         if problems:
             raise StudyError(problems, f"{name}, as a study for a cluster")
         for there in self.studies():
@@ -250,7 +249,7 @@ def _client(address: str) -> JobSubmissionClient:
     return JobSubmissionClient(address)
 
 
-def _homely(study: StudyDefinition) -> list[str]:
+def _homely(study: StudyDefinition) -> list[Problem]:
     """The paths in a study that mean something in this folder of this machine alone."""
     trials = study.grid_trials()
     if study.search is not None and not trials:
@@ -265,8 +264,11 @@ def _homely(study: StudyDefinition) -> list[str]:
         if isinstance(value := trial.settings[section][key], str) and not is_url(value) and not Path(value).is_absolute()
     }
     return [
-        f"{path}: {value} is a path of this machine; give an absolute one that all nodes see, or a URL "
-        f"(--set {path}=/mnt/shared/{Path(value).name})"
+        Problem(
+            path,
+            f"{value} is a path of this machine; give an absolute one that all nodes see, or a URL "
+            f"(--set {path}=/mnt/shared/{Path(value).name})",
+        )
         for path, value in sorted(found)
     ]
 

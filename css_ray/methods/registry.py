@@ -87,9 +87,8 @@ class Methods(Mapping[str, type[Method]]):
         by_name: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=GROUP):
             others = by_name.setdefault(point.name, [])
-            if point.value not in [
-                other.value for other in others
-            ]:  # the same class twice is no clash, as of two installations
+            # One class that is registered twice, such as by two installations of a package, is no clash.
+            if all(point.value != other.value for other in others):
                 others.append(point)
         return by_name
 
@@ -111,10 +110,8 @@ class Methods(Mapping[str, type[Method]]):
             return self.own[name]
         if not points:
             near = did_you_mean(name, self._names)
-            install = (
-                "" if "did you mean" in near else "; a method of another package needs that package installed on this machine"
-            )
-            return MethodError(f"{name} is unknown{near}{install}")
+            remedy = "" if "did you mean" in near else "; install the package that registers it on this machine"
+            return MethodError(f"{name} is unknown{near}{remedy}")
         return _load(points[0])
 
 
@@ -124,7 +121,7 @@ def _load(point: EntryPoint) -> type[Method] | MethodError:
         found = point.load()
         fault = _fault(point.name, found)
     except (Exception, SystemExit) as error:  # a module can do anything when it is imported
-        said = ": ".join((type(error).__name__, *([text] if (text := " ".join(str(error).split())) else [])))
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
         broken = MethodError(
             f"the method {point.name!r} of {_shown(point)} cannot be loaded ({said}); "
             f"repair that package ({shlex.join(['python', '-c', f'import {_module(point)}'])} shows where it fails), "

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from css_ray.messages import did_you_mean
+
 LOW_LEVEL_STRIDE = 4
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -91,6 +93,25 @@ class _Residual(nn.Module):
         return torch.relu(self.branch(features) + self.shortcut(features))
 
 
+def unknown_encoder(name: str) -> str | None:
+    """Why `name` is not an encoder; None if it is one. Builds no network and downloads nothing.
+
+    Args:
+        name: `tiny`, or the name of a timm network, with or without a tag of its weights (`resnet101.tv_in1k`).
+
+    Returns:
+        A sentence with the closest name, or None.
+    """
+    if name == "tiny":
+        return None
+    import timm  # takes seconds, and the tiny encoder does without
+
+    if timm.is_model(name):
+        return None
+    close = difflib.get_close_matches(name, ["tiny", *timm.list_models(), *timm.list_pretrained()], n=1)
+    return f"unknown encoder {name!r}{did_you_mean(name, close) or '; known: tiny, and what timm.list_models() lists'}"
+
+
 def make_encoder(name: str, output_stride: int, pretrained: bool | str) -> Encoder:
     """`tiny`, or a timm network by name. pretrained: True downloads timm's weights, a path loads a .safetensors or .pth file.
 
@@ -101,13 +122,8 @@ def make_encoder(name: str, output_stride: int, pretrained: bool | str) -> Encod
         if pretrained:
             raise ValueError(f"the encoder tiny has no pretrained weights, got pretrained={pretrained!r}; set it to false")
         return TinyEncoder(output_stride)
-    import timm
-
-    if not timm.is_model(name):
-        known = ["tiny", *timm.list_models(), *timm.list_pretrained()]
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() names all"
-        raise ValueError(f"unknown encoder {name!r}{hint}")
+    if unknown := unknown_encoder(name):
+        raise ValueError(unknown)
     try:
         encoder = TimmEncoder(name, output_stride, pretrained is True)
     except (AssertionError, AttributeError, NotImplementedError, TypeError) as error:

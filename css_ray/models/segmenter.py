@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from css_ray.config import Config, knob
+from css_ray.config import Config, Problem, knob
 from css_ray.models.deeplabv3plus import ASPP_RATES, DeepLabV3PlusDecoder, make_head
 from css_ray.models.encoders import Encoder, make_encoder
 from css_ray.types import Prediction
@@ -32,6 +33,12 @@ class ModelConfig(Config):
     aspp_rates: tuple[int, ...] | None = knob(
         None, help="dilations of the pyramid; null: 12, 24, 36 at output stride 8, 6, 12, 18 at 16, 1, 2, 4 at 4", ge=1
     )
+
+    def problems(self) -> Iterator[Problem]:
+        """Adds to the bounds: nobody has trained the tiny encoder before."""
+        yield from super().problems()
+        if self.encoder == "tiny" and self.pretrained:
+            yield Problem("pretrained", f"must be false (the encoder tiny has no pretrained weights), got {self.pretrained!r}")
 
 
 class Segmenter(nn.Module):

@@ -358,11 +358,17 @@ class Driver:
 
     def begin(self, trial: TrialSpec, verdicts: str | None = None) -> Job:
         """Note that `trial` starts and return what its ranks need. verdicts: where they ask for the driver's judgement."""
-        config = {f"{section}.{key}": value for section, values in trial.settings.items() for key, value in values.items()}
-        finished = {record.split for record in self.standing.records_of(trial.index) if record.status == "finished"}
-        runs = [run for run in self.runs_of(trial) if run.split not in finished]
+        config = {
+            f"{section}.{key}": list(value) if isinstance(value, tuple) else value  # as the journal will read it
+            for section, values in trial.settings.items()
+            for key, value in values.items()
+        }
+        runs = self.runs_of(trial)
         self.emit(TrialStarted.now(trial=trial.index, row=trial.row, source=trial.source, params=trial.params, config=config))
-        return make_job(self.study, trial.index, runs, self.folder, verdicts if trial.source == "search" else None)
+        job = make_job(self.study, trial.index, runs, self.folder, verdicts if trial.source == "search" else None)
+        # None are left of a trial whose driver was stopped when all its runs, but not yet the trial, had ended.
+        finished = {record.split for record in self.standing.records_of(trial.index) if record.status == "finished"}
+        return replace(job, runs=[run for run in job.runs if run.split not in finished])
 
     def runs_of(self, trial: TrialSpec) -> list[RunSpec]:
         """The run of `trial` on each split of the study.
@@ -392,7 +398,9 @@ class Driver:
         if not self.pruners or self.standing.trials[trial].source != "search":
             return None
         if trial not in self.standing.pruned and (reason := self._reason_to_prune(told)) is not None:
-            self.emit(TrialPruned.now(trial=trial, split=told.split, step=told.step, reason=reason))
+            # A resumed run tells again of evaluations that are behind it; the verdict is on where it is.
+            step = self.standing.trials[trial].runs[told.split].step
+            self.emit(TrialPruned.now(trial=trial, split=told.split, step=step, reason=reason))
         ended = told.split if isinstance(told, RunFinished) else None
         return Judgement(trial, pruned=trial in self.standing.pruned, after=ended)
 

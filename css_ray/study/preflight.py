@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -20,9 +23,25 @@ from css_ray.secrets import shown
 from css_ray.storage import free_bytes
 from css_ray.study.capacity import ENLARGE, Capacity
 from css_ray.study.cost import needed_bytes
-from css_ray.study.definition import StudyDefinition, StudyError, TrialSpec, ends, fresh_splits
+from css_ray.study.definition import Problem, StudyDefinition, StudyError, TrialSpec, fresh_splits, read
+from css_ray.study.definition.problems import intact
 from css_ray.study.inputs import choose_split, list_files, split_key
 from css_ray.study.run import method_config
+
+
+def read_and_check(path: Path | str, overrides: Sequence[str] = (), *, local: bool) -> StudyDefinition:
+    """Read a study file as `definition.read` does; if it is wrong, list what `check` finds in the rest of it as well.
+
+    local: as for `check`, which is still to be called with a study that is right.
+    """
+    try:
+        return read(path, overrides)
+    except StudyError as error:
+        if error.rest is None:
+            raise
+        with tempfile.TemporaryDirectory() as scratch:
+            found = _look(error.rest, local=local, scratch=scratch, known=error.problems)
+        raise StudyError([*error.problems, *found.problems], error.source) from None
 
 
 def check(
@@ -41,20 +60,52 @@ def check(
     is to be checked. events: of a study that resumes; its splits must still be those that it began with. scratch: a folder for
     a built-in data set that is not there yet, if it is not to be made in its own folder.
     """
-    problems = []
+    found = _look(study, local=local, capacity=capacity, events=events, scratch=scratch)
+    if found.problems:
+        raise StudyError(found.problems, study.name)
+    small_disk = _small_disk(study, folder) if folder is not None and not events else []
+    warnings = _warnings(found.trials, found.datasets) + _same_images(study, found.trials, found.splits)
+    return warnings + _large_crops(found.trials, found.datasets) + small_disk
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a study meets in the world, and what is wrong with it."""
+
+    problems: list[Problem]
+    trials: list[TrialSpec]
+    datasets: dict[tuple[str, str], DataSet]
+    splits: dict[Hashable, Split]
+
+
+def _look(
+    study: StudyDefinition,
+    *,
+    local: bool,
+    capacity: Capacity | None = None,
+    events: Sequence[Event] = (),
+    scratch: str | None = None,
+    known: Sequence[Problem] = (),
+) -> _Found:
+    """Look at devices, networks, data sets and splits. known: what is wrong with the file, and so is not looked at here."""
+    problems: list[Problem] = []
     resources = study.resources
     wanted, present = resources.fewest * resources.gpus_per_worker, torch.cuda.device_count()
-    if local and wanted > present:
+    if local and wanted > present and intact(known, "resources"):
         problems.append(
-            f"resources.gpus_per_worker: a trial wants {wanted:g} GPU{'s' if wanted > 1 else ''}, this machine has {present}; "
-            "use --set resources.gpus_per_worker=0 for the CPU, or --address to join a cluster"
+            Problem(
+                "resources.gpus_per_worker",
+                f"a trial wants {wanted:g} GPU{'s' if wanted > 1 else ''}, this machine has {present}; "
+                "use --set resources.gpus_per_worker=0 for the CPU, or --address to join a cluster",
+            )
         )
-    elif capacity is not None and (shortage := capacity.shortage(resources)):
-        problems.append(f"resources: {shortage}; {ENLARGE}")
-    trials = study.grid_trials()
-    if study.search is not None:
-        trials += [study.search_trial(len(trials), point) for point in (*study.search.first, *ends(study.space))]
-    problems += _models(trials) + _batches(study, trials)
+    elif capacity is not None and (shortage := capacity.shortage(resources)) and intact(known, "resources"):
+        problems.append(Problem("resources", f"{shortage}; {ENLARGE}"))
+    trials = [trial for _, trial, _ in study.known_trials()]
+    if intact(known, "model"):
+        problems += _models(trials)
+    if not intact(known, "data.dataset", "data.root"):
+        return _Found(problems, trials, {}, {})
     begun = _begun(study, events)
     datasets: dict[tuple[str, str], DataSet] = {}
     for name, root, num_classes in dict.fromkeys(
@@ -64,25 +115,38 @@ def check(
         try:
             dataset = datasets[name, root] = ensure_dataset(name, root, scratch)
         except (OSError, ValueError) as error:
-            problems.append(f"data: {os_error_text(error) if isinstance(error, OSError) else error}")
+            problems.append(Problem("data", os_error_text(error) if isinstance(error, OSError) else str(error)))
             continue
         if num_classes is not None and num_classes != dataset.info.num_classes:
             problems.append(
-                f"data.num_classes: {num_classes} here, but the shards in {shown(root)} have {dataset.info.num_classes}; "
-                "drop the line, or prepare the data again"
+                Problem(
+                    "data.num_classes",
+                    f"{num_classes} here, but the shards in {shown(root)} have {dataset.info.num_classes}; "
+                    "drop the line, or prepare the data again",
+                )
             )
+    if not intact(known, *SPLIT_SETTINGS):
+        return _Found(problems, trials, datasets, {})
     splits, wrong = _splits(study, (*trials, *begun.values()), datasets)
     if study.search is not None and study.search.confirm:
         # To be found now, not when the search has ended.
         fresh = dataclasses.replace(study, splits=tuple(fresh_splits(study)))
-        problems += [f"search.confirm: {problem}" for problem in _splits(fresh, trials, datasets)[1] if problem not in wrong]
-    problems += wrong + _unlabelled(study, trials, splits) + _changed(begun, splits, events)
-    if problems:
-        raise StudyError(list(dict.fromkeys(problems)), study.name)
-    small_disk = _small_disk(study, folder) if folder is not None and not events else []
+        confirming = _splits(fresh, trials, datasets)[1]
+        problems += [Problem("search.confirm", str(problem)) for problem in confirming if problem not in wrong]
+    problems += wrong
+    if intact(known, "method"):
+        problems += _unlabelled(study, trials, splits)
+    return _Found(problems + _changed(begun, splits, events), trials, datasets, splits)
+
+
+SPLIT_SETTINGS = ("splits", "data.labelled", "data.nested_splits", "data.labelled_list", "data.unlabelled_list")
+"""What the choice of labelled images depends on, beside the data set."""
+
+
+def _large_crops(trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]) -> list[str]:
+    """Crops that are larger than every image of their data set."""
     crops = {(data["dataset"], data["root"], data["crop"]) for data in (trial.settings["data"] for trial in trials)}
-    large = [warning for *key, crop in sorted(crops) if (warning := crop_warning(datasets[key[0], key[1]], crop))]
-    return _warnings(trials, datasets) + _same_images(study, trials, splits) + large + small_disk
+    return [warning for name, root, crop in sorted(crops) if (warning := crop_warning(datasets[name, root], crop))]
 
 
 def _small_disk(study: StudyDefinition, folder: str) -> list[str]:
@@ -103,8 +167,8 @@ def _begun(study: StudyDefinition, events: Sequence[Event]) -> dict[int, TrialSp
 
 def _splits(
     study: StudyDefinition, trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], DataSet]
-) -> tuple[dict[Hashable, Split], list[str]]:
-    """The splits of all trials by `split_key`, each made or read once, and the problems of the others."""
+) -> tuple[dict[Hashable, Split], list[Problem]]:
+    """The splits of all trials by `split_key`, each made or read once, and what is wrong with the others."""
     splits: dict[Hashable, Split] = {}
     problems = []
     seen: set[Hashable] = set()
@@ -119,27 +183,26 @@ def _splits(
             try:
                 splits[key] = choose_split(dataset, data, index)
             except ListError as error:
-                problems += [f"data.labelled_list: {problem}" for problem in error.problems]
+                problems += [Problem("data.labelled_list", problem) for problem in error.problems]
             except ValueError as error:
-                problems.append(f"data.labelled: {error}")
+                problems.append(Problem("data.labelled", str(error)))
     return splits, problems
 
 
-def _unlabelled(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[str]:
+def _unlabelled(study: StudyDefinition, trials: Sequence[TrialSpec], splits: Mapping[Hashable, Split]) -> list[Problem]:
     """A method that learns from unlabelled images needs some."""
-    problems: dict[int, str] = {}
+    problems: dict[int, Problem] = {}
     for trial in trials:
         data = trial.settings["data"]
         made = [split for index in study.splits if (split := splits.get(split_key(data, index)))]
         if METHODS[trial.settings["method"]["name"]].needs_unlabelled and not all(split.unlabelled for split in made):
             count = data["labelled"]
-            problems.setdefault(
-                count, f"data.labelled: {count} labels all training images, but {trial.row} learns from unlabelled ones"
-            )
+            sentence = f"{count} labels all training images, but {trial.row} learns from unlabelled ones; label fewer"
+            problems.setdefault(count, Problem("data.labelled", sentence))
     return list(problems.values())
 
 
-def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], events: Sequence[Event]) -> list[str]:
+def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], events: Sequence[Event]) -> list[Problem]:
     """A study that resumes trains on the images that it began with."""
     problems = []
     for event in events:
@@ -151,16 +214,18 @@ def _changed(begun: Mapping[int, TrialSpec], splits: Mapping[Hashable, Split], e
             continue
         hashes = f"({made.hash[:12]}, was {before[:12]})"
         if files := " and ".join(list_files(data, index)):
-            problems.append(
-                f"data.labelled_list: split {index}, from {files}, is no longer the one this study began with {hashes}; "
+            sentence = (
+                f"split {index}, from {files}, is no longer the one this study began with {hashes}; "
                 f"restore the lists and the data set (splits/{before}.json in the study's folder has the ids), "
                 "or start another study"
             )
+            problems.append(Problem("data.labelled_list", sentence))
         else:
-            problems.append(
-                f"data.root: split {index} with {event.num_labelled} labels is no longer the one this study began with "
+            sentence = (
+                f"split {index} with {event.num_labelled} labels is no longer the one this study began with "
                 f"{hashes}; restore the data set in {shown(data['root'])}, or start another study"
             )
+            problems.append(Problem("data.root", sentence))
     return problems
 
 
@@ -191,7 +256,7 @@ def _warnings(trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], Da
     return [f"{', '.join(dict.fromkeys(where))}: {warning}" for warning, where in rows.items()]
 
 
-def _models(trials: Sequence[TrialSpec]) -> list[str]:
+def _models(trials: Sequence[TrialSpec]) -> list[Problem]:
     """What is wrong with the networks; nothing is downloaded."""
     problems = []
     settings = [trial.settings["model"] for trial in trials]
@@ -199,24 +264,11 @@ def _models(trials: Sequence[TrialSpec]) -> list[str]:
         (each["encoder"], each["output_stride"], each["pretrained"]) for each in settings
     ):
         try:
-            make_encoder(encoder, stride, pretrained if isinstance(pretrained, str) or encoder == "tiny" else False)
+            if isinstance(pretrained, str):
+                make_encoder(encoder, stride, pretrained)
+            else:
+                with torch.device("meta"):  # takes neither memory nor the time of drawing weights
+                    make_encoder(encoder, stride, False)
         except (OSError, ValueError) as error:
-            problems.append(f"model: {error}")
+            problems.append(Problem("model", str(error)))
     return problems
-
-
-def _batches(study: StudyDefinition, trials: Sequence[TrialSpec]) -> list[str]:
-    """Batch statistics need two images if they are not shared over GPUs."""
-    resources = study.resources
-    small = dict.fromkeys(
-        (key, trial.settings["data"][key], workers)
-        for trial in trials
-        for workers in resources.sizes(trial.settings["data"])
-        if workers == 1 or not resources.gpus_per_worker
-        for key in ("labelled_batch", "unlabelled_batch")
-        if trial.settings["data"][key] // workers < 2
-    )
-    return [
-        f"data.{key}: {batch} over {workers} worker{'s' * (workers > 1)} is less than 2 images each, which BatchNorm needs"
-        for key, batch, workers in small
-    ]

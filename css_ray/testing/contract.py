@@ -116,6 +116,15 @@ class MethodContract:
     settings: ClassVar[dict[str, Any]] = {}
     preset: ClassVar[str] = "default"
 
+    def setup_method(self) -> None:
+        """Called by pytest before each test: the networks are so small that threads would only wait for each other."""
+        self._num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def teardown_method(self) -> None:
+        """Called by pytest after each test."""
+        torch.set_num_threads(self._num_threads)
+
     def make(self, **changes: Any) -> Method:
         """The method under test with its settings and `changes` on top, always with the same initial weights."""
         torch.manual_seed(0)

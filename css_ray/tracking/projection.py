@@ -20,7 +20,6 @@ from typing import Any
 from css_ray.events import (
     Event,
     RunEvaluated,
-    RunEvent,
     RunFailed,
     RunFinished,
     RunLogged,
@@ -153,6 +152,12 @@ class Projection:
             self._standing.add(event)
         if run is None:
             run = self._runs[key] = self._create(key, event)
+        if isinstance(event, RunStarted | RunLogged | RunEvaluated):
+            # A trial that is resumed runs again; the journal has its start once.
+            trial = self._runs[event.trial, None]
+            if position >= trial.projected and trial.status != "RUNNING":
+                self._reopen(trial)
+                trial.seen = position + 1
         if position < run.projected:
             return
         run.seen = position + 1
@@ -203,7 +208,7 @@ class Projection:
 
     def _run_started(self, position: int, run: _Run, event: RunStarted) -> None:
         trial = self._standing.trials[event.trial]
-        self._reopen_with_trial(position, run, event)
+        self._reopen(run)
         run.params |= params_of(trial.params)
         run.tags |= {
             "css_ray.seed": str(event.seed),
@@ -218,7 +223,7 @@ class Projection:
     def _run_measured(self, position: int, run: _Run, event: RunLogged | RunEvaluated) -> None:
         self._measure(run, event.metrics, event, step=event.step)
         run.tags["css_ray.step"] = str(event.step)
-        self._reopen_with_trial(position, run, event)
+        self._reopen(run)
 
     def _run_finished(self, position: int, run: _Run, event: RunFinished) -> None:
         for prefix, found in (("last", event.last), ("best", event.best)):
@@ -300,14 +305,6 @@ class Projection:
         if run.status != "RUNNING":
             self._client.update_run(run.id, status="RUNNING")
             run.status = "RUNNING"
-
-    def _reopen_with_trial(self, position: int, run: _Run, event: RunEvent) -> None:
-        """Reopen a run and its trial: of a trial that is resumed the journal has no second start."""
-        trial = self._runs[event.trial, None]
-        if trial.status != "RUNNING" and position >= trial.projected:
-            self._reopen(trial)
-            trial.seen = position + 1
-        self._reopen(run)
 
     def _end(self, run: _Run, status: str, event: Event) -> None:
         self._client.set_terminated(run.id, status, milliseconds(event))

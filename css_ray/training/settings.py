@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from css_ray.config import Config, knob
+from css_ray.config import Config, Problem, knob
 from css_ray.functional.windows import WindowAverage
 
 
@@ -37,7 +37,7 @@ class TrainConfig(Config):
         32, ge=0, help="unlabelled images with ground truth whose pseudo-labels are scored at each evaluation; 0: none"
     )
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if self.min_lr > self.lr:
-            yield f"min_lr must be <= lr ({self.lr:g}), got {self.min_lr:g}"
+            yield Problem("min_lr", f"must be <= lr ({self.lr:g}), got {self.min_lr:g}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from css_ray.execution import checkpoints as module
 from css_ray.execution.checkpoints import COMPLETE, Checkpoints
 
 
-def writing(text: str):
-    return lambda folder: (folder / "state").write_text(text)
+def writing(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "state").write_text(text)
+
+    return write
 
 
 def test_the_newest_two_stay(tmp_path: Path) -> None:

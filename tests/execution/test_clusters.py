@@ -236,9 +236,9 @@ def test_a_cluster_is_checked_node_by_node(far: Place, cluster: LocalCluster) ->
         at = ["--address", cluster.address, "--tracking-uri", f"http://127.0.0.1:{port}"]
         code, output = far.call("cluster", "check", *at)
         assert code == 1 and "does not take the user and the password; give its own by" in output, output
-        file = configparser.ConfigParser()
-        file.read(home / ".mlflow" / "credentials")
-        far.environment |= {name.upper(): value for name, value in file["mlflow"].items()}
+        credentials = configparser.ConfigParser()
+        credentials.read(home / ".mlflow" / "credentials")
+        far.environment |= {name.upper(): value for name, value in credentials["mlflow"].items()}
         code, output = far.call("cluster", "check", *at)
         assert code == 0 and f"mlflow at http://127.0.0.1:{port} answers each node, and takes the password" in output, output
     finally:

@@ -198,7 +198,7 @@ def test_a_driver_that_is_stopped_stays_stopped(tmp_path: Path) -> None:
 
 
 def node(address: str, **changes: Any) -> Node:
-    facts = {
+    facts: dict[str, Any] = {
         "id": address,
         "host": address,
         "address": address,

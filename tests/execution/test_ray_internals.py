@@ -58,6 +58,21 @@ def test_a_logger_that_is_kept_quiet_is_one_that_ray_has(name: str) -> None:
     assert [each.name for each in loggers] == [name], f"{name} has moved: see css_ray/execution/ray_internals.py"
 
 
+def test_the_titles_of_processes_are_names_that_ray_has() -> None:
+    """Ray shows an actor as `ray::` and the name of its class; Tune makes one of a function."""
+    from ray._private import ray_constants
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+    from ray.tune.trainable.function_trainable import wrap_function
+
+    trial = wrap_function(lambda config: None)
+    titles = {"worker": f"ray::{RayTrainWorker.__name__}", "trial": f"ray::{trial.__name__}"}
+    assert titles == ray_internals.TITLES, "a title has changed: see css_ray/execution/ray_internals.py"
+    agents = ray_constants.AGENT_PROCESS_TYPE_DASHBOARD_AGENT, ray_constants.AGENT_PROCESS_TYPE_RUNTIME_ENV_AGENT
+    titles_of_cluster = ("ray::IDLE", *agents, f"ray::{_AutoscalingCoordinatorActor.__name__}")
+    assert titles_of_cluster == ray_internals.CLUSTER_TITLES, "a title has changed: see css_ray/execution/ray_internals.py"
+
+
 def test_no_other_file_touches_a_private_name_of_ray() -> None:
     package, found = SOURCE.parents[1], []
     for path in package.rglob("*.py"):
@@ -119,7 +134,7 @@ def test_the_key_value_store() -> None:
 
 @with_ray
 def test_what_is_free_on_each_node() -> None:
-    (node,) = ray.nodes()
+    (node,) = ray.nodes()  # type: ignore[no-untyped-call]
     wait_until(lambda: ray_internals.free_resources()[node["NodeID"]]["CPU"] == 2.0)
     assert ray_internals.free_resources().keys() == {node["NodeID"]}
 
@@ -135,14 +150,15 @@ class Controller:
     def hold(self) -> bytes:
         self.group = placement_group([{"CPU": 1}])
         ray.get(self.group.ready(), timeout=60)
-        return self.group.id.binary()
+        made: bytes = self.group.id.binary()
+        return made
 
 
 @with_ray
 def test_placement_groups_are_listed_with_their_makers_and_removed() -> None:
     own = placement_group([{"CPU": 1}], lifetime="detached", name="own")
     ray.get(own.ready(), timeout=60)
-    controller: Any = Controller.remote()
+    controller = Controller.remote()  # type: ignore[attr-defined]
     its = ray.get(controller.hold.remote(), timeout=60)
 
     def held() -> dict[bytes, ray_internals.HeldGroup]:

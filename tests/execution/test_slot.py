@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import OutOfMemoryError
 
 from css_ray.execution import slot as module
@@ -40,7 +41,7 @@ def test_a_rank_that_stands_still_says_so_and_ends() -> None:
 
 
 def test_out_of_memory_is_named_whichever_rank_it_was() -> None:
-    killed = OutOfMemoryError("Task was killed due to the node running low on memory.")
+    killed = OutOfMemoryError("Task was killed due to the node running low on memory.")  # type: ignore[no-untyped-call]
     assert reason_of({0: RuntimeError("connection closed by peer"), 1: killed}) == (
         "rank 1 ran out of memory, and Ray ended it: Task was killed due to the node running low on memory."
     )
@@ -65,7 +66,7 @@ def test_the_reason_is_the_line_that_names_the_exception() -> None:
 def slot(monkeypatch: pytest.MonkeyPatch, nodes: dict[str, tuple[float, float]], **resources: Any) -> Slot:
     """A slot in a cluster whose nodes have so many cores, and so many of them free; None of them when it is negative: dead."""
     listed = [{"NodeID": name, "Alive": free >= 0, "Resources": {"CPU": cores}} for name, (cores, free) in nodes.items()]
-    monkeypatch.setattr(module.ray, "nodes", lambda: listed)
+    monkeypatch.setattr(ray, "nodes", lambda: listed)
     free = {name: {"CPU": free} for name, (_, free) in nodes.items()}
     monkeypatch.setattr(module, "free_resources", lambda: free)
     return Slot(SlotResources.of(Resources(**resources)), "nowhere")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from css_ray.methods import METHODS, MethodError, Methods
-from tests.plugin import install, install_readme_package
+from tests.plugin import install, install_readme_package, on_path
 
 HEAD = "from css_ray.methods import Method, Supervised\n"
 
@@ -61,16 +61,10 @@ BROKEN = {
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on the path that packages are installed into; their modules are forgotten afterwards."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    before = set(sys.modules)
-    yield folder
-    for name in set(sys.modules) - before:
-        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+def site(tmp_path: Path) -> Iterator[Path]:
+    """A folder that packages are installed into, on the path."""
+    with on_path(tmp_path):
+        yield tmp_path
 
 
 def methods() -> Methods:

@@ -83,7 +83,7 @@ def test_weights_from_a_pth_file_leave_out_the_classifier(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("encoder", "output_stride", "pretrained", "message"),
     [
-        ("resnet11", 8, False, "unknown encoder 'resnet11'; did you mean .*resnet"),
+        ("resnet11", 8, False, r"unknown encoder 'resnet11' \(did you mean resnet1\d+\?\)"),
         ("tiny", 4, True, "tiny has no pretrained weights"),
         ("resnet18", 8, "/nowhere/weights.pth", "there is no file /nowhere/weights.pth"),
         ("resnet18", 4, False, "resnet18 gives no features at output_stride 4"),

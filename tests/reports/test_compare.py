@@ -51,6 +51,8 @@ def test_sign_flip_test_is_scipys_exact_permutation_test(n: int) -> None:
 
 def test_six_splits_all_one_way_are_the_first_that_can_reach_five_percent() -> None:
     assert sign_flip_p([1.0] * 5) == 2 / 32 and sign_flip_p([1.0] * 6) == 2 / 64
+    # Where nothing differs, every pattern of signs is as far from 0 as what was observed.
+    assert sign_flip_p([0.0] * 6) == 1
     values = dict.fromkeys(range(6), 1.0)
     (difference,) = compare(runs(0, "base", values) + runs(1, "new", {split: 2.0 for split in values}), "base").differences
     assert difference.p == 0.03125

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from css_ray.records import Record
@@ -55,3 +57,13 @@ def test_means_over_splits_by_source_and_class() -> None:
 def test_a_study_without_pseudo_labels_says_what_would_make_some() -> None:
     with pytest.raises(ValueError, match=r"train\.diagnose_images"):
         pseudo_label_table(RECORDS[:1], splits=3)
+
+
+def test_the_caption_says_what_the_numbers_are() -> None:
+    assert pseudo_label_table(RECORDS, splits=3).caption == (
+        "s: IoU of the pseudo-labels in percent at the last step, on the pixels of unlabelled images that have ground truth and "
+        "that their source keeps; mean ± standard deviation (ddof=1) over 3 splits."
+    )
+    alone = pseudo_label_table([replace(RECORDS[1], best=RECORDS[1].last, last={})], splits=1, at="best", ddof=0)
+    assert "at the best evaluation" in alone.caption and alone.caption.endswith("(ddof=0) over 1 split.")
+    assert [quality.miou for quality in alone.qualities] == [{0: 60.0}, {0: 70.0}, {}]

@@ -150,6 +150,30 @@ def test_trials_are_sorted_with_the_incomplete_ones_last() -> None:
     assert [row[-2].bold for row in grid.rows] == [True, False, False, False, False]
 
 
+def test_a_setting_that_all_trials_share_has_no_column() -> None:
+    records = [run(0, 0, 60.0, labelled=92, crop=320), run(1, 0, 61.0, labelled=183, crop=320)]
+    assert trial_table(records).params == ("data.labelled",)
+    assert trial_table(records, params=["data.crop"]).params == ("data.crop",)
+    # One trial varies nothing.
+    assert trial_table(records[:1]).params == ()
+
+
+def test_by_default_the_mean_alone_ranks_and_the_std_is_the_samples() -> None:
+    # 60 ± 14.1 and 58 ± 1.4.
+    records = [run(0, 0, 57.0), run(0, 1, 59.0), run(1, 0, 50.0), run(1, 1, 70.0)]
+    scores = score_trials(records)
+    assert [score.trial for score in scores] == [1, 0] and scores[1].std == pytest.approx(2**0.5)
+    (cell,) = make_table(records).cells.values()
+    assert cell.score == scores[0] and trial_table(records).scores == tuple(scores)
+    assert make_table(records).ddof == trial_table(records).ddof == 1
+
+
+def test_a_trial_without_spread_loses_nothing_for_it() -> None:
+    # 60.5 - 1.41 is less than 60 - 0.
+    records = [run(0, 0, 60.0), run(0, 1, 60.0), run(1, 0, 59.5), run(1, 1, 61.5)]
+    assert [score.trial for score in score_trials(records, std_weight=1.0)] == [0, 1]
+
+
 # --------------------------------------------------------------------------------------------------------------- renderers
 
 
@@ -187,7 +211,8 @@ def test_text_is_aligned() -> None:
     lines = to_text(table()).splitlines()
     header, rule, *body = lines[2:6]
     assert header.index("183") == rule.rindex(" ") + 1 == body[0].index("70.00") == body[1].index("66.50")
-    assert "68.00 ± 4.63*" in body[1] and "* best of its column" in lines
+    assert "68.00 ± 4.63*" in body[1]
+    assert lines[7] == "* best of its column" and lines[8].startswith("[1] Sup., 183: split 1 failed")
     assert not any(line != line.rstrip() for line in lines)
 
 
@@ -241,7 +266,7 @@ def test_html_stands_alone_and_escapes() -> None:
     page = to_html(make_table([run(0, 0, 50.0, "<b>&"), run(1, 0, None, "x", status="failed", reason="<script>")]))
     reader.feed(page)
     assert reader.cells == ["<b>&", "50.00", "x", "– (n=0 of 1)1"] and not reader.open
-    assert "<script>" not in page and 'title="trial 0; split 0: 50.00"' in page
+    assert "<script>" not in page and 'title="trial 0; split 0: 50.00"' in page and "<title>toy</title>" in page
 
 
 @pytest.mark.parametrize("render", [to_text, to_markdown, to_latex, to_html])

@@ -68,7 +68,7 @@ def study(root: str, *, unlabelled: bool = True, **changes: Any) -> StudyDefinit
 def refused(wrong: StudyDefinition, events: list[Event] | None = None) -> list[str]:
     with pytest.raises(StudyError) as caught:
         preflight.check(wrong, local=True, events=events or ())
-    return list(caught.value.problems)
+    return list(map(str, caught.value.problems))
 
 
 def test_a_run_sees_just_the_listed_images(root: str, dataset: DataSet) -> None:

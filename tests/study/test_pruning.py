@@ -399,11 +399,11 @@ def at_rung(mine: dict[int, float], *others: dict[int, float], split: int = 0, n
 
 def test_asha_compares_at_the_first_evaluation_on_a_rung() -> None:
     verdict = at_rung({25: 30.0}, {25: 40.0}, {25: 41.0, 50: 60.0}, {25: 20.0})
-    assert verdict.reason == "at step 25 of 100 on split 0 its 30.00 is number 3 of 4; only the best goes on"
+    assert verdict.reason == "at step 25 of 100 on split 0 its 30.00 is number 3 of 4; only the best continues"
     assert at_rung({25: 42.0}, {25: 40.0}, {25: 41.0}, {25: 20.0}) is None
     six = [{25: float(value)} for value in (50, 45, 40, 35, 20)]
     assert at_rung({25: 47.0}, *six) is None
-    assert at_rung({25: 44.0}, *six).reason.endswith("is number 3 of 6; the best 2 go on")
+    assert at_rung({25: 44.0}, *six).reason.endswith("is number 3 of 6; the best 2 continue")
     # The second rung is at 60 % of the steps; 50 is none, and only equal steps count.
     assert at_rung({25: 47.0, 50: 1.0}, *({**curve, 50: 50.0} for curve in six)) is None
     assert at_rung({25: 47.0, 50: 48.0, 75: 1.0}, {70: 50.0, 100: 50.0}, {80: 50.0}) is None
@@ -585,13 +585,13 @@ def test_optuna_is_told_the_truth() -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"pruner": "MedainPruner"}, "pruner 'MedainPruner' is none of Optuna's (did you mean MedianPruner?)"),
-        ({"pruner": "NopPruner", "settings": {}}, "pruner 'NopPruner' is none of Optuna's"),
-        ({"pruner": "MedianPruner", "settings": {"startup_trials": 3}}, "MedianPruner has no startup_trials (did you mean n_startup_trials?)"),
+        ({"pruner": "MedainPruner"}, "pruner 'MedainPruner' is not a pruner of Optuna (did you mean MedianPruner?)"),
+        ({"pruner": "NopPruner", "settings": {}}, "pruner 'NopPruner' is not a pruner of Optuna"),
+        ({"pruner": "MedianPruner", "settings": {"startup_trials": 3}}, "MedianPruner has no setting startup_trials (did you mean n_startup_trials?)"),
         ({"pruner": "PercentilePruner"}, "settings: PercentilePruner needs percentile"),
         ({"pruner": "PercentilePruner", "settings": {"percentile": 120}}, "Percentile must be between 0 and 100 inclusive"),
         ({"pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": "MedianPruner"}}, "must be a mapping of pruner and settings, got 'MedianPruner'"),
-        ({"pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": {"pruner": "Median"}}}, "wrapped_pruner: pruner 'Median' is none of Optuna's (did you mean MedianPruner?)"),
+        ({"pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": {"pruner": "Median"}}}, "settings.wrapped_pruner.pruner 'Median' is not a pruner of Optuna (did you mean MedianPruner?)"),
     ],
 )  # fmt: skip
 def test_a_pruner_that_optuna_lacks_is_named(settings: dict[str, Any], problem: str) -> None:

@@ -4,6 +4,7 @@ The sections `views`, `model`, `train` and the settings of a method are the data
 their bounds, so that each bound is written once. The rest (splits, grid, search, resources, table) is defined here.
 """
 
+from css_ray.config import Problem
 from css_ray.study.definition.file import check_settings, confirmation, extend, fresh_splits, parse, read, to_yaml
 from css_ray.study.definition.problems import StudyError
 from css_ray.study.definition.sections import Budget, Data, Keep, Objective, Resources, Search, Table, Tracking
@@ -16,6 +17,7 @@ __all__ = [
     "Distribution",
     "Keep",
     "Objective",
+    "Problem",
     "Resources",
     "Search",
     "StudyDefinition",

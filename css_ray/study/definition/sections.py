@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
+    """Base of the sections: frozen, without unknown keys, and strict about types."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -18,10 +20,16 @@ Count = typing.Annotated[int, Field(ge=1)]
 
 
 class Objective(Section):
-    """What a trial is judged by: `metric` over its splits, at the last step or at the best evaluation.
+    """What a trial is judged by.
 
-    aggregate: the mean over splits; the mean minus `std_weight` sample standard deviations; or both at once, the mean as high
-    and the std as low as can be: then the search finds trials that no other beats in both (their Pareto front).
+    Attributes:
+        metric: What is measured on each split.
+        mode: Higher is better.
+        at: Whether the last evaluation of a run counts, or its best one.
+        aggregate: What the splits are combined to: the mean; the mean minus `std_weight` sample standard deviations; or two
+            objectives, a high mean and a low standard deviation: the search then finds trials that no other beats in both
+            (their Pareto front).
+        std_weight: The weight of the standard deviation in `mean_minus_std`.
     """
 
     metric: Literal["val/miou"] = "val/miou"
@@ -31,14 +39,22 @@ class Objective(Section):
     std_weight: typing.Annotated[float, Field(ge=0, strict=False)] = 1.0
 
     def score(self, mean: float | None, std: float | None) -> float | None:
-        """What trials are ranked by, higher is better; None where it cannot be had."""
+        """What trials are ranked by.
+
+        Args:
+            mean: The mean of a trial over its splits, None if it has none.
+            std: The sample standard deviation, None with fewer than two splits.
+
+        Returns:
+            The score, higher is better; None if it cannot be computed.
+        """
         if self.aggregate != "mean_minus_std" or mean is None:
             return mean
         return None if std is None else mean - self.std_weight * std
 
     @property
     def formula(self) -> str:
-        """The score in words."""
+        """The score in words, such as `mean - 1 std`."""
         words = {"mean": "mean", "mean_minus_std": f"mean - {self.std_weight:g} std", "mean_and_std": "mean and std"}
         return words[self.aggregate]
 
@@ -47,7 +63,7 @@ LIST_FIELDS = ("labelled", "split")
 
 
 def _check_template(template: str) -> str:
-    """Raise ValueError if a path of split files has fields that no split fills."""
+    """The template as it is; ValueError if it has fields that no split fills."""
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
         if unknown := [field for field in fields if field not in LIST_FIELDS]:
@@ -63,10 +79,21 @@ ListTemplate = typing.Annotated[str, Field(min_length=1), AfterValidator(_check_
 
 
 class Data(Section):
-    """What is seen. Batches are counted over all workers, so that the resources do not change what is learned.
+    """What a trial is trained on. Batches are counted over all workers, so that the resources do not change what is learned.
 
-    nested_splits: the labelled images of a count are among those of every larger one. labelled_list, unlabelled_list: paths of
-    split files that take the place of the generated splits, with the fields {labelled} and {split}.
+    Attributes:
+        dataset: The name of the data set; `folder` takes any.
+        root: The folder or URL of the prepared data set.
+        labelled: The number of labelled images.
+        num_classes: The number of classes, checked against the data set; None takes the data set's.
+        crop: Side of the square training crops, in pixels.
+        labelled_batch: Labelled images per step.
+        unlabelled_batch: Unlabelled images per step.
+        val_batch: Images per batch of an evaluation.
+        loader_workers: Processes that load images, per worker; 0 loads them in the worker itself.
+        nested_splits: Whether the labelled images of a count are among those of every larger count.
+        labelled_list: Path of split files that replace the generated splits, with the fields {labelled} and {split}.
+        unlabelled_list: The same for the unlabelled images; None takes all other training images.
     """
 
     dataset: str
@@ -84,13 +111,20 @@ class Data(Section):
 
 
 class Resources(Section):
-    """What a trial takes, and how many trials run side by side.
+    """What a trial needs, and how many trials run side by side.
 
-    workers: how many train one trial together, each with its share of the batch; or `[fewest, most]`: as many as there is room
-    for where a trial starts, and divide its batches, and others where nodes went or came since. retries: how often a trial
-    whose workers died goes on from its last checkpoint. hang_seconds: how long one step, or one batch of an evaluation, may
-    take before a rank counts as hung, ends itself, and so costs the trial a retry. failed_share: of the trials that ended, from
-    the fourth on; once more have failed, no new one is started, since something is wrong with them all.
+    Attributes:
+        workers: The number of workers that train one trial together, each with its share of the batch. Or `[fewest, most]`: the
+            largest number that divides the batches and that there is room for when a trial starts; it changes when nodes leave
+            or join.
+        cpus_per_worker: CPU cores of a worker.
+        gpus_per_worker: GPUs of a worker; a fraction shares one.
+        concurrent_trials: The number of trials that run side by side, if there is room.
+        retries: The number of times that a trial whose workers died continues from its last checkpoint.
+        hang_seconds: How long one step, or one batch of an evaluation, may take, in seconds. A rank that takes longer counts as
+            hung and ends itself, which costs the trial a retry.
+        failed_share: The share of the trials that may fail, counted from the fourth trial that ended. If more have failed, no
+            new trial is started, since something is wrong with all of them.
     """
 
     workers: Count | typing.Annotated[list[Count], Field(min_length=2, max_length=2)] = 1
@@ -103,22 +137,39 @@ class Resources(Section):
 
     @property
     def fewest(self) -> int:
-        """The least number of workers of a trial."""
+        """The smallest number of workers of a trial."""
         return self.workers if isinstance(self.workers, int) else min(self.workers)
 
     def sizes(self, data: Mapping[str, Any]) -> list[int]:
-        """The numbers of workers that a trial with these `data` settings may have, lowest first: they divide its batches."""
+        """The numbers of workers that a trial may have.
+
+        Args:
+            data: The trial's settings of the section `data`.
+
+        Returns:
+            The numbers that divide its batches, lowest first.
+        """
         most = self.workers if isinstance(self.workers, int) else max(self.workers)
         batches = data["labelled_batch"], data["unlabelled_batch"]
-        return [size for size in range(self.fewest, most + 1) if not any(batch % size for batch in batches)]
+        # No number above a batch divides it.
+        return [size for size in range(self.fewest, min(most, *batches) + 1) if not any(batch % size for batch in batches)]
 
 
 class Search(Section):
-    """A search by Optuna: `space` maps a setting to how it is drawn; `method` is the method whose settings are searched.
+    """A search by Optuna.
 
-    pruners: rules that end trials which are not worth their remaining steps, each `{name: paired}` with its settings; any of
-    them suffices. Their names and settings stand in `css_ray.study.pruning`. confirm: so many of the best are trained again
-    once the search has finished, on as many splits that it never saw, as the study NAME-confirm.
+    Attributes:
+        method: The method whose settings are searched, with its other settings.
+        trials: The number of trials that are drawn.
+        space: How each setting is drawn, such as `{method.temperature: {loguniform: [0.05, 1.0]}}`.
+        sampler: What draws them.
+        startup_trials: The number of trials that a sampler which learns draws at random first.
+        pruners: Rules that end trials which are not worth their remaining steps, each `{name: forecast}` with its settings; one
+            verdict is enough. `css_ray.study.pruning` defines their names and settings.
+        first: Points of the space that are tried first.
+        confirm: The number of best trials that are trained again when the search has finished, as the study NAME-confirm, on
+            the same number of splits, none of which the search has seen; None confirms nothing.
+        seed: The seed of the sampler.
     """
 
     method: dict[str, Any]
@@ -133,9 +184,12 @@ class Search(Section):
 
 
 class Budget(Section):
-    """How much a study may cost, over all its resumes; None has no bound. It ends inside its budget with what it has then.
+    """How much a study may cost, over all its resumes. It ends within its budget, with the results it has by then.
 
-    hours: of the driver. gpu_hours, cpu_hours: of the workers, while their runs train.
+    Attributes:
+        hours: Hours of the driver; None has no bound, here and below.
+        gpu_hours: Hours of the workers' GPUs, while their runs train.
+        cpu_hours: Hours of the workers' CPU cores, while their runs train.
     """
 
     hours: typing.Annotated[float, Field(gt=0, strict=False)] | None = None
@@ -146,8 +200,10 @@ class Budget(Section):
 class Keep(Section):
     """What of a study stays on its disk.
 
-    top: of the search's trials that ended, so many of the best keep their weights and last checkpoints; None keeps all. Those
-    of the grid always do. min_free_gb: with less space free a study pauses, and goes on when there is room.
+    Attributes:
+        top: The number of best trials of the search that keep their weights and last checkpoints; None keeps those of all
+            trials. Trials of the grid always keep theirs.
+        min_free_gb: A study pauses while less than this is free, in GB, and continues when there is room.
     """
 
     top: Count | None = 20
@@ -157,7 +213,9 @@ class Keep(Section):
 class Table(Section):
     """How the results are laid out.
 
-    columns: a setting of the grid. compare_with: a table of the paper, such as `paper/table1`, whose numbers stand beside ours.
+    Attributes:
+        columns: The setting of the grid that the columns are; None has one column.
+        compare_with: A table of the paper, such as `paper/table1`, whose numbers are shown beside ours.
     """
 
     columns: str | None = None
@@ -165,6 +223,10 @@ class Table(Section):
 
 
 class Tracking(Section):
-    """Where MLflow records the study; None is a SQLite file in the storage folder."""
+    """Where MLflow records the study.
+
+    Attributes:
+        uri: The address of an MLflow server or store; None is a SQLite file in the storage folder.
+    """
 
     uri: str | None = None

@@ -15,12 +15,17 @@ from css_ray import config
 Curve = Mapping[int, float]
 """The evaluations of one run by step, in percent, higher is better."""
 
-ROUNDING = 1e-9  # what the last bits of a float may do
+ROUNDING = 1e-9  # differences below it are of the last bits of a float
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A trial is to be pruned. pruner: who says so; reason: why, for people."""
+    """A trial is to be pruned.
+
+    Attributes:
+        pruner: The name of the pruner that decided it.
+        reason: Why, in words.
+    """
 
     pruner: str
     reason: str
@@ -28,13 +33,18 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruningContext:
-    """What a pruner sees of a study when one run was evaluated or has finished. Only trials that may be compared are in it.
+    """What a pruner sees of a study when a run has been evaluated or has finished. It holds comparable trials only.
 
-    trial, split: that run. splits: those of the study, in the order in which every trial trains on them.
-    iterations: the steps of a run. curves: by trial and split, the evaluations so far.
-    values: by trial, what the objective takes from each finished run, by split. scores: by trial that finished on all splits,
-    the objective, higher is better. pruned: the trials that a verdict has ended. leaders: of many that finished, at least the
-    LEADERS best by their mean; None for all.
+    Attributes:
+        trial: The trial of that run.
+        split: The split of that run.
+        splits: The splits of the study, in the order in which every trial trains on them.
+        iterations: The steps of a run.
+        curves: By trial and split, the evaluations so far.
+        values: By trial and split, what the objective takes from each finished run.
+        scores: The objective of each trial that finished all splits, higher is better.
+        pruned: The trials that a verdict has ended.
+        leaders: If many trials have finished, at least the LEADERS best of them by their mean; None for all.
     """
 
     trial: int
@@ -54,24 +64,29 @@ class PruningContext:
 
     @property
     def others(self) -> dict[int, Curve]:
-        """By trial, the curves of the other runs on the same split."""
+        """The curves of the other runs on the same split, by trial."""
         return {
             trial: curves[self.split] for trial, curves in self.curves.items() if trial != self.trial and self.split in curves
         }
 
     @property
     def incumbent(self) -> int | None:
-        """The best trial that finished; of equal ones the first."""
+        """The best trial that has finished; the first of equal ones."""
         return max(self.scores, key=lambda trial: (self.scores[trial], -trial), default=None)
 
     @property
     def place(self) -> str:
-        """Where the run stands, in words."""
+        """The step and the split that the run has reached, in words."""
         return f"at step {max(self.curve)} of {self.iterations} on split {self.split}"
 
 
 class Pruner(ABC):
-    """A rule. A subclass costs one class and one line in PRUNERS. name: its key there and in a study."""
+    """A rule. A new one costs one class and one line in PRUNERS.
+
+    Attributes:
+        name: Its key in PRUNERS and in a study.
+        Config: Its settings.
+    """
 
     name: ClassVar[str]
     Config: ClassVar[type[config.Config]]
@@ -81,19 +96,21 @@ class Pruner(ABC):
 
     @abstractmethod
     def judge(self, context: PruningContext) -> Verdict | None:
-        """The verdict on `context.trial`, or None where it goes on."""
+        """Judge `context.trial`.
+
+        Args:
+            context: What is known of the study.
+
+        Returns:
+            The verdict, or None if the trial continues.
+        """
 
     def verdict(self, reason: str) -> Verdict:
         return Verdict(self.name, reason)
 
 
-# -------------------------------------------------------------------------------------------------------------- across splits
-
-_FEWEST, _MOST = 5, 20  # how many of the best finished trials tell how splits differ
-
-
 def levels(grace: float, factor: int, iterations: int) -> list[int]:
-    """The steps at grace, grace factor, grace factor², ... of a run, before its last."""
+    """The steps at grace, grace * factor, grace * factor², ... of a run, before its last one."""
     shares = (grace * factor**rung for rung in itertools.count())
     return [step_of(share, iterations) for share in itertools.takewhile(lambda share: share < 1 - ROUNDING, shares)]
 
@@ -103,6 +120,6 @@ def step_of(share: float, iterations: int) -> int:
 
 
 def arrived(curve: Curve, levels: Sequence[int]) -> bool:
-    """Whether the latest evaluation is the first at or after one of `levels`."""
+    """Whether the latest evaluation is the first one at or after one of `levels`."""
     latest, *before = sorted(curve, reverse=True)
     return any((before[0] if before else 0) < level <= latest for level in levels)

@@ -20,13 +20,13 @@ from css_ray.study.pruning.base import ROUNDING, Curve, Pruner, PruningContext, 
 class CurveConfig(config.Config):
     """Settings of the rules that compare curves."""
 
-    grace: float = knob(0.2, gt=0, lt=1, help="share of a run's steps in which it is not judged")
+    grace: float = knob(0.2, gt=0, lt=1, help="share of a run's steps before it is judged")
     splits: Literal["first", "all"] = knob(
-        "first", help="where runs are judged; on all, a trial must be among the best on every split, not on the first alone"
+        "first", help="splits on which runs are judged; with all, a trial must be among the best on every split"
     )
 
     def judged(self, context: PruningContext) -> bool:
-        """Whether a run is on a split where it is judged, and has steps left to save."""
+        """Whether a run is judged on its split, and has steps left to save."""
         curve = context.curve
         return bool(curve) and max(curve) < context.iterations and (self.splits == "all" or context.split == context.splits[0])
 
@@ -35,7 +35,7 @@ class CurveConfig(config.Config):
 class MedianConfig(CurveConfig):
     """Settings of the median rule."""
 
-    startup: int = knob(5, ge=1, help="runs that must have finished a split before others are judged on it")
+    startup: int = knob(5, ge=1, help="number of runs that must have finished a split before others are judged on it")
 
 
 class Median(Pruner):
@@ -62,17 +62,19 @@ class Median(Pruner):
 
 @dataclass(frozen=True, kw_only=True)
 class HalvingConfig(CurveConfig):
-    """Settings of successive halving; `grace` is where the first rung is."""
+    """Settings of successive halving; the first rung is at `grace`."""
 
-    reduction_factor: int = knob(3, ge=2, help="one of so many runs goes on at a rung; the next rung is so many times further")
-    startup: int = knob(3, ge=0, help="runs that must have reached a rung before others are judged at it")
+    reduction_factor: int = knob(
+        3, ge=2, help="1 in this many runs continues at a rung; the next rung is at this many times the steps"
+    )
+    startup: int = knob(3, ge=0, help="number of runs that must have reached a rung before others are judged at it")
 
 
 class ASHA(Pruner):
     """Asynchronous successive halving (Li et al., MLSys 2020), the variant that stops runs and never pauses them.
 
-    Rungs are at grace, grace η, grace η², ... of a run's steps (η = reduction_factor), each at the first evaluation from there
-    on. A run goes on if it is among the best 1/η of the runs of its split that have reached the rung so far, or the best.
+    Rungs are at grace, grace η, grace η², ... of a run's steps (η = reduction_factor), each at the first evaluation there or
+    later. A run continues if it is among the best 1/η of the runs of its split that have reached the rung so far, or the best.
     """
 
     name = "asha"
@@ -89,10 +91,10 @@ class ASHA(Pruner):
         step = max(context.curve)
         reached = [other[step] for other in others.values() if step in other]
         ahead = sum(value > context.curve[step] for value in reached)
-        go_on = max(1, (len(reached) + 1) // factor)
-        if len(reached) < self.config.startup or ahead < go_on:
+        continuing = max(1, (len(reached) + 1) // factor)
+        if len(reached) < self.config.startup or ahead < continuing:
             return None
-        best = "only the best goes on" if go_on == 1 else f"the best {go_on} go on"
+        best = "only the best continues" if continuing == 1 else f"the best {continuing} continue"
         return self.verdict(
             f"{context.place} its {context.curve[step]:.2f} is number {ahead + 1} of {len(reached) + 1}; {best}"
         )
@@ -102,7 +104,7 @@ class Hyperband(ASHA):
     """Hyperband (Li et al., JMLR 2018) with asynchronous brackets: halving that starts at different rungs, so that a setting
     which starts slowly is not always lost.
 
-    Bracket b lacks the first b rungs of ASHA. A hash of the trial's index says in which one a trial is, and it is compared with
+    Bracket b lacks the first b rungs of ASHA. A hash of the trial's index assigns a trial to a bracket, and it is compared with
     the trials of its bracket alone.
     """
 
@@ -116,7 +118,7 @@ class Hyperband(ASHA):
 
 
 def rungs(settings: HalvingConfig, iterations: int, bracket: int = 0) -> list[int]:
-    """The steps from which on a run is compared, before its last."""
+    """The steps from which a run is compared, before its last one."""
     return levels(settings.grace * settings.reduction_factor**bracket, settings.reduction_factor, iterations)
 
 

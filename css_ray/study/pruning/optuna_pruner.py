@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from css_ray import config
-from css_ray.config import knob
+from css_ray.config import Problem, knob
 from css_ray.messages import did_you_mean
 from css_ray.study.pruning.base import Pruner, PruningContext, Verdict
 
@@ -21,24 +21,25 @@ OPTUNA_PRUNERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class OptunaConfig(config.Config):
-    """A pruner of Optuna, by the name of its class."""
+    """A pruner of Optuna, by the name of its class, and its settings."""
 
     pruner: str = knob(help=f"one of {', '.join(OPTUNA_PRUNERS)}")
     settings: dict[str, Any] | None = knob(
         None, help="its arguments; a wrapped_pruner is a mapping of `pruner` and `settings` again"
     )
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
+        """Adds to the bounds: Optuna has the pruner, and takes its settings."""
         yield from super().problems()
-        yield from _optuna_problems(self.pruner, self.settings or {})
+        yield from _optuna_problems("", self.pruner, self.settings or {})
 
 
 class Optuna(Pruner):
-    """Asks a pruner of Optuna. It is shown each evaluation as an intermediate value, with steps counted on over the splits.
+    """Asks a pruner of Optuna. Each evaluation is an intermediate value, with steps counted over all splits.
 
-    Only WilcoxonPruner takes a step for one of several problems: it is shown the finished splits. What Optuna reads off the
+    Only WilcoxonPruner takes a step for one of several problems: it gets the finished splits. What Optuna infers from the
     trials that have ended ("auto") is taken from the study instead, so that it does not depend on which ends first.
-    Holds Optuna's study and shows it what is new, so that asking stays cheap; a fresh one says the same.
+    Holds Optuna's study and reports to it what is new, so that asking stays cheap; a fresh one decides the same.
     """
 
     name = "optuna"
@@ -50,7 +51,7 @@ class Optuna(Pruner):
         self._study: Any = None
         self._shown: dict[int, set[int]] = {}  # the steps of a trial
         self._ended: set[int] = set()
-        self._says: dict[int, bool] = {}
+        self._prunes: dict[int, bool] = {}
 
     def judge(self, context: PruningContext) -> Verdict | None:
         if self._study is None:
@@ -69,7 +70,7 @@ class Optuna(Pruner):
         last_of_all = len(context.values.get(context.trial, {})) == len(context.splits) or (
             context.split == context.splits[-1] and context.iterations in context.curve
         )
-        if not reports or last_of_all or not self._says.get(context.trial):
+        if not reports or last_of_all or not self._prunes.get(context.trial):
             return None
         where = f"split {context.split}, step {max(context.curve, default=0)}"
         return self.verdict(f"Optuna's {self.config.pruner} prunes it at its step {max(reports)} ({where})")
@@ -87,7 +88,7 @@ class Optuna(Pruner):
         self._study = optuna.create_study(study_name="css-ray", direction="maximize", pruner=pruner)
 
     def _reports(self, context: PruningContext, trial: int) -> dict[int, float]:
-        """What Optuna is shown of a trial, by its step."""
+        """What is reported to Optuna of a trial, by its step."""
         if self.config.pruner == "WilcoxonPruner":
             values = context.values.get(trial, {})
             return {place: values[split] for place, split in enumerate(context.splits) if split in values}
@@ -105,7 +106,7 @@ class Optuna(Pruner):
                 shown.add(step)
                 trial_of_optuna.report(value, step)
                 # Asked at each step, as Optuna expects: successive halving notes then which trials reached a rung.
-                self._says[trial] = trial_of_optuna.should_prune()
+                self._prunes[trial] = trial_of_optuna.should_prune()
 
     def _close(self, trial: int, context: PruningContext) -> None:
         import optuna
@@ -139,36 +140,38 @@ def _optuna_pruner(name: str, settings: Mapping[str, Any]) -> Any:
         return getattr(optuna.pruners, name)(**settings)
 
 
-def _optuna_problems(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a pruner's name and settings, one sentence each."""
+def _optuna_problems(above: str, name: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with a pruner's name and settings; `above` is where both are, such as `settings.wrapped_pruner.`."""
     if name not in OPTUNA_PRUNERS:
-        yield f"pruner {name!r} is none of Optuna's{did_you_mean(name, OPTUNA_PRUNERS)}"
+        yield Problem(f"{above}pruner", f"{name!r} is not a pruner of Optuna{did_you_mean(name, OPTUNA_PRUNERS)}")
         return
     import optuna
 
+    path = f"{above}settings"
     parameters = dict(inspect.signature(getattr(optuna.pruners, name).__init__).parameters)
     del parameters["self"]
     if unknown := [key for key in settings if key not in parameters]:
         for key in unknown:
-            yield f"settings: {name} has no {key}{did_you_mean(key, parameters)}"
+            yield Problem(path, f"{name} has no setting {key}{did_you_mean(key, parameters)}")
         return
     if missing := [key for key, value in parameters.items() if value.default is value.empty and key not in settings]:
-        yield f"settings: {name} needs {', '.join(missing)}"
+        yield Problem(path, f"{name} needs {' and '.join(missing)}")
         return
     wrapped = settings.get("wrapped_pruner")
     if wrapped is not None:
         if (
             not isinstance(wrapped, dict)
             or not isinstance(wrapped.get("pruner"), str)
+            or not isinstance(wrapped.get("settings", {}), dict)
             or wrapped.keys() - {"pruner", "settings"}
         ):
-            yield f"settings: wrapped_pruner must be a mapping of pruner and settings, got {wrapped!r}"
+            yield Problem(f"{path}.wrapped_pruner", f"must be a mapping of pruner and settings, got {wrapped!r}")
             return
-        problems = list(_optuna_problems(wrapped["pruner"], wrapped.get("settings", {})))
-        yield from (f"settings: wrapped_pruner: {problem}" for problem in problems)
+        problems = list(_optuna_problems(f"{path}.wrapped_pruner.", wrapped["pruner"], wrapped.get("settings", {})))
+        yield from problems
         if problems:
             return
     try:
         _optuna_pruner(name, settings)
     except (TypeError, ValueError) as error:
-        yield f"settings: {name}: {error}"
+        yield Problem(path, f"{name} does not accept them: {str(error).rstrip('.')}")

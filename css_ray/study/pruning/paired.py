@@ -13,21 +13,25 @@ from css_ray import config
 from css_ray.config import knob
 from css_ray.study.pruning.base import ROUNDING, Pruner, PruningContext, Verdict, arrived, levels
 
-_FEWEST, _MOST = 5, 20  # how many of the best finished trials tell how splits differ
+_FEWEST, _MOST = 5, 20  # the number of best finished trials that are used to estimate how splits differ
 
 LEADERS = 2 * _MOST
-"""Of more finished trials, the others change no verdict of the paired rule: the better half of so many is all it looks at."""
+"""Of more finished trials than this, the others change no verdict of the paired rule: it uses the better half of this many."""
 
 _PRIOR_FREEDOM = 4  # degrees of freedom that a stated spread is worth
 
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """Where a trial that finished `done` of `total` splits is heading, in percentage points of the objective's metric.
+    """Where a trial that has finished some splits is expected to end, in percentage points of the objective's metric.
 
-    behind: by how much it is below the incumbent on the splits that it has, on average; below 0 where it is ahead.
-    expected: by how much it is expected to be below it on all splits. margin: how much below it may be expected to be by chance
-    alone, if it would end level; infinite where nothing is known of the spread.
+    Attributes:
+        done: The number of splits that it has finished.
+        total: The number of splits of the study.
+        behind: How far it is below the incumbent on the splits that it has, on average; negative if it is ahead.
+        expected: How far it is expected to be below the incumbent on all splits.
+        margin: How far below it may be expected to be by chance alone, if it would end level; infinite if nothing is known of
+            the spread.
     """
 
     done: int
@@ -53,14 +57,21 @@ def prospect(
 ) -> Prospect | None:
     """Predict from a candidate's first splits how far its mean over all splits will be below the incumbent's.
 
-    candidate, incumbent, finished: values by split; finished: all trials that are done, the incumbent among them. Those without
-    all `splits` are left out. Returns None before the first split and after the last, and without an incumbent on all splits.
+    Model: value = trial + split + residual, residuals independent with one variance. From the best half of the finished trials,
+    m of them, follow how the splits differ and, by what that leaves unexplained, the residual variance s² with (m - 1)(n - 1)
+    degrees of freedom. After k of n splits the error of the prediction has the variance s² (1/k - 1/n)(1 + 1/m), and the margin
+    is its quantile of t at false_prune_rate / (n - 1), since a trial is looked at n - 1 times.
 
-    Model: value = trial + split + residual, residuals independent with one variance. The best half of the finished trials, m of
-    them, tell how the splits differ and, by what that leaves unexplained, the residual variance s² with (m - 1)(n - 1) degrees
-    of freedom. After k of n splits the error of the prediction has the variance s² (1/k - 1/n)(1 + 1/m), and the margin is its
-    quantile of t at false_prune_rate / (n - 1), since a trial is looked at n - 1 times. `prior_std`, the residual standard
-    deviation that is assumed at first, counts like 4 more degrees of freedom.
+    Args:
+        candidate: The candidate's values, by split.
+        incumbent: The incumbent's values, by split.
+        finished: The values of all trials that have finished, the incumbent among them; those that lack a split are left out.
+        splits: The splits of the study.
+        false_prune_rate: Bound on the share of trials pruned that would have ended level with the incumbent.
+        prior_std: The residual standard deviation that is assumed at first; it counts like 4 more degrees of freedom.
+
+    Returns:
+        The prediction; None before the first split, after the last one, and if the incumbent lacks a split.
     """
     total, known = len(splits), [split for split in splits if split in candidate]
     done = len(known)
@@ -90,7 +101,7 @@ def prospect(
 
 
 def _residual_variance(rows: Sequence[Sequence[float]]) -> tuple[int, float]:
-    """Degrees of freedom and variance of what trial and split leave unexplained in a complete table [trials][splits]."""
+    """Degrees of freedom and variance of what trial and split do not explain in a complete table [trials][splits]."""
     freedom = (len(rows) - 1) * (len(rows[0]) - 1)
     if not freedom:
         return 0, 0.0
@@ -113,7 +124,7 @@ def _t_quantile(upper_tail: float, freedom: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedConfig(config.Config):
-    """How sure a trial must be to lose before the paired rule prunes it."""
+    """How sure it must be that a trial loses before the paired rule prunes it."""
 
     false_prune_rate: float = knob(
         0.05, gt=0, le=0.5, help="bound on the share of trials pruned that would have reached the best one's mean"
@@ -121,14 +132,14 @@ class PairedConfig(config.Config):
     prior_std: float | None = knob(
         None,
         gt=0,
-        help="spread of scores that trial and split do not explain, in mIoU, assumed at first; none: measured alone",
+        help="standard deviation of what trial and split do not explain, in mIoU, assumed at first; null: none is assumed",
     )
 
 
 class Paired(Pruner):
     """Compares a trial with the best finished one on the splits that both have, after each split: see `prospect`.
 
-    It compares means over splits, whatever the objective makes of them.
+    It compares means over splits, whatever the objective combines them to.
     """
 
     name = "paired"
@@ -158,7 +169,7 @@ class Paired(Pruner):
 
 
 Values = Mapping[int, float]
-"""What a trial has, by split."""
+"""The values of a trial, by split."""
 
 
 def forecast(
@@ -172,14 +183,23 @@ def forecast(
 ) -> Prospect | None:
     """Predict as `prospect` does, in the middle of a split: at a step of `split`, after the splits that a candidate finished.
 
-    candidate: its values, by split, and the evaluation at this step. incumbent, finished: the values and, by split, the
-    evaluations at the same step; those of `finished` that lack one are left out. false_prune_rate: of this look alone.
-    Returns None with fewer than two finished trials that tell, or where the incumbent has no evaluation at this step.
-
     A trial's score so far is the mean of its values and the evaluation; what is still to come, its mean over all splits less
-    that. The best half of the finished trials, m of them, tell how much it is and, by how they differ, its variance s²: that is
-    averaged over all orders in which the n splits could have been trained, as if all were alike in it, and has (m - 1)(n - 1)
-    degrees of freedom (m - 1 with one split). The margin is the quantile of t at false_prune_rate, times s √(1 + 1/m).
+    that. From the best half of the finished trials, m of them, follow how much it is and, by how they differ, its variance s²:
+    that is averaged over all orders in which the n splits could have been trained, as if all were alike in it, and has
+    (m - 1)(n - 1) degrees of freedom (m - 1 with one split). The margin is the quantile of t at false_prune_rate, times
+    s √(1 + 1/m).
+
+    Args:
+        candidate: The candidate's values, by split, and its evaluation at this step.
+        incumbent: The incumbent's values and its evaluations at the same step, both by split.
+        finished: The same of all trials that have finished; those that lack a value or an evaluation are left out.
+        splits: The splits of the study.
+        split: The split that the candidate is training on.
+        false_prune_rate: Bound on the share of wrong verdicts of this look alone.
+
+    Returns:
+        The prediction; None with fewer than two finished trials to learn from, or if the incumbent has no evaluation at this
+        step.
     """
     total, known = len(splits), [each for each in splits if each in candidate[0] and each != split]
     rows = [run for run in finished if _complete(run, splits)]
@@ -236,7 +256,7 @@ def _variance_to_come(runs: Sequence[tuple[Values, Values]], splits: Sequence[in
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastConfig(config.Config):
-    """How sure a trial must be to lose before the forecast prunes it, and where it is looked at."""
+    """How sure it must be that a trial loses before the forecast prunes it, and when it is looked at."""
 
     false_prune_rate: float = knob(
         0.05, gt=0, le=0.5, help="bound on the share of trials pruned that would have reached the best one's mean"
@@ -247,11 +267,11 @@ class ForecastConfig(config.Config):
 
 
 class Forecast(Pruner):
-    """Compares the mean that a trial is heading for with that of the best finished one, inside each split and after it.
+    """Compares the mean that a trial is expected to reach with that of the best finished one, inside each split and after it.
 
     After a split it is the paired rule (`prospect`), inside one the same prediction from the curves (`forecast`). A trial is
-    looked at at grace, 2 grace, 4 grace, ... of each split, at the first evaluation from there on, and after each but the last
-    split; each look may err in an equal part of the rate. Named beside `paired`, the rates of both add up.
+    looked at at the first evaluation after grace, 2 grace, 4 grace, ... of each split, and after each split but the last; each
+    look may err in an equal part of the rate. If `paired` is named beside it, the rates of both add up.
     """
 
     name = "forecast"
