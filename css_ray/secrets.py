@@ -7,6 +7,9 @@ from pathlib import Path
 
 BY_ENVIRONMENT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or use a role of the machine"
 BY_CLUSTER = "they would appear in the cluster's logs; set them there, in the environment that Ray is started in"
+BY_MLFLOW = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment, or the whole URL as MLFLOW_TRACKING_URI"
+)
 """What to do with credentials instead, see `credentials_text`."""
 
 _SECRET = re.compile(r"token|secret|passw|pwd|signature|^sig$|credential|^auth$|authorization|key$|keyid$", re.IGNORECASE)
@@ -35,7 +38,7 @@ def credentials_text(place: str | Path, remedy: str = BY_ENVIRONMENT) -> str:
 
     Args:
         place: A URL as the user gave it.
-        remedy: `BY_ENVIRONMENT`, or `BY_CLUSTER` for what is sent to a cluster.
+        remedy: `BY_ENVIRONMENT`, `BY_CLUSTER` for what is sent to a cluster, `BY_MLFLOW` for the address of MLflow.
     """
     secret = secret_in(place)
     return f"{shown(place)} contains credentials ({secret}); {remedy}" if secret else ""

@@ -363,7 +363,7 @@ def test_a_study_that_breaks_down_is_told_as_failed_and_one_that_is_not_ours_is_
     runner.error = StudyLockedError("another driver is at work on it")
     with pytest.raises(StudyLockedError):
         study.resume(on_finish=ON_FINISH)
-    with pytest.raises(ValueError, match="no http:// or https:// URL"):
+    with pytest.raises(ValueError, match="not an http:// or https:// URL"):
         study.resume(webhook="htp://host/s3cret")
     assert len(told()) == 1 and len(runner.calls) == 2
 

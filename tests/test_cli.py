@@ -73,7 +73,7 @@ def test_plan_prints_trials_runs_steps_and_an_estimate(file: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "trial 0: Sup." in result.output and "trial 1: CSS (mix)" in result.output
     assert "2 trials x 2 splits = 4 runs, 24 steps" in result.output
-    assert re.search(r"Sup.: \d+ ms a step", result.output) and "CPU cores" in result.output
+    assert re.search(r"Sup.: \d+ ms per step", result.output) and "CPU cores" in result.output
     assert not Path("runs").exists()
 
 
@@ -193,19 +193,20 @@ def test_train_runs_without_ray_and_goes_on_from_its_checkpoint(file: Path) -> N
     assert "small trial 1 (CSS (mix)) split 1 on cpu" in whole and "step      6  val mIoU" in whole
     assert (file.parent / "whole" / "best.pt").exists()
     again = subprocess.run([*arguments, "whole"], capture_output=True, text=True, cwd=file.parent, check=True).stdout
-    assert "going on from its checkpoint" in again
+    assert "continuing from its checkpoint" in again
     assert again.splitlines()[-1].split(",")[:2] == whole.splitlines()[-1].split(",")[:2]
     # Another run's checkpoint is not taken for this one's.
-    assert "holds another run" in refused("train", str(file), "--trial", "1", "--split", "0", "--out", "whole")
+    assert "contains another run" in refused("train", str(file), "--trial", "1", "--split", "0", "--out", "whole")
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"], ids=["path", "URL"])
 def test_train_and_a_worker_keep_the_same_best_weights(scheme: str, file: Path) -> None:
     import torch
 
-    from css_ray.study.run import execute, prepare, run_spec
-    from css_ray.study.schema import read
-    from css_ray.study.worker import _keeper
+    from css_ray.execution.worker import keeper
+    from css_ray.study.definition import read
+    from css_ray.study.inputs import prepare
+    from css_ray.study.run import execute, run_spec
     from css_ray.training.best import load_best
     from css_ray.training.reporter import SilentReporter
 
@@ -215,7 +216,7 @@ def test_train_and_a_worker_keep_the_same_best_weights(scheme: str, file: Path) 
     torch.set_num_threads(study.resources.cpus_per_worker)
     worker = file.parent / "models" / "split_1"
     spec = run_spec(study, study.grid_trials()[1], 1)
-    execute(prepare(spec), SilentReporter(), keep_best=_keeper(f"{scheme}{worker}"))
+    execute(prepare(spec), SilentReporter(), keep_best=keeper(f"{scheme}{worker}"))
     for name in ("best.pt", "best.json"):
         assert (worker / name).read_bytes() == Path("out", name).read_bytes(), name
     _, best = load_best(worker)
@@ -450,7 +451,7 @@ def test_what_goes_wrong_in_telling_is_a_warning(file: Path, runner: type[FakeRu
     result = run_search(file, "--on-finish", "exit 3")
     assert result.exit_code == 0, result.output
     assert "warning: the command of --on-finish ended with status 3" in result.output
-    assert "warning: the webhook at http://127.0.0.1:9 did not take the summary" in result.output
+    assert "warning: the webhook at http://127.0.0.1:9 did not accept the summary: Connection refused" in result.output
     assert "s3cret" not in result.output
 
 
@@ -467,7 +468,7 @@ def test_nobody_is_told_of_a_study_that_did_not_start(file: Path, runner: type[F
     result = call("study", "run", str(file), "--set", "data.labelled=401", "--on-finish", "touch told")
     assert result.exit_code == 2 and not Path("told").exists()
     result = run_search(file, "--webhook", "htp://host/s3cret")
-    assert result.exit_code == 2 and "no http:// or https:// URL" in result.output and "s3cret" not in result.output
+    assert result.exit_code == 2 and "not an http:// or https:// URL" in result.output and "s3cret" not in result.output
     assert runner.calls == []
 
 

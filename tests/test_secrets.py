@@ -95,7 +95,9 @@ def test_a_storage_with_a_secret_is_refused(command: list[str], tmp_path: Path) 
     for given in (["--storage", f"s3://AKIA:{SECRET}@bucket/x"], []):
         environment = {} if given else {"CSS_RAY_STORAGE": f"s3://AKIA:{SECRET}@bucket/x"}
         result = CliRunner().invoke(main, ["study", *arguments, *given], env=environment)
-        assert result.exit_code == 2 and "s3://bucket/x comes with a user or a password" in result.output, result.output
+        assert result.exit_code == 2 and "s3://bucket/x contains credentials (a user or a password)" in result.output, (
+            result.output
+        )
         assert SECRET not in result.output
 
 
@@ -105,7 +107,7 @@ def test_a_check_from_afar_sends_none(option: str) -> None:
 
     command = ["cluster", "check", "--address", "http://127.0.0.1:9", option, f"http://ann:{SECRET}@there:5000"]
     result = CliRunner().invoke(main, command)
-    assert result.exit_code == 2 and f"{option}: http://there:5000 comes with a user or a password" in result.output
+    assert result.exit_code == 2 and f"{option}: http://there:5000 contains credentials (a user or a password)" in result.output
     assert SECRET not in result.output
 
 
@@ -113,7 +115,7 @@ def test_the_python_interface_refuses_it_too(tmp_path: Path) -> None:
     from css_ray import Study
 
     definition = parse(SPEC | {"data": SPEC["data"] | {"root": str(tmp_path / "d")}})
-    with pytest.raises(ValueError, match=r"^storage: s3://bucket/x comes with"):
+    with pytest.raises(ValueError, match=r"^storage: s3://bucket/x contains credentials"):
         Study(definition, f"s3://AKIA:{SECRET}@bucket/x")
 
 

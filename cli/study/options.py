@@ -134,8 +134,6 @@ def read_study(file: str, overrides: Sequence[str], local: bool | None = None) -
             return read_and_check(file, overrides, local=local)
     except OSError as error:
         raise BadInput(os_error_text(error, "read", file)) from None
-    except UnicodeDecodeError:
-        raise BadInput(f"{file} is not a text file; a study is written in YAML, see studies/quickstart.yaml") from None
 
 
 def load_study(file: str, overrides: Sequence[str], storage: str = DEFAULT_STORAGE, *, local: bool) -> Study:

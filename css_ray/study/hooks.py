@@ -77,7 +77,7 @@ def run_command(command: str, summary: Mapping[str, Any], storage: str, *, secon
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if process.returncode:
-        raise HookError(f"the command of --on-finish exited with status {process.returncode}")
+        raise HookError(f"the command of --on-finish ended with status {process.returncode}")
 
 
 def post(url: str, summary: Mapping[str, Any], *, seconds: float = WEBHOOK_SECONDS) -> None:
@@ -131,7 +131,7 @@ def _post_once(url: str, body: bytes, seconds: float) -> tuple[str | None, bool]
         error.close()
         return f"it answered {error.code}", error.code == 429 or error.code >= 500
     except urllib.error.URLError as error:
-        return f"{error.reason}", True
+        return (error.reason.strerror if isinstance(error.reason, OSError) else None) or f"{error.reason}", True
     except TimeoutError:
         return f"no answer in {seconds:g} s", True
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -75,8 +75,10 @@ def test_labels_name_what_differs_and_nothing_else() -> None:
 
     assert of() == ["Sup.", "CSS (mix)"]
     assert of(grid=GRID) == ["Sup., labelled=12", "CSS (mix), labelled=12", "Sup., labelled=24", "CSS (mix), labelled=24"]
-    # Two entries of the list of methods without a label.
-    assert of(grid={"method": [{"name": "css"}, {"name": "css", "preset": "paper"}]}) == ["css", "css, preset=paper"]
+    # What is not varied by one of them has no value there.
+    method = SPEC["grid"]["method"][0]
+    listed = [{"method": method}, {"method": method, "train.lr": 0.1, "data.dataset": "digits"}]
+    assert of(grid=None, trials=listed) == ["Sup.", "Sup., lr=0.1, dataset=digits"]
     assert of(grid={"method": [{"name": "supervised"}], "train.lr": [0.1]}) == ["supervised"]
 
 

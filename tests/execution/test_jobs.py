@@ -89,7 +89,8 @@ def test_an_override_with_a_secret_is_refused() -> None:
         Silent().submit("mine", "/mnt/shared/studies", ["splits=[0]", "tracking.uri=http://ann:s3cret@mlflow:5000"])
     (problem,) = caught.value.problems
     assert (
-        problem.startswith("--set tracking.uri: http://mlflow:5000 comes with a user or a password") and "s3cret" not in problem
+        problem.startswith("--set tracking.uri: http://mlflow:5000 contains credentials (a user or a password)")
+        and "s3cret" not in problem
     )
 
 

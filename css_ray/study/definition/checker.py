@@ -15,7 +15,7 @@ from css_ray.config import Config, ConfigError, Problem
 from css_ray.messages import did_you_mean
 from css_ray.methods import METHODS, MethodError
 from css_ray.models.segmenter import ModelConfig
-from css_ray.secrets import secret_in, shown
+from css_ray.secrets import BY_ENVIRONMENT, BY_MLFLOW, credentials_text
 from css_ray.study.definition.fields import checker_of, problems_of
 from css_ray.study.definition.problems import intact, unknown_key, within
 from css_ray.study.definition.sections import Budget, Data, Keep, Objective, Resources, Search, Section, Table, Tracking
@@ -84,11 +84,10 @@ class Checker:
         elif isinstance(value, list | tuple):
             for place, each in enumerate(value):
                 self.secrets(each, f"{path}[{place}]")
-        elif isinstance(value, str) and (secret := secret_in(value)):
-            names = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role of the machine"
-            if path.startswith("tracking"):
-                names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole as MLFLOW_TRACKING_URI"
-            self.fault(path, f"{shown(value)} contains {secret}, which would be in every copy; use the environment ({names})")
+        elif isinstance(value, str):
+            remedy = BY_MLFLOW if path.startswith("tracking") else BY_ENVIRONMENT
+            if refused := credentials_text(value, remedy):
+                self.fault(path, refused)
 
     def study(self) -> StudyDefinition | None:
         """The study, or None if a part of it has no valid value."""
