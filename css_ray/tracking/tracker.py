@@ -98,7 +98,7 @@ class Tracker:
         self._left_out = len(self._waiting)
         self._waiting.clear()
         _log.warning(
-            "MLflow at %s missed %d events and is left alone; `css-ray study sync` brings it level",
+            "MLflow at %s missed %d events and is left alone; `css-ray study sync` backfills it from the journal",
             shown(self._uri),
             self._left_out,
         )

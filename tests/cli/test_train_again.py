@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.cli.made_up import SEARCH, SPEC, Journal, call, refused
+from tests.places import Place
 
 ON_SPLIT_1 = ("--split", "1", "--device", "cpu")
 
@@ -142,3 +143,10 @@ def test_more_workers_than_one_are_a_warning(
     result = call("train", "small", *ON_SPLIT_1)
     assert result.exit_code == 1 and "far enough" in result.output
     assert "the study trained this run with 2 workers, here one process does" in result.output
+
+
+@pytest.mark.slow
+def test_a_cell_of_a_study_under_ray_is_repeated_digit_for_digit(undisturbed: Place) -> None:
+    for trial, split in ((0, 0), (2, 1)):
+        code, output = undisturbed.call("train", "small", "--trial", str(trial), "--split", str(split), "--device", "cpu")
+        assert code == 0 and "\nequal: the run repeats the recorded values digit for digit\n" in output, output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -248,7 +249,7 @@ def test_a_spent_budget_ends_a_study_and_a_larger_one_goes_on(place: Place, undi
     code, output = place.run("budget.cpu_hours=0.0002")
     assert code == 0, output
     assert place.events()[-1]["status"] == "budget"
-    assert "is spent" in output and "css-ray study resume small --set budget" in output
+    assert "is spent" in output and re.search(r"css-ray study resume small --storage \S+ --set budget", output)
     assert runs_finished(place.events()) < 6
     code, output = place.call("study", "resume", "small")  # nothing is left of the budget
     assert code == 0 and runs_finished(place.events()) < 6, output

@@ -192,7 +192,7 @@ def test_memory_is_bounded_however_long_the_outage(
     breakable.broken = False
     # Events after a gap would hide it, so none is sent: the server that is back gets all of them from the journal.
     assert tracker.close() == len(journal)
-    assert any("is left alone; `css-ray study sync` brings it level" in message for message in caplog.messages)
+    assert any("is left alone; `css-ray study sync` backfills it from the journal" in message for message in caplog.messages)
     assert tracking.sync(journal, uri).points_sent == 399
     assert points(breakable) == list(range(1, 400))
 
