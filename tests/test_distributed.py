@@ -103,7 +103,7 @@ def joint_step(rank: int, world_size: int) -> dict[str, Any]:
     for negatives in ("shared", "per_anchor"):
         contrast = contrastive_loss(
             table[labels].permute(0, 3, 1, 2), labels, torch.ones_like(labels, dtype=torch.bool), means, torch.ones(2, dtype=torch.bool),
-            temperature=0.5, num_queries=4, num_negatives=4, negatives=negatives,  # type: ignore[arg-type]
+            temperature=0.5, num_queries=4, num_negatives=4, negatives=negatives,
         )  # fmt: skip
         gradient = torch.autograd.grad(contrast, table)[0]
         found[negatives] = contrast.detach(), distributed.all_reduce_sum(gradient) / world_size
