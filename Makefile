@@ -9,8 +9,8 @@ INSTALLED = $(VENV)/.installed
 study: $(INSTALLED)  ## the quick-start study; goes on where it stopped if it was interrupted
 	@if [ -e runs/quickstart/journal.jsonl ]; then $(BIN)/css-ray study resume quickstart; else $(BIN)/css-ray study run studies/quickstart.yaml; fi
 
-test: $(INSTALLED)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(INSTALLED)  ## the tests, without the slow ones, in two processes
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-slow: $(INSTALLED)  ## whole studies under Ray, kills and resumes
 	$(BIN)/python -m pytest -m "slow and not long"

@@ -587,13 +587,13 @@ def test_optuna_is_told_the_truth() -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"pruner": "MedainPruner"}, "pruner 'MedainPruner' is not a pruner of Optuna (did you mean MedianPruner?)"),
-        ({"pruner": "NopPruner", "settings": {}}, "pruner 'NopPruner' is not a pruner of Optuna"),
-        ({"pruner": "MedianPruner", "settings": {"startup_trials": 3}}, "MedianPruner has no setting startup_trials (did you mean n_startup_trials?)"),
-        ({"pruner": "PercentilePruner"}, "settings: PercentilePruner needs percentile"),
+        ({"pruner": "MedainPruner"}, "pruner must be a pruner of Optuna, got 'MedainPruner' (did you mean MedianPruner?)"),
+        ({"pruner": "NopPruner", "settings": {}}, "pruner must be a pruner of Optuna, got 'NopPruner'; known: HyperbandPruner, "),
+        ({"pruner": "MedianPruner", "settings": {"startup_trials": 3}}, "settings.startup_trials is unknown to MedianPruner (did you mean n_startup_trials?)"),
+        ({"pruner": "PercentilePruner"}, "settings.percentile is missing, and PercentilePruner needs it"),
         ({"pruner": "PercentilePruner", "settings": {"percentile": 120}}, "Percentile must be between 0 and 100 inclusive"),
         ({"pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": "MedianPruner"}}, "must be a mapping of pruner and settings, got 'MedianPruner'"),
-        ({"pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": {"pruner": "Median"}}}, "settings.wrapped_pruner.pruner 'Median' is not a pruner of Optuna (did you mean MedianPruner?)"),
+        ({"pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": {"pruner": "Median"}}}, "settings.wrapped_pruner.pruner must be a pruner of Optuna, got 'Median' (did you mean MedianPruner?)"),
     ],
 )  # fmt: skip
 def test_a_pruner_that_optuna_lacks_is_named(settings: dict[str, Any], problem: str) -> None:

@@ -98,8 +98,10 @@ def test_a_step_calls_the_module_and_what_follows_an_update_is_the_methods() -> 
 
 def test_the_package_has_one_step() -> None:
     package = Path(css_ray.__file__).parent
+    # The contract that methods are tested by, if the package ships it, takes steps of its own: they are an oracle.
+    files = [path for path in sorted(package.rglob("*.py")) if path.relative_to(package).parts[0] != "testing"]
     for call in (".backward(", ".after_step(", ".zero_grad("):
-        found = [path.relative_to(package).as_posix() for path in sorted(package.rglob("*.py")) if call in path.read_text()]
+        found = [path.relative_to(package).as_posix() for path in files if call in path.read_text()]
         assert found == ["training/step.py"], call
 
 
