@@ -21,7 +21,7 @@ test-long: $(INSTALLED)  ## clusters of several nodes that lose them, studies on
 check: $(INSTALLED)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy css_ray cli benchmarks
+	$(BIN)/mypy
 
 bench: $(INSTALLED)  ## what is measured, as ratios in one run; ONLY=method for one group
 	$(BIN)/python -m benchmarks $(ONLY)

@@ -203,9 +203,10 @@ def test_train_runs_without_ray_and_goes_on_from_its_checkpoint(file: Path) -> N
 def test_train_and_a_worker_keep_the_same_best_weights(scheme: str, file: Path) -> None:
     import torch
 
-    from css_ray.study.run import execute, prepare, run_spec
-    from css_ray.study.schema import read
-    from css_ray.study.worker import _keeper
+    from css_ray.execution.worker import keeper
+    from css_ray.study.definition import read
+    from css_ray.study.inputs import prepare
+    from css_ray.study.run import execute, run_spec
     from css_ray.training.best import load_best
     from css_ray.training.reporter import SilentReporter
 
@@ -215,7 +216,7 @@ def test_train_and_a_worker_keep_the_same_best_weights(scheme: str, file: Path) 
     torch.set_num_threads(study.resources.cpus_per_worker)
     worker = file.parent / "models" / "split_1"
     spec = run_spec(study, study.grid_trials()[1], 1)
-    execute(prepare(spec), SilentReporter(), keep_best=_keeper(f"{scheme}{worker}"))
+    execute(prepare(spec), SilentReporter(), keep_best=keeper(f"{scheme}{worker}"))
     for name in ("best.pt", "best.json"):
         assert (worker / name).read_bytes() == Path("out", name).read_bytes(), name
     _, best = load_best(worker)
@@ -422,7 +423,7 @@ def run_search(file: Path, *arguments: str) -> Result:
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished", 0), ("failed", 1), ("interrupted", 130), ("budget", 0)])
-def test_on_finish_is_told_how_the_study_ended(file: Path, runner: type[FakeRunner], status: str, code: int) -> None:
+def test_on_finish_is_told_how_the_study_ended(file: Path, runner: type[FakeRunner], status: Any, code: int) -> None:
     runner.status = status
     program = "import json, os, sys; json.dump([os.environ['CSS_RAY_STATUS'], json.load(sys.stdin)], open('told.json', 'w'))"
     result = run_search(file, "--on-finish", f'{sys.executable} -c "{program}"')

@@ -88,7 +88,7 @@ def test_an_override_with_a_secret_is_refused() -> None:
     with pytest.raises(StudyError) as caught:
         Silent().submit("mine", "/mnt/shared/studies", ["splits=[0]", "tracking.uri=http://ann:s3cret@mlflow:5000"])
     (problem,) = caught.value.problems
-    assert str(problem).startswith("--set tracking.uri: http://mlflow:5000 contains credentials (a user or a password)")
+    assert str(problem).startswith("--set tracking.uri: http://mlflow:5000 contains credentials (a user or a password); ")
     assert "s3cret" not in str(caught.value)
 
 

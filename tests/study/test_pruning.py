@@ -440,7 +440,7 @@ def test_the_median_waits_and_says_why() -> None:
 
 
 def test_brackets_depend_on_the_trial_alone() -> None:
-    config: Any = PRUNERS["hyperband"].Config(grace=1 / 9)
+    config: Any = PRUNERS["hyperband"].Config(grace=1 / 9)  # type: ignore[call-arg]
     brackets = [bracket_of(trial, config) for trial in range(3000)]
     # Sizes ceil(3 * 9 / 3), ceil(3 * 3 / 2), ceil(3 * 1 / 1) of the paper's formula.
     assert [brackets.count(bracket) / 3000 for bracket in range(3)] == pytest.approx([9 / 17, 5 / 17, 3 / 17], abs=0.03)
@@ -463,7 +463,9 @@ EVALUATIONS = (4, 8, 12)
 def study_of(seed: int, trials: int = 25) -> np.ndarray:
     """[trials, 3 splits, 3 evaluations]: random curves."""
     generator = np.random.default_rng(seed)
-    return 50 + 10 * generator.random((trials, 1, 1)) + np.array([0, 3, 5]) + 2 * generator.standard_normal((trials, 3, 3))
+    level, noise = generator.random((trials, 1, 1)), generator.standard_normal((trials, 3, 3))
+    curves: np.ndarray = 50 + 10 * level + np.array([0, 3, 5]) + 2 * noise
+    return curves
 
 
 def steps(trials: np.ndarray, rule: Pruner, fresh: bool = False) -> Iterator[tuple[int, int, int]]:

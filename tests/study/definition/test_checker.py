@@ -303,7 +303,7 @@ def test_only_what_is_wrong_is_blamed(junk: Any) -> None:
 
 
 def test_whatever_a_file_holds_the_answer_is_a_study_or_its_problems() -> None:
-    values = itertools.cycle([{}, "", 0, None, "s3://user:word@host/bucket", 10**30, float("nan"), []])
+    values: Iterator[Any] = itertools.cycle([{}, "", 0, None, "s3://user:word@host/bucket", 10**30, float("nan"), []])
     for wrong, _, _ in leaves(RICH):
         spec = copy.deepcopy(RICH)
         container, key = next((container, key) for path, container, key in leaves(spec) if path == wrong)
