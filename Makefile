@@ -9,8 +9,8 @@ INSTALLED = $(VENV)/.installed
 study: $(INSTALLED)  ## the quick-start study; goes on where it stopped if it was interrupted
 	@if [ -e runs/quickstart/journal.jsonl ]; then $(BIN)/css-ray study resume quickstart; else $(BIN)/css-ray study run studies/quickstart.yaml; fi
 
-test: $(INSTALLED)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(INSTALLED)  ## the tests, without the slow ones, in two processes
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-slow: $(INSTALLED)  ## whole studies under Ray, kills and resumes
 	$(BIN)/python -m pytest -m "slow and not long"
@@ -21,7 +21,7 @@ test-long: $(INSTALLED)  ## clusters of several nodes that lose them, studies on
 check: $(INSTALLED)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy css_ray cli benchmarks
+	$(BIN)/mypy
 
 bench: $(INSTALLED)  ## what is measured, as ratios in one run; ONLY=method for one group
 	$(BIN)/python -m benchmarks $(ONLY)

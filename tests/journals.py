@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from css_ray.api import Audience
+from css_ray.audience import Audience
 from css_ray.events import Event, from_json
 from css_ray.study.definition import parse
 
@@ -131,7 +131,7 @@ class FakeRunner:
 
     calls: list[dict[str, Any]] = []  # noqa: RUF012
     unsent = 7
-    status = "failed"
+    status: Literal["finished", "failed", "budget", "interrupted"] = "failed"
     error: Exception | None = None
 
     @classmethod
@@ -155,8 +155,9 @@ class FakeRunner:
         path = Path(self.storage) / self.definition.name / "journal.jsonl"
         if not resume:
             telling = mixed(path, data=self.definition.spec["data"])
-            for event in telling.events if self.observer is not None else ():
-                self.observer.event(event)
+            if self.observer is not None:
+                for event in telling.events:
+                    self.observer.event(event)
         if self.error is not None:
             raise self.error
         return Outcome(self.status, self.definition, [], self.unsent)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from css_ray.api import Audience
+from css_ray.audience import Audience
 from css_ray.events import Event, RunEvaluated, RunEvent, RunFailed, RunFinished, RunStarted
 from css_ray.study import driver as module
 from css_ray.study.definition import StudyDefinition

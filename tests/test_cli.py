@@ -423,7 +423,7 @@ def run_search(file: Path, *arguments: str) -> Result:
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished", 0), ("failed", 1), ("interrupted", 130), ("budget", 0)])
-def test_on_finish_is_told_how_the_study_ended(file: Path, runner: type[FakeRunner], status: str, code: int) -> None:
+def test_on_finish_is_told_how_the_study_ended(file: Path, runner: type[FakeRunner], status: Any, code: int) -> None:
     runner.status = status
     program = "import json, os, sys; json.dump([os.environ['CSS_RAY_STATUS'], json.load(sys.stdin)], open('told.json', 'w'))"
     result = run_search(file, "--on-finish", f'{sys.executable} -c "{program}"')

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from css_ray.clocks import RunSizes, RunTimes, WallTime
 from css_ray.events import Event, from_json
 
-FIELDS = {
+FIELDS: dict[str, dict[str, Any]] = {
     "study_started": {"study": "s", "study_id": "x", "spec": {}, "versions": {}},
     "study_resumed": {},
     "trial_started": {"row": "a", "source": "grid", "params": {}, "config": {}},

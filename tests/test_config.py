@@ -74,9 +74,9 @@ def test_settings_are_frozen_keyword_only_and_may_be_required() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().rate = 0.5  # type: ignore[misc]
     with pytest.raises(TypeError):
-        Settings(0.5)  # type: ignore[misc]
+        Settings(0.5)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="root"):
-        Required()  # type: ignore[call-arg]
+        Required()
     # A changed copy is checked as well.
     with pytest.raises(ValueError, match="rate"):
         dataclasses.replace(Settings(), rate=7.0)

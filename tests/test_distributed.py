@@ -55,7 +55,7 @@ def joint_step(rank: int, world_size: int) -> dict[str, Any]:
     batch, boxes = scene()
     part = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
     batch = Batch(
-        *(item[part] for item in (batch.labelled_images, batch.labels, batch.unlabelled_images, batch.unlabelled_valid))
+        *(item[part] for item in (batch.labelled_images, batch.labels, batch.unlabelled_images, batch.unlabelled_valid))  # type: ignore[arg-type]
     )
     found: dict[str, Any] = {}
     still = Views(
@@ -66,8 +66,13 @@ def joint_step(rank: int, world_size: int) -> dict[str, Any]:
         for reduction in ("image_fraction", "pixel", "pixel_fixmatch"):
             torch.manual_seed(0)
             # Which anchors and negatives are drawn is each rank's own chance: the contrast is compared by itself, below.
-            settings = {"unsup_reduction": reduction, "contrast_weight": 0.0, "num_queries": 4, "num_negatives": 4}
-            method = make_method(
+            settings: dict[str, Any] = {
+                "unsup_reduction": reduction,
+                "contrast_weight": 0.0,
+                "num_queries": 4,
+                "num_negatives": 4,
+            }
+            method: Any = make_method(
                 CSS,
                 still,
                 unsup_threshold=0.8,
@@ -98,7 +103,7 @@ def joint_step(rank: int, world_size: int) -> dict[str, Any]:
     for negatives in ("shared", "per_anchor"):
         contrast = contrastive_loss(
             table[labels].permute(0, 3, 1, 2), labels, torch.ones_like(labels, dtype=torch.bool), means, torch.ones(2, dtype=torch.bool),
-            temperature=0.5, num_queries=4, num_negatives=4, negatives=negatives,  # type: ignore[arg-type]
+            temperature=0.5, num_queries=4, num_negatives=4, negatives=negatives,
         )  # fmt: skip
         gradient = torch.autograd.grad(contrast, table)[0]
         found[negatives] = contrast.detach(), distributed.all_reduce_sum(gradient) / world_size
@@ -123,7 +128,7 @@ def on_rank(rank: int, world_size: int, directory: str) -> None:
     found["prototypes"] = prototypes.state_dict()
 
     torch.manual_seed(0)
-    method = make_method(CSS, unsup_threshold=0.0, valid_threshold=0.0, num_queries=8, num_negatives=8)
+    method: Any = make_method(CSS, unsup_threshold=0.0, valid_threshold=0.0, num_queries=8, num_negatives=8)
     torch.manual_seed(rank + 1)  # each rank draws its own views
     wrapped = DistributedDataParallel(method)  # raises where a parameter is left without a gradient
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
@@ -147,7 +152,7 @@ def on_rank(rank: int, world_size: int, directory: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     directory = tmp_path_factory.mktemp("ranks")
-    mp.spawn(on_rank, args=(2, str(directory)), nprocs=2)
+    mp.spawn(on_rank, args=(2, str(directory)), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     return [torch.load(directory / f"rank{rank}.pt") for rank in range(2)]
 
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -232,7 +233,7 @@ def test_the_server_is_not_told_its_database_by_an_argument(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:
     """Everybody on the machine may read the arguments of a process, and none but its user the environment."""
-    started = {}
+    started: dict[str, Any] = {}
 
     def popen(command: list[str], env: dict[str, str], **named: object) -> None:
         started.update(command=command, env=env)

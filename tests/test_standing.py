@@ -144,7 +144,7 @@ def test_a_study_with_more_splits_has_trials_that_lack_them() -> None:
     others = [trial_begun(1), trial_begun(2)]
     standing = Standing[Any]().fold([*START, *others, end(0, "finished"), end(1, "pruned"), end(2, "failed")])
     standing.add(event("study_extended", spec={"splits": [0, 1, 2]}, num_splits=3))
-    assert (standing.ended.keys(), standing.spec) == ({1}, {"splits": [0, 1, 2]})
+    assert standing.ended.keys() == {1} and standing.spec == {"splits": [0, 1, 2]}
     extended = event("study_extended", spec={"more": "trials"}, num_splits=2)
     assert Standing[Any]().fold([*START, end(0, "finished"), extended]).ended.keys() == {0}
 
@@ -418,7 +418,7 @@ def test_hours_go_on_where_the_study_is_given_another_device() -> None:
     assert standing.hours == {"CPU": pytest.approx(24 / 3600), "GPU": 0.0}
     later = standing.fold([event("run_logged", 60.0, 1, 0, step=70, metrics={})])
     assert later.hours == {"CPU": pytest.approx(24 / 3600), "GPU": pytest.approx(10 * 2 / 3600)}
-    assert (later.gpu_hours, later.cpu_hours) == (pytest.approx(20 / 3600), pytest.approx((24 + 20) / 3600))
+    assert later.gpu_hours == pytest.approx(20 / 3600) and later.cpu_hours == pytest.approx((24 + 20) / 3600)
 
 
 def test_a_standing_without_a_definition_has_records_and_no_ranking() -> None:

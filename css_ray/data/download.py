@@ -441,11 +441,11 @@ def _data_filter() -> Iterator[None]:
     The members were judged before, but only by their names: a link may lead through another link that is unpacked before it.
     """
     before = tarfile.TarFile.extraction_filter
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore[assignment]
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         yield
     finally:
-        tarfile.TarFile.extraction_filter = before  # type: ignore[method-assign]
+        tarfile.TarFile.extraction_filter = before
 
 
 # Cityscapes

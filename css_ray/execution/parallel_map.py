@@ -35,7 +35,7 @@ def on_cluster(address: str | None) -> Iterator[ParallelMap]:
     try:
         yield _run
     finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 def _run(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:

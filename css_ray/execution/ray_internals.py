@@ -85,7 +85,7 @@ def jobs_with(key: str) -> dict[bytes, bool]:
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import JobTableData  # type: ignore[attr-defined]
 
-    accessor = state._connect_and_get_accessor()  # type: ignore[no-untyped-call]
+    accessor = state._connect_and_get_accessor()
     jobs = [JobTableData.FromString(job) for job in accessor.get_job_table()]
     return {job.job_id: job.is_dead for job in jobs if key in job.config.metadata}
 
@@ -95,11 +95,11 @@ def held_groups() -> Iterator[HeldGroup]:
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 
-    accessor = state._connect_and_get_accessor()  # type: ignore[no-untyped-call]
+    accessor = state._connect_and_get_accessor()
     for text in accessor.get_placement_group_table():
         group = PlacementGroupTableData.FromString(text)
         if group.state != PlacementGroupTableData.REMOVED:
-            by_actor = not ray.ActorID(group.creator_actor_id).is_nil()  # type: ignore[attr-defined]
+            by_actor = not ray.ActorID(group.creator_actor_id).is_nil()
             yield HeldGroup(
                 group.placement_group_id, group.creator_job_id, group.is_detached, by_actor, group.creator_actor_dead
             )
@@ -109,7 +109,7 @@ def remove_group(group: HeldGroup) -> None:
     """Give back what a placement group holds."""
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.id)))  # type: ignore[attr-defined]
+    remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.id)))
 
 
 # -------------------------------------------------------------------------------------------------------- Tune, Train, queues

@@ -18,7 +18,7 @@ DRIVER = "css_ray.driver"
 
 def driver_config() -> JobConfig:
     """What tells other drivers that this process is one."""
-    return JobConfig(metadata={DRIVER: "study"})  # type: ignore[no-untyped-call]
+    return JobConfig(metadata={DRIVER: "study"})
 
 
 def reclaim() -> int:

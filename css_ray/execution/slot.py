@@ -57,7 +57,7 @@ def _work(config: dict[str, Any]) -> None:
     take_jobs(config)
 
 
-class _Failures(UserCallback):  # type: ignore[misc]
+class _Failures(UserCallback):
     """In the controller: tells the slot why its workers start anew."""
 
     def __init__(self, queue: Queue, handover: Handover) -> None:

@@ -101,7 +101,7 @@ class _Hand:
         return _Hand, (None,)
 
 
-class _Searcher(Searcher):  # type: ignore[misc]
+class _Searcher(Searcher):
     def __init__(self, hand: _Hand) -> None:
         # Required by Tune, and of no meaning here: the journal holds the scores.
         super().__init__(metric="training_iteration", mode="max")
@@ -138,7 +138,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
         """Nothing: the journal is the state."""
 
 
-class _BudgetStop(ray.tune.Stopper):  # type: ignore[misc]
+class _BudgetStop(ray.tune.Stopper):
     """Ends what runs once the budget is spent; it continues from its last evaluation should the budget be raised."""
 
     def __init__(self, hand: _Hand) -> None:
@@ -151,7 +151,7 @@ class _BudgetStop(ray.tune.Stopper):  # type: ignore[misc]
         return bool(self.hand.link.driver.overdrawn())
 
 
-class _Listener(ray.tune.Callback):  # type: ignore[misc]
+class _Listener(ray.tune.Callback):
     def __init__(self, hand: _Hand) -> None:
         self.hand = hand
         self.errors: dict[int, str] = {}

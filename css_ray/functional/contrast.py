@@ -106,7 +106,7 @@ def noise_contrast(anchors: Tensor, positives: Tensor, keys: Tensor, index: Tens
     Positives and keys get no gradient. That of a unit anchor, (sum_j softmax_j k_j - k_positive) / temperature, is found in the
     same pass, so that keys are gathered once and exist for a block of groups at a time.
     """
-    losses: Tensor = _NoiseContrast.apply(anchors, positives, keys, index, temperature)  # type: ignore[no-untyped-call]
+    losses: Tensor = _NoiseContrast.apply(anchors, positives, keys, index, temperature)
     return losses
 
 
@@ -121,9 +121,7 @@ _BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 
 class _NoiseContrast(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor | None, temperature: float
-    ) -> Tensor:
+    def forward(ctx: Any, anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor | None, temperature: float) -> Tensor:
         losses, slopes = torch.empty_like(anchors[..., 0]), torch.empty_like(anchors)
         num_negatives, channels = keys.shape[1] if index is None else index.shape[1], keys.shape[-1]
         block_bytes = _BLOCK_BYTES.get(anchors.device.type, _BLOCK_BYTES["cuda"])
@@ -150,8 +148,8 @@ class _NoiseContrast(torch.autograd.Function):
         return losses
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
         return gradient.unsqueeze(2) * slopes, None, None, None, None
 

@@ -15,13 +15,13 @@ def place_method(method: Method, config: TrainConfig, device: torch.device | str
     """Move `method` to `device` in the memory layout that `config` asks for, its segmenters compiled if it says so."""
     method.to(device)
     if config.channels_last:
-        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        method.to(memory_format=torch.channels_last)
     if config.compile:
         # In place, so that the names in state_dict stay; `predict`, which meets images of any size, is not part of forward and
         # runs as it is.
         for part in method.modules():
             if isinstance(part, Segmenter):
-                part.compile()  # type: ignore[no-untyped-call]
+                part.compile()
 
 
 def train_step(

@@ -34,7 +34,7 @@ SPEC: dict[str, Any] = {
 }  # fmt: skip
 """Two trials on two splits that train within a second."""
 
-SEARCH = {
+SEARCH: dict[str, Any] = {
     "method": {"name": "css", "row": "CSS (mix)", "num_queries": 8, "num_negatives": 8},
     "trials": 3,
     "space": {"method.temperature": {"uniform": [0.1, 0.9]}},

@@ -112,7 +112,7 @@ def test_a_study_that_was_submitted(capsys: pytest.CaptureFixture[str]) -> None:
     class Cluster:
         address = "http://head:8265/?a=1&b=2"
 
-    show_submitted(Cluster(), Submitted("small", "/mnt/my runs", "job", "RUNNING", 0.0, ""), follow=False)  # type: ignore[arg-type]
+    show_submitted(Cluster(), Submitted("small", "/mnt/my runs", "job", "RUNNING", 0.0, ""), follow=False)
     found = [parsed(line) for line in commands(capsys.readouterr().out)]
     assert [(name, settings["address"]) for name, settings in found] == [
         (name, Cluster.address) for name in ("logs", "status", "stop")

@@ -148,6 +148,6 @@ def test_the_cores_are_those_that_ray_finds() -> None:
 
     ray.init(include_dashboard=False, log_to_driver=False)
     try:
-        assert ray.cluster_resources()["CPU"] == machine_cpus()
+        assert ray.cluster_resources()["CPU"] == machine_cpus()  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()

@@ -83,9 +83,9 @@ def test_labels_name_what_differs_and_nothing_else() -> None:
 
 
 def shown(view: Any) -> str:
-    console = Console(file=io.StringIO(), width=80, height=50)
-    console.print(view)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    output = io.StringIO()
+    Console(file=output, width=80, height=50).print(view)
+    return output.getvalue()
 
 
 def test_status_shows_which_row_of_a_grid_with_columns_is_which() -> None:

@@ -38,7 +38,7 @@ def test_info_counts_classes(digits: Path) -> None:
     result = run("info", digits)
     assert result.exit_code == 0, result.output
     train = open_dataset(digits).train
-    masks = np.stack([train[index].mask for index in range(len(train))])
+    masks = np.stack([np.asarray(train[index].mask) for index in range(len(train))])
     for index, name in enumerate(("background", "zero", "one", "three", "four", "seven")):
         share, images = 100 * (masks == index).mean(), (masks == index).any((1, 2)).sum()
         assert re.search(rf"^ *{index} +{name} +{share:.2f} % +[\d.]+ % +{images} ", result.output, re.M), result.output
@@ -94,7 +94,7 @@ def rooms(tmp_path: Path) -> Path:
             )
             if part == "val" or number % 10 == 0:
                 Image.new("L", (16, 12), number % 2).save(tmp_path / part / "masks" / f"{part}{number:02d}.png")
-    spec = {"name": "rooms", "classes": ["floor", "wall"]}
+    spec: dict[str, object] = {"name": "rooms", "classes": ["floor", "wall"]}
     spec |= {part: {"images": f"{part}/images", "masks": f"{part}/masks"} for part in ("train", "val")}
     (tmp_path / "rooms.yaml").write_text(yaml.safe_dump(spec))
     return tmp_path / "rooms.yaml"

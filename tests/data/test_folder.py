@@ -67,7 +67,8 @@ class Folder:
         """What the training shard holds."""
         (path,) = self.out.glob("train-*.arrow")
         with pa.memory_map(str(path)) as file:
-            return pa.ipc.open_file(file).read_all().column(column).to_pylist()
+            found: list[bytes] = pa.ipc.open_file(file).read_all().column(column).to_pylist()
+        return found
 
     def refused(self, **options: Any) -> str:
         with pytest.raises(ValueError) as caught:

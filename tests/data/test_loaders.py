@@ -194,7 +194,7 @@ def test_ranks_share_the_global_batch(dataset: DataSet, split: Split) -> None:
     whole = load(dataset, split, labelled_batch=6, unlabelled_batch=4)
     ranks = [load(dataset, split, labelled_batch=3, unlabelled_batch=2, rank=rank, world_size=2) for rank in range(2)]
     for batch, *parts in zip(whole, *ranks, strict=True):
-        joined = Batch(*(torch.cat(part) for part in zip(*map(tensors, parts), strict=True)))
+        joined = Batch(*(torch.cat(part) for part in zip(*map(tensors, parts), strict=True)))  # type: ignore[arg-type]
         assert equal(batch, joined)
 
 
@@ -206,7 +206,7 @@ def test_the_streams_are_independent(dataset: DataSet, split: Split) -> None:
 def test_supervised_reads_no_unlabelled_image(dataset: DataSet, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     sample = Shards.sample
-    monkeypatch.setattr(Shards, "sample", lambda self, index, **kw: read.append(index) or sample(self, index, **kw))
+    monkeypatch.setattr(Shards, "sample", lambda self, index, **kw: read.append(index) or sample(self, index, **kw))  # type: ignore[func-returns-value]
     for batch in load(dataset, split, unlabelled_batch=0):
         assert (batch.unlabelled_images.shape, batch.unlabelled_valid.shape) == ((0, 3, 8, 8), (0, 8, 8))
         assert (batch.unlabelled_images.dtype, batch.unlabelled_valid.dtype) == (torch.float32, torch.bool)
@@ -219,7 +219,7 @@ def test_unlabelled_masks_are_never_decoded(dataset: DataSet, monkeypatch: pytes
     # Images 1..4 have masks that the split hides.
     decoded: list[int] = []
     decode = shards._decode_mask
-    monkeypatch.setattr(shards, "_decode_mask", lambda data: decoded.append(1) or decode(data))
+    monkeypatch.setattr(shards, "_decode_mask", lambda data: decoded.append(1) or decode(data))  # type: ignore[func-returns-value]
     ids = dataset.train.ids
     batches = load(dataset, Split(0, ids[:1], ids[1:], ""), num_steps=20)
     assert set(unlabelled_numbers(batches)) == set(range(1, 12))
@@ -412,7 +412,7 @@ def test_batches_are_the_same_on_a_gpu(dataset: DataSet, split: Split) -> None:
 def test_decoded_images_are_kept_within_the_bound(dataset: DataSet, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     sample = Shards.sample
-    monkeypatch.setattr(Shards, "sample", lambda self, index, **kw: read.append(index) or sample(self, index, **kw))
+    monkeypatch.setattr(Shards, "sample", lambda self, index, **kw: read.append(index) or sample(self, index, **kw))  # type: ignore[func-returns-value]
     kept = load(dataset, split, num_steps=20)
     assert sorted(read) == list(range(NUM_TRAIN))
     # All five labelled images take 4 bytes a pixel: one byte less, and each is decoded at each access.
@@ -461,11 +461,11 @@ def test_validation_with_workers_is_validation_without(dataset: DataSet, num_wor
     ids = dataset.train.ids
     chosen: dict[str, Any] = {"count": 9, "rank": 0, "world_size": 1, "batch_size": 2}
     split = Split(0, ids[:1], ids[1:], "")
-    expected = make_unlabelled_val_loader(dataset, split, **chosen)
+    alone = make_unlabelled_val_loader(dataset, split, **chosen)
     scored = make_unlabelled_val_loader(dataset, split, **chosen, num_workers=num_workers)
-    assert expected is not None and scored is not None
+    assert alone is not None and scored is not None
     with scored:
-        for (images, labels), (same, right) in zip(scored, expected, strict=True):
+        for (images, labels), (same, right) in zip(scored, alone, strict=True):
             assert torch.equal(images, same) and torch.equal(labels, right)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -485,7 +485,7 @@ def test_unlabelled_images_with_a_mask_are_scored_once(
     # Images 0..4 have masks. Image 0 is labelled here; 5..11 are unlabelled and have none.
     decoded: list[int] = []
     sample = Shards.sample
-    monkeypatch.setattr(Shards, "sample", lambda self, index, **kw: decoded.append(index) or sample(self, index, **kw))
+    monkeypatch.setattr(Shards, "sample", lambda self, index, **kw: decoded.append(index) or sample(self, index, **kw))  # type: ignore[func-returns-value]
     ids = dataset.train.ids
     numbers: list[int] = []
     for rank in range(world_size):
@@ -506,7 +506,7 @@ def test_unlabelled_images_with_a_mask_are_scored_once(
 
 
 def test_no_unlabelled_image_has_a_mask(dataset: DataSet, split: Split) -> None:
-    settings = {"rank": 0, "world_size": 1, "batch_size": 1}
+    settings: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 1}
     assert make_unlabelled_val_loader(dataset, split, count=9, **settings) is None  # all that have one are labelled
     ids = dataset.train.ids
     assert make_unlabelled_val_loader(dataset, Split(0, ids[:1], ids[1:], ""), count=0, **settings) is None

@@ -301,7 +301,7 @@ def test_a_description_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) 
     described = json.loads((tmp_path / "set" / "dataset.json").read_text())
     described["subsets"]["train"]["files"][0]["name"] = name
     (tmp_path / "set" / "dataset.json").write_text(json.dumps(described))
-    with pytest.raises(ValueError, match="no plain name"):
+    with pytest.raises(ValueError, match="not a plain name"):
         open_dataset(tmp_path / "set")
 
 

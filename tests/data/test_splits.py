@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import random
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from css_ray.data.writing import Row, rows_source, write_dataset
 NUM_CLASSES = 6
 
 
-def prepared(folder: Path, shown: dict[str, tuple[int, ...] | None]) -> DataSet:
+def prepared(folder: Path, shown: Mapping[str, tuple[int, ...] | None]) -> DataSet:
     """A data set on disk whose training images show these classes; None has no mask."""
     png = io.BytesIO()
     Image.new("RGB", (NUM_CLASSES, 1)).save(png, "PNG")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -49,7 +50,7 @@ def test_show(digits: Path, nested: bool) -> None:
     # Counted in the masks themselves.
     masks = {sample.id: sample.mask for sample in (dataset.train[number] for number in range(400))}
     for number, name in enumerate(dataset.info.class_names):
-        counts = [sum(bool((masks[id] == number).any()) for id in split.labelled) for split in splits]
+        counts = [sum(bool((np.asarray(masks[id]) == number).any()) for id in split.labelled) for split in splits]
         assert re.search(rf"^ +{number} +{name} +{counts[0]} +{counts[1]}$", text, re.M), text
 
 

@@ -201,7 +201,7 @@ def on_rank(rank: int, directory: str) -> None:
 
 
 def test_all_ranks_take_the_same_checkpoint(tmp_path: Path) -> None:
-    mp.spawn(on_rank, args=(str(tmp_path),), nprocs=2)
+    mp.spawn(on_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     first, second = (json.loads((tmp_path / f"found{rank}.json").read_text()) for rank in range(2))
     assert first["step"] == second["step"] == 10
     assert first["reasons"] == ["another rank cannot read its part"]

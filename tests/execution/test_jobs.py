@@ -88,10 +88,8 @@ def test_an_override_with_a_secret_is_refused() -> None:
     with pytest.raises(StudyError) as caught:
         Silent().submit("mine", "/mnt/shared/studies", ["splits=[0]", "tracking.uri=http://ann:s3cret@mlflow:5000"])
     (problem,) = caught.value.problems
-    assert (
-        problem.startswith("--set tracking.uri: http://mlflow:5000 contains credentials (a user or a password)")
-        and "s3cret" not in problem
-    )
+    assert str(problem).startswith("--set tracking.uri: http://mlflow:5000 contains credentials (a user or a password); ")
+    assert "s3cret" not in str(caught.value)
 
 
 def test_the_code_that_travels_is_the_code_that_runs_here(tmp_path: Path) -> None:

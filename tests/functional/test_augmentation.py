@@ -58,9 +58,7 @@ def test_flip_mirrors_image_and_maps_together() -> None:
 def test_colour_jitter_equals_torchvision_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
     images = 0.4 + 0.2 * torch.rand(1, 3, 6, 6)  # no clamping on the way
     draws = torch.tensor([0.75, 0.9, 0.2, 0.5])  # brightness, contrast, saturation, hue
-    monkeypatch.setattr(
-        augmentation.torch, "rand", lambda *size, **_: draws.view(4, 1) if size == (4, 1) else torch.zeros(size)
-    )
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: draws.view(4, 1) if size == (4, 1) else torch.zeros(size))
     found = colour_jitter(images, strength=0.5, probability=1.0)
     monkeypatch.undo()
     brightness, contrast, saturation = (1 + (2 * draws[:3] - 1) * 0.5).tolist()
@@ -71,7 +69,7 @@ def test_colour_jitter_equals_torchvision_in_the_same_order(monkeypatch: pytest.
 def test_hue_keeps_grey_and_turns_a_third_from_red_towards_green(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.tensor([[0.5, 0.5, 0.5], [0.6, 0.4, 0.4]]).view(2, 3, 1, 1)
     draws = torch.tensor([0.5, 0.5, 0.5, 1 / 2 + 1 / 6])[:, None].expand(4, 2)  # hue + 1/3 of a turn at strength 1
-    monkeypatch.setattr(augmentation.torch, "rand", lambda *size, **_: draws if size == (4, 2) else torch.zeros(size))
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: draws if size == (4, 2) else torch.zeros(size))
     grey, turned = colour_jitter(images, strength=1.0, probability=1.0)[:, :, 0, 0]
     torch.testing.assert_close(grey, torch.full((3,), 0.5), atol=1e-3, rtol=0)
     luma = torch.tensor([0.299, 0.587, 0.114])

@@ -28,7 +28,7 @@ def test_matrices_add_up() -> None:
     generator = torch.Generator().manual_seed(0)
     predictions, labels = (torch.randint(0, 5, (2, 30), generator=generator) for _ in range(2))
     whole = confusion_matrix(predictions, labels, 5)
-    assert torch.equal(whole, sum(confusion_matrix(p, y, 5) for p, y in zip(predictions, labels, strict=True)))
+    assert torch.equal(whole, sum(confusion_matrix(p, y, 5) for p, y in zip(predictions, labels, strict=True)))  # type: ignore[arg-type]
     assert int(whole[3, 1]) == sum(p == 1 and y == 3 for p, y in zip(predictions.flatten(), labels.flatten(), strict=True))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_never_waits_for_the_device(name: str, precision: str) -> None:
+def test_a_step_never_waits_for_the_device(name: str, precision: Any) -> None:
     torch.manual_seed(0)
     method = make_method(METHODS[name]).to("cuda").train()
     config = TrainConfig(precision=precision)

@@ -148,7 +148,7 @@ def test_prototypes_follow_their_equations() -> None:
 
 
 def gates_and_thresholds(**settings: Any) -> tuple[Any, ...]:
-    config = CSS.configure(**settings)
+    config: Any = CSS.configure(**settings)
     return config.gates, (config.unsup_threshold, config.valid_threshold, config.hard_threshold)
 
 
@@ -164,7 +164,7 @@ def test_presets_are_those_of_the_specification() -> None:
 
     # τ of the contrast and of the indicator, L_u, λ_c, prototypes, CutMix and padding, warm-up of cross.
     def rest(preset: str, labelling: str) -> tuple[Any, ...]:
-        config = CSS.configure(preset, pseudo_labelling=labelling)
+        config: Any = CSS.configure(preset, pseudo_labelling=labelling)
         prototypes = config.prototype_source, config.prototype_ranks, config.unseen_prototypes
         temperatures = config.temperature, config.indicator_temperature
         views = config.cutmix_partner, config.padding, config.cross_warm_up
@@ -177,7 +177,8 @@ def test_presets_are_those_of_the_specification() -> None:
         schedule = "constant" if labelling == "logits" else "published_epochs"
         prototypes, views = ("student", "own", "zero"), ("rank_zero", "labelled", 0.0)
         assert rest("published", labelling) == (0.5, 0.5, "image_fraction_overcounted", schedule, prototypes, views)
-    assert CSS.configure("paper", temperature=0.2).indicator_temperature == 0.2  # one τ
+    paper: Any = CSS.configure("paper", temperature=0.2)
+    assert paper.indicator_temperature == 0.2  # one τ
     with pytest.raises(ValueError, match="css has no preset 'exact'; it has default, paper, published"):
         CSS.configure("exact")
     with pytest.raises(ValueError, match="cutmix has no preset 'paper'"):
@@ -193,8 +194,8 @@ def test_presets_are_those_of_the_specification() -> None:
     ],
 )
 def test_the_rows_of_table_6_are_one_setting(indicator: str, gates: tuple[str, ...]) -> None:
-    assert CSS.configure(indicator=indicator).gates == gates
-    assert CSS.configure(indicator=indicator, valid_gate="confidence").gates == (gates[0], "confidence", gates[2])
+    assert gates_and_thresholds(indicator=indicator)[0] == gates
+    assert gates_and_thresholds(indicator=indicator, valid_gate="confidence")[0] == (gates[0], "confidence", gates[2])
 
 
 def two_spaces(monkeypatch: pytest.MonkeyPatch, method: CSS, logits: torch.Tensor, cosines: torch.Tensor) -> None:
@@ -346,7 +347,7 @@ def labels_of(method: CSS, batch: Any, progress: float) -> tuple[torch.Tensor, .
 @pytest.mark.parametrize("strategy", ["mix", "cross", "representations"])
 def test_prototypes_label_after_the_warm_up_only(strategy: str) -> None:
     torch.manual_seed(0)
-    settings: ClassVar = OPEN | {"pseudo_labelling": strategy, "prototype_warm_up": 0.3, "cross_warm_up": 0.3}
+    settings: dict[str, Any] = OPEN | {"pseudo_labelling": strategy, "prototype_warm_up": 0.3, "cross_warm_up": 0.3}
     method = make_method(CSS, STILL, **settings)
     assert isinstance(method, CSS)
     batch = make_batch(num_labelled=6)
@@ -403,10 +404,8 @@ def test_gates_reject_and_padding_is_never_labelled() -> None:
 def test_css_without_contrast_is_cutmix() -> None:
     """One code path: with the contrast's weight 0 the logits row takes exactly CutMix's step."""
     totals = []
-    for method_class, settings in (
-        (CutMix, {}),
-        (CSS, {"pseudo_labelling": "logits", "contrast_weight": 0.0, "num_queries": 4, "num_negatives": 4}),
-    ):
+    logits: dict[str, Any] = {"pseudo_labelling": "logits", "contrast_weight": 0.0, "num_queries": 4, "num_negatives": 4}
+    for method_class, settings in ((CutMix, {}), (CSS, logits)):
         torch.manual_seed(0)
         reference = make_method(CSS, STILL)  # both start from the same segmenter, though their heads differ in number
         method = make_method(method_class, STILL, unsup_threshold=0.3, **settings)

@@ -97,5 +97,5 @@ def test_errors_name_the_value_and_the_remedy(encoder: str, output_stride: int, 
 
 def test_rates_follow_the_output_stride_unless_given() -> None:
     for changes, rates in (({"output_stride": 8}, [12, 24, 36]), ({"output_stride": 8, "aspp_rates": (2, 3)}, [2, 3])):
-        branches = list(make("resnet18", **changes).decoder.aspp.branches)[1:]  # type: ignore[arg-type]
+        branches = list(make("resnet18", **changes).decoder.aspp.branches)[1:]
         assert [branch[0].dilation[0] for branch in branches] == rates  # type: ignore[index]

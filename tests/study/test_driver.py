@@ -105,7 +105,7 @@ def test_a_grid_and_a_search_come_to_their_end(spec: dict[str, Any]) -> None:
 def test_a_study_that_exists_is_not_begun_again(spec: dict[str, Any]) -> None:
     study(spec).run()
     before = Path("runs/small/journal.jsonl").read_bytes()
-    with pytest.raises(StudyExistsError, match="`css-ray study resume small` continues it"):
+    with pytest.raises(StudyExistsError, match="it continues with: css-ray study resume small"):
         study(spec).run()
     assert Path("runs/small/journal.jsonl").read_bytes() == before
 

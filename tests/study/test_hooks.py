@@ -97,7 +97,7 @@ def test_a_command_gets_the_study_in_its_environment_and_the_summary_on_its_inpu
 
 
 def test_a_command_that_fails_says_how() -> None:
-    with pytest.raises(HookError, match="ended with status 3"):
+    with pytest.raises(HookError, match="exited with status 3"):
         run_command("exit 3", SUMMARY, "runs")
     # One that does not read its input has done nothing wrong.
     run_command("true", SUMMARY | {"table": "x" * 10**6}, "runs")

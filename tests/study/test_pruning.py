@@ -440,7 +440,7 @@ def test_the_median_waits_and_says_why() -> None:
 
 
 def test_brackets_depend_on_the_trial_alone() -> None:
-    config: Any = PRUNERS["hyperband"].Config(grace=1 / 9)
+    config: Any = PRUNERS["hyperband"].Config(grace=1 / 9)  # type: ignore[call-arg]
     brackets = [bracket_of(trial, config) for trial in range(3000)]
     # Sizes ceil(3 * 9 / 3), ceil(3 * 3 / 2), ceil(3 * 1 / 1) of the paper's formula.
     assert [brackets.count(bracket) / 3000 for bracket in range(3)] == pytest.approx([9 / 17, 5 / 17, 3 / 17], abs=0.03)
@@ -463,7 +463,9 @@ EVALUATIONS = (4, 8, 12)
 def study_of(seed: int, trials: int = 25) -> np.ndarray:
     """[trials, 3 splits, 3 evaluations]: random curves."""
     generator = np.random.default_rng(seed)
-    return 50 + 10 * generator.random((trials, 1, 1)) + np.array([0, 3, 5]) + 2 * generator.standard_normal((trials, 3, 3))
+    level, noise = generator.random((trials, 1, 1)), generator.standard_normal((trials, 3, 3))
+    curves: np.ndarray = 50 + 10 * level + np.array([0, 3, 5]) + 2 * noise
+    return curves
 
 
 def steps(trials: np.ndarray, rule: Pruner, fresh: bool = False) -> Iterator[tuple[int, int, int]]:
@@ -585,13 +587,13 @@ def test_optuna_is_told_the_truth() -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"pruner": "MedainPruner"}, "pruner 'MedainPruner' is not a pruner of Optuna (did you mean MedianPruner?)"),
-        ({"pruner": "NopPruner", "settings": {}}, "pruner 'NopPruner' is not a pruner of Optuna"),
-        ({"pruner": "MedianPruner", "settings": {"startup_trials": 3}}, "MedianPruner has no setting startup_trials (did you mean n_startup_trials?)"),
-        ({"pruner": "PercentilePruner"}, "settings: PercentilePruner needs percentile"),
+        ({"pruner": "MedainPruner"}, "pruner must be a pruner of Optuna, got 'MedainPruner' (did you mean MedianPruner?)"),
+        ({"pruner": "NopPruner", "settings": {}}, "pruner must be a pruner of Optuna, got 'NopPruner'; known: HyperbandPruner, "),
+        ({"pruner": "MedianPruner", "settings": {"startup_trials": 3}}, "settings.startup_trials is unknown to MedianPruner (did you mean n_startup_trials?)"),
+        ({"pruner": "PercentilePruner"}, "settings.percentile is missing, and PercentilePruner needs it"),
         ({"pruner": "PercentilePruner", "settings": {"percentile": 120}}, "Percentile must be between 0 and 100 inclusive"),
         ({"pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": "MedianPruner"}}, "must be a mapping of pruner and settings, got 'MedianPruner'"),
-        ({"pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": {"pruner": "Median"}}}, "settings.wrapped_pruner.pruner 'Median' is not a pruner of Optuna (did you mean MedianPruner?)"),
+        ({"pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": {"pruner": "Median"}}}, "settings.wrapped_pruner.pruner must be a pruner of Optuna, got 'Median' (did you mean MedianPruner?)"),
     ],
 )  # fmt: skip
 def test_a_pruner_that_optuna_lacks_is_named(settings: dict[str, Any], problem: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -33,17 +35,19 @@ def search(**changes: object) -> Search:
     return Search(**{**settings, **changes})  # type: ignore[arg-type]
 
 
-def score(params: dict) -> float:
-    return -((params["method.hard_threshold"] - 0.7) ** 2)
+def score(params: Mapping[str, Any]) -> float:
+    return -((float(params["method.hard_threshold"]) - 0.7) ** 2)
 
 
-def results_of(drawn: list[dict]) -> list[Result]:
+def results_of(drawn: list[dict[str, Any]]) -> list[Result]:
     return [Result("finished", (score(params),)) for params in drawn]
 
 
-def sequence(settings: Search, count: int, lag: int = 1, resumed_at: int | None = None, space: dict = SPACE) -> list[dict]:
+def sequence(
+    settings: Search, count: int, lag: int = 1, resumed_at: int | None = None, space: Mapping[str, Distribution] = SPACE
+) -> list[dict[str, Any]]:
     """The first trials of a search; with `resumed_at` a new Sampling goes on there from what is known."""
-    drawn: list[dict] = []
+    drawn: list[dict[str, Any]] = []
     sampling = Sampling(settings, space)
     for index in range(count):
         if index == resumed_at:
@@ -95,7 +99,7 @@ def test_grid_visits_every_point_once() -> None:
         "method.negatives": Distribution("choice", ("shared", "per_anchor")),
     }
     sampling = Sampling(search(sampler="grid", first=[]), space)
-    drawn: list[dict] = []
+    drawn: list[dict[str, Any]] = []
     for _ in range(6):
         drawn.append(sampling.suggest(drawn, [Result("failed")] * len(drawn)))
     assert [tuple(params.values()) for params in drawn] == [
@@ -105,11 +109,11 @@ def test_grid_visits_every_point_once() -> None:
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes"])
 def test_what_is_not_feasible_is_not_drawn(sampler: str) -> None:
-    def feasible(params: dict) -> bool:
-        return params["method.hard_threshold"] < 0.6  # a fifth of the space
+    def feasible(params: Mapping[str, Any]) -> bool:
+        return bool(params["method.hard_threshold"] < 0.6)  # a fifth of the space
 
     sampling = Sampling(search(sampler=sampler, first=[]), NUMBERS, feasible=feasible)
-    drawn: list[dict] = []
+    drawn: list[dict[str, Any]] = []
     for _ in range(12):
         drawn.append(sampling.suggest(drawn, results_of(drawn)))
     assert all(feasible(params) for params in drawn)
@@ -136,7 +140,7 @@ def test_optuna_is_told_how_trials_ended(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_mean_and_std_are_two_objectives() -> None:
     sampling = Sampling(search(sampler="nsga2", first=[]), SPACE, Objective(aggregate="mean_and_std"))
-    drawn: list[dict] = []
+    drawn: list[dict[str, Any]] = []
     for _ in range(8):
         results = [Result("finished", (score(params), params["method.hard_threshold"])) for params in drawn]
         drawn.append(sampling.suggest(drawn, results))

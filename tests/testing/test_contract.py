@@ -202,7 +202,7 @@ def test_a_batch_is_its_seed_and_has_what_a_real_one_has() -> None:
     batch, again, other = make_batch(3, 5, 2), make_batch(3, 5, 2), make_batch(4, 5, 2)
     assert torch.equal(batch.labelled_images, again.labelled_images) and not torch.equal(batch.labels, other.labels)
     assert batch.labelled_images.shape == (5, 3, SIZE, SIZE) and batch.unlabelled_valid.shape == (2, SIZE, SIZE)
-    assert set(batch.labels.unique().tolist()) == {*range(NUM_CLASSES), IGNORE_INDEX}
+    assert set(batch.labels.unique().tolist()) == {*range(NUM_CLASSES), IGNORE_INDEX}  # type: ignore[no-untyped-call]
     assert 0 < (~batch.unlabelled_valid).sum() < batch.unlabelled_valid.sum()
 
 

@@ -45,7 +45,7 @@ def spec(method: str, train: dict[str, Any]) -> RunSpec:
     model = {"encoder": "tiny", "output_stride": 4, "pretrained": False}
     small = {"decoder_channels": 8, "low_level_channels": 4, "representation_dim": 8}
     data = {"crop": 32, "labelled_batch": 2, "unlabelled_batch": 2, "val_batch": 4, "loader_workers": 0}
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "data": data,
         "model": model | small,
         "views": {},

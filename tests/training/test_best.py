@@ -159,7 +159,7 @@ def describe(segmenter: Segmenter, model: ModelConfig, **changes: Any) -> BestDe
 
 
 def test_a_pretrained_network_is_rebuilt_without_its_weights_file(tmp_path: Path) -> None:
-    small = {"encoder": "resnet18", "output_stride": 16, "decoder_channels": 8, "low_level_channels": 4}
+    small: dict[str, Any] = {"encoder": "resnet18", "output_stride": 16, "decoder_channels": 8, "low_level_channels": 4}
     model = ModelConfig(**small, pretrained=str(tmp_path / "private" / "weights.pth"), aspp_rates=(2, 3))
     torch.manual_seed(0)
     source = make_segmenter(dataclasses.replace(model, pretrained=False), 2, representation=False).eval()
@@ -196,7 +196,10 @@ def change(**fields: Any) -> Callable[[Path], None]:
 
 
 def cut(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-200]) and None
+    def edit(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-200])
+
+    return edit
 
 
 def flip(folder: Path) -> None:

@@ -174,7 +174,7 @@ def test_each_image_counts_once_however_many_ranks_there_are(tmp_path: Path) -> 
     for found in alone:
         assert found["num_images"] == NUM_IMAGES
         assert found["pixel_accuracy"] == pytest.approx(100 * matrix.diagonal().sum() / matrix.sum())
-    multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=3)
+    multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=3)  # type: ignore[attr-defined, no-untyped-call]
     for rank in range(3):
         result = torch.load(tmp_path / f"result{rank}.pt", weights_only=True)
         assert result[3] == alone  # to the last digit: counts are added, not scores

@@ -14,7 +14,8 @@ import torch.multiprocessing
 from torch import Tensor
 
 from css_ray import distributed
-from css_ray.methods import METHODS, Method
+from css_ray.functional import windows
+from css_ray.methods import METHODS, CutMix, Method, Supervised
 from css_ray.models import ModelConfig, Segmenter, make_segmenter
 from css_ray.training import evaluate
 from css_ray.training.loop import Fit, NonFiniteLossError, fit
@@ -214,12 +215,13 @@ def test_a_resumed_run_that_fails_names_the_checkpoint_it_came_from(tmp_path: Pa
         run(make_method("supervised"), config, make_batches=poisoned, checkpoint=checkpoint)
 
 
-class Diagnosed(METHODS["supervised"]):  # type: ignore[misc, name-defined]
+class Diagnosed(Supervised):
     """Says, when asked, at which step it was asked and what is not finite."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.step, self.asked = 0, []
+        self.step = 0
+        self.asked: list[int] = []
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         losses = super().forward(batch, progress)
@@ -261,7 +263,7 @@ def unlabelled_batches() -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-class Guessing(METHODS["cutmix"]):  # type: ignore[misc, name-defined]
+class Guessing(CutMix):
     """Its pseudo-labels come from the teacher, with a gate."""
 
     def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
@@ -308,7 +310,7 @@ def test_sliding_windows_need_the_crop_before_anything_is_trained() -> None:
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 def test_windows_are_the_training_crop(average: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, ...]] = []
-    sliding_window = evaluate.sliding_window
+    sliding_window = windows.sliding_window
 
     def watched(predict: Callable[[Tensor], Tensor], images: Tensor, window: int, average: Any) -> Tensor:
         seen.append((tuple(images.shape), window, average))
@@ -391,7 +393,7 @@ def _uneven_rank(rank: int, folder: str, world_size: int) -> None:
 
 def test_ranks_agree_on_what_only_one_of_them_sees() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_uneven_rank, (folder, 2), nprocs=2)
+        torch.multiprocessing.spawn(_uneven_rank, (folder, 2), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
         first, second = (torch.load(Path(folder) / f"result{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["steps"] == second["steps"] == [2.25, 4.25]  # the mean of step and step + 1/2
     assert first["scored"] == second["scored"] and first["scored"]["pseudo/kept/all"] == 100
@@ -413,7 +415,7 @@ def _rank(rank: int, folder: str, world_size: int) -> None:
 
 def test_two_ranks_end_with_the_same_network_prototypes_and_scores() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (folder, 2), nprocs=2)
+        torch.multiprocessing.spawn(_rank, (folder, 2), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
         first, second = (torch.load(Path(folder) / f"result{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["last"] == second["last"]
     assert first["logs"] == second["logs"]  # curves are means over the ranks

@@ -144,7 +144,7 @@ def test_images_without_masks_are_trained_on_unlabelled(mixed: Path, method: str
     def watched(self: Any, batch: Batch, progress: float) -> Any:
         labelled.append(sorted(numbers(batch.labelled_images)))
         unlabelled.extend(numbers(batch.unlabelled_images))
-        learned.update(batch.labels.unique().tolist())
+        learned.update(batch.labels.unique().tolist())  # type: ignore[no-untyped-call]
         return forward(self, batch, progress)
 
     def all_dark(self: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -154,8 +154,9 @@ def test_images_without_masks_are_trained_on_unlabelled(mixed: Path, method: str
     monkeypatch.setattr(METHODS[method], "forward", watched)
     monkeypatch.setattr(METHODS[method], "pseudo_labels", all_dark)
     asked = spec(method, {"iterations": 3, "evaluate_every": 3})
-    asked.settings["data"] |= {"dataset": "folder", "root": str(mixed), "labelled": 2, "nested_splits": True}
-    asked.settings["data"] |= {"labelled_list": None, "unlabelled_list": None}
+    settings: Any = asked.settings
+    settings["data"] |= {"dataset": "folder", "root": str(mixed), "labelled": 2, "nested_splits": True}
+    settings["data"] |= {"labelled_list": None, "unlabelled_list": None}
     prepared = prepare(asked)
     chosen = sorted(map(int, prepared.split.labelled))
     (spare,) = set(MASKED) - set(chosen)
@@ -173,8 +174,9 @@ def test_images_without_masks_are_trained_on_unlabelled(mixed: Path, method: str
 
 def test_more_labels_than_masks_are_one_error(mixed: Path) -> None:
     asked = spec("cutmix", {})
-    asked.settings["data"] |= {"dataset": "folder", "root": str(mixed), "labelled": 4, "nested_splits": True}
-    asked.settings["data"] |= {"labelled_list": None, "unlabelled_list": None}
+    settings: Any = asked.settings
+    settings["data"] |= {"dataset": "folder", "root": str(mixed), "labelled": 4, "nested_splits": True}
+    settings["data"] |= {"labelled_list": None, "unlabelled_list": None}
     with pytest.raises(
         ValueError, match="cannot label 4 images: 3 of the 8 training images of mixed have a mask; label 1 to 3"
     ):

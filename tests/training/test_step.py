@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_a_step_is_what_it_says_bit_for_bit(name: str, precision: Any) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             total = torch.stack(list(plain(batch(), step / 4).terms.values())).sum()
         by_hand.zero_grad()
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         by_hand.step()
         plain.after_step()
     for key, value in plain.state_dict().items():
@@ -97,17 +98,20 @@ def test_a_step_calls_the_module_and_what_follows_an_update_is_the_methods() -> 
 
 def test_the_package_has_one_step() -> None:
     package = Path(css_ray.__file__).parent
+    # The contract that methods are tested by, if the package ships it, takes steps of its own: they are an oracle.
+    files = [path for path in sorted(package.rglob("*.py")) if path.relative_to(package).parts[0] != "testing"]
     for call in (".backward(", ".after_step(", ".zero_grad("):
-        found = [path.relative_to(package).as_posix() for path in sorted(package.rglob("*.py")) if call in path.read_text()]
+        found = [path.relative_to(package).as_posix() for path in files if call in path.read_text()]
         assert found == ["training/step.py"], call
 
 
 def test_a_method_is_placed_as_its_settings_say() -> None:
-    method = make_method("css")
+    method: Any = make_method("css")
     place_method(method, TrainConfig(channels_last=True), "cpu")
     weight = method.student.logits_head[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    place_method(plain := make_method("css"), TrainConfig(), "cpu")
+    plain: Any = make_method("css")
+    place_method(plain, TrainConfig(), "cpu")
     assert plain.student.logits_head[0].weight.is_contiguous()
 
 
@@ -122,7 +126,7 @@ def test_the_time_of_a_step_is_the_median_after_a_warm_up(name: str, monkeypatch
 
     clock = iter([0, 50, 100, 103, 200, 201, 300, 308])  # steps of 50 (the warm-up), 3, 1 and 8 seconds
     monkeypatch.setattr(timing, "train_step", watched)
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     seconds = timing.seconds_per_step(
         make_method(name),
         TrainConfig(compile=True),  # which would take longer than this test may

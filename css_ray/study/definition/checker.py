@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import types
@@ -174,7 +175,7 @@ class Checker:
         try:
             return config(**{**defaults(), **as_tuples(value)})
         except ConfigError as error:
-            self.add(*(Problem(f"{path}.{problem.path}", problem.sentence) for problem in error.problems))
+            self.add(*(dataclasses.replace(problem, path=f"{path}.{problem.path}") for problem in error.problems))
             return None
 
     def encoder(self, path: str, name: Any) -> None:

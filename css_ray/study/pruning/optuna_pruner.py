@@ -143,7 +143,7 @@ def _optuna_pruner(name: str, settings: Mapping[str, Any]) -> Any:
 def _optuna_problems(above: str, name: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with a pruner's name and settings; `above` is where both are, such as `settings.wrapped_pruner.`."""
     if name not in OPTUNA_PRUNERS:
-        yield Problem(f"{above}pruner", f"{name!r} is not a pruner of Optuna{did_you_mean(name, OPTUNA_PRUNERS)}")
+        yield Problem(f"{above}pruner", f"must be a pruner of Optuna, got {name!r}{did_you_mean(name, OPTUNA_PRUNERS)}")
         return
     import optuna
 
@@ -152,10 +152,11 @@ def _optuna_problems(above: str, name: str, settings: Mapping[str, Any]) -> Iter
     del parameters["self"]
     if unknown := [key for key in settings if key not in parameters]:
         for key in unknown:
-            yield Problem(path, f"{name} has no setting {key}{did_you_mean(key, parameters)}")
+            yield Problem(f"{path}.{key}", f"is unknown to {name}{did_you_mean(key, parameters)}", joint=" ")
         return
     if missing := [key for key, value in parameters.items() if value.default is value.empty and key not in settings]:
-        yield Problem(path, f"{name} needs {' and '.join(missing)}")
+        for key in missing:
+            yield Problem(f"{path}.{key}", f"is missing, and {name} needs it", joint=" ")
         return
     wrapped = settings.get("wrapped_pruner")
     if wrapped is not None:
@@ -174,4 +175,4 @@ def _optuna_problems(above: str, name: str, settings: Mapping[str, Any]) -> Iter
     try:
         _optuna_pruner(name, settings)
     except (TypeError, ValueError) as error:
-        yield Problem(path, f"{name} does not accept them: {str(error).rstrip('.')}")
+        yield Problem(path, f"are refused by {name}: {str(error).rstrip('.')}", joint=" ")

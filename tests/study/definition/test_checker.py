@@ -218,8 +218,8 @@ def test_a_value_of_several_types_is_one_problem() -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"n_startup_trials": -1}, "settings: MedianPruner does not accept them: Number of startup trials cannot be negative"),
-        ({"startup_trials": 3}, "settings: MedianPruner has no setting startup_trials (did you mean n_startup_trials?)"),
+        ({"n_startup_trials": -1}, "settings are refused by MedianPruner: Number of startup trials cannot be negative"),
+        ({"startup_trials": 3}, "settings.startup_trials is unknown to MedianPruner (did you mean n_startup_trials?)"),
         (7, "settings: must be a mapping, got 7"),
     ],
 )
@@ -234,7 +234,7 @@ def test_a_wrong_wrapped_pruner_of_optuna_has_its_path() -> None:
     patient = {"name": "optuna", "pruner": "PatientPruner", "settings": {"patience": 1, "wrapped_pruner": wrapped}}
     (found,) = problems(grid=None, search={**SEARCH, "pruners": [{"name": "paired"}, patient]})
     where = "search.pruners[1].settings.wrapped_pruner.settings"
-    assert found == f"{where}: MedianPruner has no setting n_startup_trial (did you mean n_startup_trials?)"
+    assert found == f"{where}.n_startup_trial is unknown to MedianPruner (did you mean n_startup_trials?)"
 
 
 def test_the_tiny_encoder_has_no_weights_to_load() -> None:
@@ -303,7 +303,7 @@ def test_only_what_is_wrong_is_blamed(junk: Any) -> None:
 
 
 def test_whatever_a_file_holds_the_answer_is_a_study_or_its_problems() -> None:
-    values = itertools.cycle([{}, "", 0, None, "s3://user:word@host/bucket", 10**30, float("nan"), []])
+    values: Iterator[Any] = itertools.cycle([{}, "", 0, None, "s3://user:word@host/bucket", 10**30, float("nan"), []])
     for wrong, _, _ in leaves(RICH):
         spec = copy.deepcopy(RICH)
         container, key = next((container, key) for path, container, key in leaves(spec) if path == wrong)

@@ -30,7 +30,7 @@ def test_yaml_traps(tmp_path: Path) -> None:
 
 
 def test_a_mapping_may_take_over_another() -> None:
-    from css_ray.study.definition.file import StudyLoader
+    from css_ray.study.definition.yaml_file import StudyLoader
 
     text = "a: &a {name: css, row: A}\nb: {<<: *a, row: B}\n"
     assert yaml.load(text, Loader=StudyLoader) == {"a": {"name": "css", "row": "A"}, "b": {"name": "css", "row": "B"}}
