@@ -347,7 +347,7 @@ def test_a_search_that_did_not_finish_is_not_confirmed(fault: str, file: Path, m
 
 def test_a_warning_of_a_study_points_at_who_ran_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Rayless.install(monkeypatch, score)
-    with pytest.warns(UserWarning, match="the command of --on-finish ended with status 3") as warned:
+    with pytest.warns(UserWarning, match="the command of --on-finish exited with status 3") as warned:
         Study.load(file, set=CONFIRMED).run(on_finish="exit 3")
     assert [warning.filename for warning in warned] == [__file__] * 2  # of the search and of its confirmation
 

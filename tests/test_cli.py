@@ -450,7 +450,7 @@ def test_what_goes_wrong_in_telling_is_a_warning(file: Path, runner: type[FakeRu
     monkeypatch.setenv("CSS_RAY_WEBHOOK", "http://ann:s3cret@127.0.0.1:9/s3cret?s3cret")
     result = run_search(file, "--on-finish", "exit 3")
     assert result.exit_code == 0, result.output
-    assert "warning: the command of --on-finish ended with status 3" in result.output
+    assert "warning: the command of --on-finish exited with status 3" in result.output
     assert "warning: the webhook at http://127.0.0.1:9 did not accept the summary: Connection refused" in result.output
     assert "s3cret" not in result.output
 

@@ -77,7 +77,7 @@ def run_command(command: str, summary: Mapping[str, Any], storage: str, *, secon
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if process.returncode:
-        raise HookError(f"the command of --on-finish ended with status {process.returncode}")
+        raise HookError(f"the command of --on-finish exited with status {process.returncode}")
 
 
 def post(url: str, summary: Mapping[str, Any], *, seconds: float = WEBHOOK_SECONDS) -> None:

@@ -125,7 +125,8 @@ def test_what_depends_on_classes_that_were_assumed_is_no_warning(data: Path, kno
     assert "out of reach" not in result.output and "warning" not in result.output.lower()
 
 
-def test_a_warning_of_pythons_is_shown_in_words(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("default:valid_threshold")
+def test_a_warning_of_pythons_is_shown_in_words(data: Path) -> None:
     """In a run by itself nothing but the method says that a threshold is out of reach."""
     grid = {"method": [{"name": "css", "preset": "paper", "valid_threshold": 0.95, "num_queries": 8, "num_negatives": 8}]}
     result = call("train", study(data, grid=grid), "--device", "cpu")
