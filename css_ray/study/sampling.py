@@ -172,7 +172,9 @@ class Sampling:
             return samplers.CmaEsSampler(seed=seed, n_startup_trials=1, warn_independent_sampling=False)
         if search.sampler == "qmc":
             # The scrambling must be the same for every trial: the sequence is what spreads them evenly.
-            return samplers.QMCSampler(scramble=True, seed=derived_seed(search.seed), warn_asynchronous_seeding=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return samplers.QMCSampler(scramble=True, seed=derived_seed(search.seed), warn_asynchronous_seeding=False)
         if search.sampler == "nsga2":
             return samplers.NSGAIISampler(seed=seed, population_size=max(2, search.startup_trials))
         # Running trials count as bad ones (constant_liar, Optuna's default), so that neighbours do not try the same.

@@ -111,7 +111,7 @@ def whole_journal() -> list[Event]:
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite file with MLflow's tables, which take seconds to make."""
     folder = tmp_path_factory.mktemp("schema")
-    with pytest.raises(LookupError, match="study sync nothing"):
+    with pytest.raises(LookupError, match="has no study 'nothing'"):
         tracking.read_records(tracking.default_uri(folder), "nothing")
     file = folder / "mlflow.db"
     with closing(sqlite3.connect(file)) as database:
