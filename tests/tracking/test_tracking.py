@@ -554,6 +554,7 @@ def test_port_in_use_is_named_before_anything_starts(silent_port: int, tmp_path:
 
 
 def test_ui_command_with_a_port_in_use_is_bad_input(silent_port: int, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()
     from click.testing import CliRunner
 
     from css_ray_cli.ui import ui
