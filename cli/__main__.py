@@ -1,4 +1,4 @@
-"""`python -m css_ray_cli`: the command `css-ray` where only the packages are, as on a cluster to which they were sent."""
+"""`python -m css_ray_cli`: the command `css-ray` where only the packages exist, as on a cluster to which they were sent."""
 
 import sys
 

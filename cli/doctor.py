@@ -54,7 +54,7 @@ class Wrong(Exception):
 
 
 def _python() -> str:
-    # That it is new enough is known: pip installs css-ray on no older one.
+    # Python is known to be new enough: pip installs css-ray on no older one.
     return platform.python_version()
 
 

@@ -1,4 +1,4 @@
-"""How a command fails: one clear message, and an exit code that tells a wrong input from a failure."""
+"""How a command fails: one clear message, and an exit code that distinguishes wrong input from a failure."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ ASCII = str.maketrans(
 MAX_ROWS = 40  # of `status`; while the study runs, the number that fits the window
 MAX_TROUBLES = 3
 BEST_ROWS = 3
-QUIET_SECONDS = 120.0  # without an event, before the view says so
+QUIET_SECONDS = 120.0  # without an event, before the view reports it
 PLAIN_SECONDS = 30.0  # between two lines if there is no terminal
 
 _GAP = 2  # columns between two columns of the table
@@ -109,7 +109,7 @@ def headline(standing: Study, labels: Mapping[int, str], now: float) -> list[str
         worth.append(f"{hours:.{2 if hours < 100 else 0}f} {'' if bound is None else f'of {bound:g} '}{device}-hours")
     if standing.status == "running":
         quiet = now - standing.latest
-        # A study that stands still has no pace, and one whose driver was killed cannot report that itself.
+        # A stalled study has no pace, and one whose driver was killed cannot report that itself.
         worth.append(
             f"nothing new for {duration(quiet)}" if quiet > QUIET_SECONDS else f"left {duration(standing.seconds_left(now))}"
         )

@@ -283,7 +283,7 @@ class Study:
     def _run_and_tell(
         self, address: str | None, audience: Audience, on_finish: str | None, webhook: str | None, *, resume: bool
     ) -> Outcome:
-        """Drive the study, and tell of its end."""
+        """Drive the study, and report its end."""
         try:
             outcome = self._drive(address, audience, resume=resume)
         except (OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""What the events of a journal say about time: how long drivers worked, how long runs trained, and by how many workers."""
+"""What the events of a journal record about time: how long drivers worked, how long runs trained, and by how many workers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class WallTime:
     seconds: from the start or a resume to the latest event before the next. latest: the time up to which they count.
 
     Events come late, the clocks of two nodes differ, and a clock may be set back. So an event adds no more than has passed
-    since the latest of all, and than has passed since the one before it of the same run (or of the driver). Where that is
-    negative the clock was set back: nothing is known of that moment, and counting goes on from it, as it does from each event
+    since the latest of all, and than has passed since the one before it of the same run (or of the driver). If that is
+    negative the clock was set back: nothing is known of that moment, and counting continues from it, as it does from each event
     of the driver.
     """
 
@@ -67,9 +67,9 @@ class RunTimes:
             return 0.0
         trial = event.trial
         clock = self._clocks.setdefault((trial, event.split), _Clock(now, now))
-        # A negative gap is a clock that was set back: nothing is known of that moment, and counting goes on from it.
+        # A negative gap is a clock that was set back: nothing is known of that moment, and counting continues from it.
         gap = max(0.0, now - clock.latest)
-        # By their times, not by their place in the journal: what a run told just before a kill is written after the resume.
+        # By their times, not by their place in the journal: what a run reported just before a kill is written after the resume.
         position = bisect.bisect_right(self._resumes, clock.latest)
         if position < len(self._resumes) and self._resumes[position] <= now:
             gap = min(now - self._resumes[position], max(0.0, clock.latest - clock.saved))
@@ -82,7 +82,7 @@ class RunTimes:
 
 
 class RunSizes:
-    """How many workers train the runs, from `run_started` and `run_resized`. latest: of the run that told of it last."""
+    """How many workers train the runs, from `run_started` and `run_resized`. latest: of the run that reported it last."""
 
     def __init__(self) -> None:
         self.latest: int | None = None
@@ -91,7 +91,7 @@ class RunSizes:
     def event(self, event: Event, otherwise: int) -> int:
         """Take one event into account; returns how many workers have trained its run up to it.
 
-        otherwise: where the journal does not tell.
+        otherwise: the number if the journal does not record it.
         """
         if not isinstance(event, RunEvent):
             return otherwise

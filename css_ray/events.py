@@ -120,7 +120,7 @@ class StudyContinued(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyInterrupted(Event):
-    """The driver was told to stop."""
+    """The driver was asked to stop."""
 
     kind: ClassVar[str] = "study_interrupted"
     reason: str
@@ -135,7 +135,7 @@ class StudyResumed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyFinished(Event):
-    """Nothing is left to do, or no more will be done. best_trial: the first of the ranking, None where it is empty."""
+    """Nothing is left to do, or no more will be done. best_trial: the first of the ranking, None if it is empty."""
 
     kind: ClassVar[str] = "study_finished"
     status: Literal["finished", "failed", "budget"]
@@ -186,7 +186,7 @@ class TrialRetried(TrialEvent):
 class TrialFinished(TrialEvent):
     """A trial ended.
 
-    status: finished, on all splits; partial, where some runs failed for reasons of their own; pruned, by a verdict; failed,
+    status: finished, on all splits; partial, if some runs failed for reasons of their own; pruned, by a verdict; failed,
     where its machinery did. values: by split (as text, for JSON); mean, std (ddof 1) and n are of these.
     """
 
@@ -361,5 +361,5 @@ def _fitting(hint: Any) -> tuple[str, Callable[[Any], bool]]:
 
 
 def specs(events: typing.Iterable[Event]) -> list[Mapping[str, Any]]:
-    """The study as it stood at its start and after each extension."""
+    """The study as it was at its start and after each extension."""
     return [event.spec for event in events if isinstance(event, StudyStarted | StudyExtended)]

@@ -41,7 +41,7 @@ def mean_std(values: Sequence[float], ddof: int = 1) -> tuple[float | None, floa
     """Mean and standard deviation of the values of a trial's splits, in their own unit.
 
     ddof 1 (default) is the sample standard deviation; ddof 0 the population's, 0.816 times as large at three splits. The paper
-    does not say which it prints. Both are None without values; the std is None where there are not more than ddof values.
+    does not say which it prints. Both are None without values; the std is None if there are not more than ddof values.
     """
     if not values:
         return None, None

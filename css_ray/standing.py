@@ -159,7 +159,7 @@ class TrialStanding:
 class Trouble:
     """Why a run or a whole trial (`split` None) failed, was pruned, or lost some of its steps and continued (status retried).
 
-    step: None where the reason has it.
+    step: None if the reason has it.
     """
 
     trial: int

@@ -51,7 +51,7 @@ def locate(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(str(place))
     except (OSError, ValueError) as error:
         secret = str(place).partition("://")[2]
-        raise ValueError(f"{shown(place)} is no place that css-ray can open: {str(error).replace(secret, '...')}") from None
+        raise ValueError(f"{shown(place)} is not a place that css-ray can open: {str(error).replace(secret, '...')}") from None
     if isinstance(filesystem, pyarrow.fs.S3FileSystem):
         filesystem = _patient(filesystem)
     return filesystem, path.rstrip("/")
@@ -89,7 +89,7 @@ def read_blocks(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[bytes]
 
 
 def send(file: Path, filesystem: pyarrow.fs.FileSystem, path: str) -> None:
-    """Copy a local file to a path; returns once it is there whole, and raises OSError where it is not.
+    """Copy a local file to a path; returns once it is there whole, and raises OSError if it is not.
 
     `pyarrow.fs.copy_files` does neither: it returns before the store has taken a file, and drops the error where it takes none.
     """
@@ -101,7 +101,7 @@ def send(file: Path, filesystem: pyarrow.fs.FileSystem, path: str) -> None:
 def receive(filesystem: pyarrow.fs.FileSystem, path: str, folder: Path) -> None:
     """Copy the files right in the folder `path` to a local one, which is made.
 
-    Raises FileNotFoundError if there is no such folder, OSError where a file cannot be read whole.
+    Raises FileNotFoundError if there is no such folder, OSError if a file cannot be read whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for info in filesystem.get_file_info(pyarrow.fs.FileSelector(path)):

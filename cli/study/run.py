@@ -219,7 +219,7 @@ def conduct(
     webhook: str | None,
     resume: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Run the study, or resume it with overrides, watched, and exit with the code that says how it ended."""
+    """Run the study, or resume it with overrides, watched, and exit with the code for how it ended."""
     # Not the webhook: its URL is often a secret.
     more = [*(("--address", address) if address else ()), *(("--on-finish", on_finish) if on_finish else ())]
     again = study_command("resume", study_.name, study_.storage, *more)

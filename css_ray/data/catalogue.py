@@ -19,7 +19,7 @@ from .voc import voc_source
 from .writing import ParallelMap, Source, in_processes, write_dataset
 
 Reader = Callable[[Path | None, tuple[int, int] | None], Source]
-"""(where the original files lie, (width, height) to resize to) -> source; None where the user gave nothing."""
+"""(where the original files lie, (width, height) to resize to) -> source; None if the user gave nothing."""
 
 
 def _digits(root: Path | None, resize: tuple[int, int] | None) -> Source:
@@ -52,7 +52,7 @@ def make_source(
 
     root: where the original files lie. resize: (width, height) in pixels of all images and masks; as they are if None.
 
-    Raises FileNotFoundError where a file or folder is absent, ValueError with all that is wrong in the description.
+    Raises FileNotFoundError if a file or folder is absent, ValueError with all that is wrong in the description.
     """
     root = None if root is None else Path(root)
     if (reader := DATASETS.get(str(name_or_description))) is not None:
@@ -79,7 +79,7 @@ def prepare(
     out: a folder, or a URL that pyarrow's file systems open. root, resize: as for `make_source`.
     progress: called after each shard with how many images are done, and of how many. spread: see `write_dataset`.
 
-    Raises FileNotFoundError where a file or folder is absent, ValueError with all that is wrong in description or images,
+    Raises FileNotFoundError if a file or folder is absent, ValueError with all that is wrong in description or images,
     FileExistsError if `out` holds anything else.
     """
     source = make_source(name_or_description, root, resize, out)
@@ -96,12 +96,12 @@ def prepare(
 def ensure_dataset(name: str, root: str | Path, scratch: str | Path | None = None) -> DataSet:
     """Open the prepared data set in `root`, a folder or a URL.
 
-    `digits` is made in its folder first if it is absent, also when several processes ask at once.
+    `digits` is made in its folder first if it is absent, also when several processes ask at the same time.
 
     name: what the set must be called; `folder` takes any. scratch: a folder in which `digits` is made instead of in `root`, for
     who wants to look at it and write nothing.
 
-    Raises FileNotFoundError where there is none; ValueError if it is another, or `name` is unknown; OSError where a URL cannot
+    Raises FileNotFoundError if there is none; ValueError if it is another, or `name` is unknown; OSError if a URL cannot
     be reached.
     """
     if not is_url(root) and not (Path(root) / DESCRIPTION).is_file():
@@ -112,7 +112,7 @@ def ensure_dataset(name: str, root: str | Path, scratch: str | Path | None = Non
             raise FileNotFoundError(f"{root} holds no prepared data set; {_unknown(name, root)}")
         elif name != "folder":
             command = f"css-ray data prepare {name} --root ORIGINAL_FILES --out {root}"
-            raise FileNotFoundError(f"{root} holds no prepared data set; make it by: {command}")
+            raise FileNotFoundError(f"{root} holds no prepared data set; make it with: {command}")
     dataset = open_dataset(root)
     if name not in ("folder", dataset.info.name):
         remedy = f"name {dataset.info.name} or folder to use it" if name in DATASETS else _unknown(name, "ANOTHER_FOLDER")
@@ -123,7 +123,7 @@ def ensure_dataset(name: str, root: str | Path, scratch: str | Path | None = Non
 def _unknown(name: str, out: str | Path) -> str:
     """Why css-ray cannot make the data set `name` by itself, and how to have it all the same."""
     return (
-        f"{name} is no built-in data set{did_you_mean(name, DATASETS)}; describe its folders and classes in a YAML file as "
+        f"{name} is not a built-in data set{did_you_mean(name, DATASETS)}; describe its folders and classes in a YAML file as "
         f"studies/data/camvid.yaml does, with `name: {name}`, then run: "
         f"css-ray data prepare {name}.yaml --root ORIGINAL_FILES --out {out}"
     )

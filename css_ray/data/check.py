@@ -1,4 +1,4 @@
-"""Re-reads a prepared data set, every byte and every pixel of it, and finds all that is wrong at once."""
+"""Re-reads a prepared data set, every byte and every pixel of it, and reports everything that is wrong together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .writing import ParallelMap, in_processes
 
 
 class _File(NamedTuple):
-    """A task: one shard, and what the description says of it."""
+    """A task: one shard, and what the description records of it."""
 
     subset: str
     path: Path
@@ -49,19 +49,19 @@ def check_dataset(
     """Look for everything that could harm a training later; return how many images were read, and the problems.
 
     Looked for: files that are gone, cut short or not the ones that were written; images and masks that cannot be decoded, or
-    have another size than recorded; labels that are no class; ids that stand twice; validation images without a mask, or that
-    are in the training images too, by their id or byte for byte under another id.
+    have another size than recorded; labels that are not classes; ids that are listed twice; validation images without a mask,
+    or that are in the training images too, by their id or byte for byte under another id.
 
     root: a folder or a URL, whose copy is checked. advance: called with how many images were read since the last call.
 
-    Raises FileNotFoundError where there is no data set; ValueError if it is of another format; OSError where a URL cannot be
+    Raises FileNotFoundError if there is no data set; ValueError if it is of another format; OSError if a URL cannot be
     reached.
     """
     folder = local_copy(str(root)) if is_url(root) else Path(root)
     described = read_description(folder)
     if described is None:
         raise FileNotFoundError(
-            f"{shown(root)} holds no prepared data set (no {DESCRIPTION}); make one by: css-ray data prepare"
+            f"{shown(root)} holds no prepared data set (no {DESCRIPTION}); make one with: css-ray data prepare"
         )
     if described.get("format") != FORMAT:
         raise ValueError(f"{shown(root)} has format {described.get('format')}, this version reads {FORMAT}; prepare it again")
@@ -93,7 +93,7 @@ def check_dataset(
 
 
 def _compare(images: dict[str, list[tuple[str, bytes]]], problems: Problems) -> None:
-    """Find what stands twice, and validation images that are trained on."""
+    """Find ids that are listed twice, and validation images that are trained on."""
     counts = {name: Counter(id for id, _ in rows) for name, rows in images.items()}
     for name in SUBSETS:
         for id, count in counts[name].items():
@@ -127,13 +127,13 @@ def _check_file(task: _File) -> _Found:
         with pa.memory_map(str(task.path)) as source:
             schema = pa.ipc.open_file(source).schema
         if not schema.equals(SCHEMA):
-            raise ValueError("its columns are others")
+            raise ValueError("its columns are different")
         shards = Shards([task.path])
         rows = zip(shards.ids, shards.sizes, shards.classes, strict=True)
         for index, (id, size, classes) in enumerate(rows):
             _check_row(task, shards, index, id, size, classes, found)
     except (OSError, ValueError, pa.ArrowException) as error:
-        found.problems.add(f"is no readable shard: {' '.join(str(error).split())}; prepare the data set again", name)
+        found.problems.add(f"is not a readable shard: {' '.join(str(error).split())}; prepare the data set again", name)
     return found
 
 
@@ -167,7 +167,7 @@ def _check_row(
     read = shards.sample(index).mask  # as training reads it
     assert read is not None
     if opened.mode != "L" or not np.array_equal(read.numpy(), np.asarray(opened)):
-        problems.add(f"mask is no grey PNG of class indices (mode {opened.mode}); prepare the data set again", id)
+        problems.add(f"mask is not a grey PNG of class indices (mode {opened.mode}); prepare the data set again", id)
         return
     present = [value for value, pixels in enumerate(opened.histogram()[:IGNORE_INDEX]) if pixels]
     if wrong := [value for value in present if value >= task.num_classes]:

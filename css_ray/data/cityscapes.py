@@ -1,9 +1,9 @@
-"""Cityscapes: street scenes of 1024 x 2048 pixels in 19 classes; 2,975 for training and 500 to be judged on, all with masks.
+"""Cityscapes: street scenes of 1024 x 2048 pixels in 19 classes; 2,975 for training and 500 for validation, all with masks.
 
     ROOT/leftImg8bit/{train,val}/CITY/CITY_xxxxxx_xxxxxx_leftImg8bit.png
     ROOT/gtFine/{train,val}/CITY/CITY_xxxxxx_xxxxxx_gtFine_labelIds.png
 
-The id of an image is CITY_xxxxxx_xxxxxx. Where all images have a mask of class indices, `_gtFine_labelTrainIds.png` as the
+The id of an image is CITY_xxxxxx_xxxxxx. If all images have a mask of class indices, `_gtFine_labelTrainIds.png` as the
 official scripts write it, or `_gtFine_trainIds.png`, it is taken as it is; `_gtFine_labelIds.png`, which comes with the data
 set, is translated.
 """
@@ -43,7 +43,7 @@ _CLASSES: tuple[tuple[str, int, Colour], ...] = (
 
 _VERSION = 1  # of this reader: a change of what it makes of the same files must raise it
 _IMAGE = "_leftImg8bit.png"
-_REMEDY = "fetch the masks again, or delete them where labelIds are there too"
+_REMEDY = "fetch the masks again, or delete them if there are labelIds too"
 _TRAIN_IDS = make_coding(len(_CLASSES), remedy=_REMEDY)
 _LABEL_IDS = MaskCoding(
     # Void is the rule here: whatever is not among the 19, -1 too, which a PNG holds as 255.
@@ -60,13 +60,14 @@ _MASKS = {
 
 
 def cityscapes_source(root: Path | None, resize: tuple[int, int] | None = None) -> Source:
-    """Train and val in the order of their ids, masks all of one kind: the first that all images have, else what most have.
+    """Train and val in the order of their ids, masks all of one kind: the first that all images have, else the one that most
+    have.
 
     resize: as for `files_source`.
 
     Raises ValueError without a root, FileNotFoundError with the folders that are absent.
     """
-    remedy = "css-ray data download cityscapes says what to fetch, and where to unpack it"
+    remedy = "css-ray data download cityscapes explains what to fetch, and where to unpack it"
     if root is None:
         raise ValueError(f"cityscapes needs a root: the folder that holds leftImg8bit and gtFine; {remedy}")
     folders = [root / kind / subset for kind in ("leftImg8bit", "gtFine") for subset in SUBSETS]

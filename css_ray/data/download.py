@@ -1,10 +1,10 @@
-"""Fetches the original files of VOC 2012 and SBD, and says how to fetch those of Cityscapes.
+"""Fetches the original files of VOC 2012 and SBD, and explains how to fetch those of Cityscapes.
 
     ROOT/VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/...}
     ROOT/sbd/{img,cls,inst,train.txt,val.txt}
     ROOT/VOCtrainval_11-May-2012.tar.part     what has come of an archive; the next call fetches the rest
 
-Where an archive is, what its MD5 is and how it is unpacked is torchvision's to say: `VOCSegmentation` and `SBDataset`. It is
+Where an archive is, what its MD5 is and how it is unpacked is torchvision's knowledge: `VOCSegmentation` and `SBDataset`. It is
 unpacked beside its folder, which is renamed when all is there: VOC2012 and sbd are there whole or not at all.
 """
 
@@ -38,14 +38,14 @@ from .problems import joined
 from .shards import SUBSETS
 
 STALL_SECONDS = 30.0
-"""So long may a server say nothing; then it is asked again."""
+"""How long a server may send nothing before it is asked again."""
 TRIES = 5
-"""How many tries in a row may bring nothing new."""
+"""How many tries in a row may bring nothing new before the download is given up."""
 FIRST_WAIT_SECONDS = 1.0
-"""Before the second try; it doubles from try to try."""
+"""The wait before the second try; it doubles from try to try."""
 
 _BLOCK = 2**16
-_UNPACKED = 1.2  # times its archive: photographs hardly shrink in one, and small files leave blocks of the disk half empty
+_UNPACKED = 1.2  # times its archive: photographs barely compress, and small files leave blocks of the disk half empty
 _SHOWN = 5  # files that a message names
 
 
@@ -120,15 +120,15 @@ def download(
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Fetch `voc` or `sbd` and unpack it below `root`; returns its folder. Where it is there already, nothing is done.
+    """Fetch `voc` or `sbd` and unpack it below `root`; returns its folder. If it is there already, nothing is done.
 
-    A call that was cut off or killed is made good by the next: it fetches only what is missing of the archive, and unpacks it
-    anew. Several processes of a machine may call at once: one fetches, the others wait and then find the result. An archive in
-    `root` that was there before is used, and never deleted.
+    A call that was cut off or killed is completed by the next: it fetches only what is missing of the archive, and unpacks it
+    again. Several processes of a machine may call at the same time: one fetches, the others wait and then find the result. An
+    archive in `root` that was there before is used, and never deleted.
 
     url: another address of the same archive, http or https; user and password in it are used and never shown.
     keep_archive: leave the archive in `root` when all is done. progress: called with how many bytes of the archive are here,
-    and of how many; 0 where the server does not say. say: called with a line for people on what happens.
+    and of how many; 0 if the server does not report it. say: called with a line for the user on what happens.
 
     Raises ValueError for an unknown name or URL, for files in the way, or an archive that does not hold what it should; OSError
     if the archive cannot be fetched, has another MD5, or does not fit on the disk.
@@ -147,7 +147,7 @@ def download(
             return folder
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(
-                f"{folder} is there but not whole: absent or empty: {_some(absent)}; move it away and run the command again"
+                f"{folder} is incomplete: absent or empty: {_some(absent)}; move it away and run the command again"
             )
         ready = root / archive.filename
         if given := ready.exists():
@@ -186,7 +186,7 @@ class _Server:
 
     @classmethod
     def parse(cls, url: str) -> _Server:
-        """Raises ValueError, without the URL, which may hold a password, if it is no http or https URL."""
+        """Raises ValueError, without the URL, which may hold a password, if it is not an http or https URL."""
         try:
             parts = urlsplit(url)
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -204,7 +204,7 @@ class _Server:
         return cls(bare.geturl(), bare._replace(query="").geturl(), headers)
 
     def ask(self, headers: Mapping[str, str]) -> HTTPResponse:
-        """An answer of status 2xx, or 416. Raises _TryAgain, or OSError where it would be of no use."""
+        """An answer of status 2xx, or 416. Raises _TryAgain, or OSError if it would be of no use."""
         request = urllib.request.Request(self.url, headers={"User-Agent": "css-ray", **headers})
         for name, value in self.headers.items():
             request.add_unredirected_header(name, value)  # a server that it points to must not learn the password
@@ -319,7 +319,7 @@ def _fetch(server: _Server, path: Path, md5: str, progress: Callable[[int, int],
                 if failures == TRIES:
                     raise OSError(
                         f"{server.shown}: {error}; given up after {TRIES} tries that brought nothing new. "
-                        f"{part.size / 1e6:.1f} MB are here: run the command again to go on, or give a mirror with --url"
+                        f"{part.size / 1e6:.1f} MB are here: run the command again to continue, or give a mirror with --url"
                     ) from None
                 wait = FIRST_WAIT_SECONDS * 2**failures
                 say(f"{error} at {part.size / 1e6:.1f} MB; trying again in {wait:g} s")
@@ -334,7 +334,7 @@ def _fetch(server: _Server, path: Path, md5: str, progress: Callable[[int, int],
 
 
 def _receive(server: _Server, part: _Part, progress: Callable[[int, int], None]) -> None:
-    """One request for what is missing. Raises _TryAgain where less than that came."""
+    """One request for what is missing. Raises _TryAgain if less than that came."""
     headers = {}
     if part.size:
         headers["Range"] = f"bytes={part.size}-"
@@ -345,11 +345,11 @@ def _receive(server: _Server, part: _Part, progress: Callable[[int, int], None])
             response.status == HTTPStatus.OK and response.headers.get_content_type() == "text/html"
         ):  # it must not replace what has come
             raise OSError(
-                f"{server.shown} sent a web page, no archive; if this network wants you to sign in, open a browser, "
+                f"{server.shown} sent a web page, not an archive; if this network wants you to sign in, open a browser, "
                 "or give the address of a mirror with --url"
             )
         etag, date = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
-        validator = date if etag.startswith("W/") or not etag else etag  # a weak tag says nothing about bytes
+        validator = date if etag.startswith("W/") or not etag else etag  # a weak tag guarantees nothing about bytes
         if response.status == HTTPStatus.PARTIAL_CONTENT:
             extent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
             changed = bool(part.validator and validator and part.validator != validator)  # a server may not know If-Range
@@ -360,7 +360,7 @@ def _receive(server: _Server, part: _Part, progress: Callable[[int, int], None])
         elif response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             # The part is as long as the file or longer, and its MD5 is another one.
             part.restart("")
-            raise _TryAgain("what was here is no part of the server's file")
+            raise _TryAgain("what was here is not part of the server's file")
         else:
             total = int(response.headers.get("Content-Length") or 0)
             part.restart(validator)

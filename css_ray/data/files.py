@@ -1,4 +1,4 @@
-"""Data sets that lie in loose files, one image and at most one mask an image, as a source whose bytes are kept."""
+"""Data sets that lie in loose files, one image and at most one mask per image, as a source whose bytes are kept."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 class Mask(NamedTuple):
-    """What a mask file says.
+    """What a mask file holds.
 
-    indices: uint8 [H, W], IGNORE_INDEX where void. png: a grey 8-bit PNG of just these; None where one must be made.
+    indices: uint8 [H, W], IGNORE_INDEX where void. png: a grey 8-bit PNG of just these; None if one must be made.
     """
 
     indices: NDArray[np.uint8]
@@ -36,11 +36,11 @@ class Mask(NamedTuple):
 
 
 MaskReader = Callable[[bytes], Mask]
-"""Reads the bytes of a mask file. It is sent to other processes. Raises ValueError with what is wrong and what mends it."""
+"""Reads the bytes of a mask file. It is sent to other processes. Raises ValueError with what is wrong and how to fix it."""
 
 
 class FileItem(NamedTuple):
-    """The files of one image. mask: None where it has none, or where none may be looked at."""
+    """The files of one image. mask: None if it has none, or if none may be looked at."""
 
     id: str
     image: Path
@@ -59,7 +59,7 @@ def files_source(
 ) -> Source:
     """The images of `train` and `val` as a source.
 
-    version: what decides the rows beside the files: the reader and its version, and its settings.
+    version: what determines the rows beside the files: the reader and its version, and its settings.
     resize: (width, height) in pixels that all images (antialiased bilinear) and masks (nearest) get; a JPEG stays one, at
     quality 95, anything else becomes a PNG. Without it the files' bytes are kept.
     problems: of the listing. They are raised with those of the files, which are read when the source is written.
@@ -146,13 +146,13 @@ def image_size(encoded: bytes) -> tuple[int, int]:
             elif not usual:
                 image.load()
         if depth > 8:
-            raise _Unfit(f"image has {depth} bits a channel, must have 8; convert it")
+            raise _Unfit(f"image has {depth} bits per channel, must have 8; convert it")
         if not usual:
             decode_rgb(encoded)
     except _Unfit:
         raise
     except (OSError, RuntimeError, SyntaxError, ValueError) as error:
-        raise ValueError(f"image is no readable {'/'.join(IMAGE_SUFFIXES)} ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"image is not a readable {'/'.join(IMAGE_SUFFIXES)} ({str(error).splitlines()[0]})") from None
     return height, width
 
 

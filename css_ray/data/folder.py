@@ -2,7 +2,7 @@
 
     name: camvid
     classes: [Sky, Building, Pole]        # index 0, 1, 2 of the masks
-    palette: [[128, 128, 128], ...]       # RGB, one a class; chosen if absent, and then masks may not be coded by colour
+    palette: [[128, 128, 128], ...]       # RGB, one per class; chosen if absent, and then masks may not be coded by colour
     void: [11]                            # mask values, or [red, green, blue] of masks, that are ignored; [255] if absent
     train: {images: train, masks: trainannot, list: train.txt}
     val: {images: val, masks: valannot, list: val.txt}
@@ -11,7 +11,7 @@
     mask_suffix: _gtFine_labelTrainIds.png
 
 Paths are relative to the root. The id of an image is its path in `images` without the suffix; its mask has the same id in
-`masks`. A list has one id a line, or any of the lines that `lists` reads; without one, every image of the folder counts.
+`masks`. A list has one id per line, or any of the lines that `lists` reads; without one, every image of the folder counts.
 
 The images of `train` that have a mask can be labelled, the others are unlabelled. `unlabelled` adds what is not in `train`
 already; without a list it also leaves out what is in `val`. Every image of `val` needs a mask.
@@ -48,7 +48,7 @@ _VERSION = 2  # of this reader: a change of what it makes of the same files must
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a description: folders and list relative to the root; None where the description names none."""
+    """One part of a description: folders and list relative to the root; None if the description names none."""
 
     images: str
     masks: str | None
@@ -79,7 +79,7 @@ def read_description(path: str | Path) -> Description:
     try:
         described = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(described, dict):
         raise ValueError(f"{path} must hold `name:`, `classes:`, `train:` and `val:`, got {described!r}")
     problems = [f"{key} is unknown{did_you_mean(key, _KEYS)}" for key in described if key not in _KEYS]
@@ -126,7 +126,7 @@ def read_description(path: str | Path) -> Description:
     if problems:
         raise ValueError(joined(f"{path} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems))
     info = DatasetInfo(str(name), tuple(classes), tuple(map(_rgb, palette)))
-    coding = make_coding(len(classes), values, colours, void_colours, f"mend the mask, or classes, palette and void in {path}")
+    coding = make_coding(len(classes), values, colours, void_colours, f"fix the mask, or classes, palette and void in {path}")
     train, val = parts["train"], parts["val"]
     assert train is not None and val is not None
     return Description(info, coding, train, val, parts["unlabelled"], image_suffixes, mask_suffixes)
@@ -244,7 +244,7 @@ def _find_forgotten(
     folder = described.train.masks
     assert folder is not None
     bare = {item.id for item in train if item.mask is None}
-    if not bare:  # masks of other images harm nobody
+    if not bare:  # masks of other images do no harm
         return
     if len(bare) == len(train):
         problems.add(
@@ -262,7 +262,7 @@ def _find_forgotten(
     images = {path for files in image_files.values() for path in files.values()}  # which may lie in the folder of the masks
     for id, path in _files(root, folder, suffixes, Problems()).items():
         if id in bare and path not in images:
-            problems.add(f"has {path.name} in {folder}, which is no mask: masks are PNGs; convert it, or remove it", id)
+            problems.add(f"has {path.name} in {folder}, which is not a mask: masks are PNGs; convert it, or remove it", id)
 
 
 _PICTURES = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -277,7 +277,7 @@ def _read_list(root: Path, name: str, images: Mapping[str, Path], described: Des
     try:
         lines = read_lines(root / name)
     except ValueError:
-        problems.add("is empty or no text; write the id of an image a line, or drop the list to take all images", name)
+        problems.add("is empty or not text; write one id per line, or drop the list to take all images", name)
         return []
     suffixes = described.image_suffixes
     lines = {number: _without(line, suffixes) or _without(line.split()[0], suffixes) or line for number, line in lines.items()}

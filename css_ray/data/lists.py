@@ -13,7 +13,7 @@ A line names one image. It is an id, or the path of the image, which the path of
     CPS               2007_000733
                       /images/train/jena_000078_000019.png<TAB>/segmentation/train/jena_000078_000019_gtFine.png
 
-Blank lines, a byte order mark, CRLF and a last line without an end are all right. Which image a line means:
+Blank lines, a byte order mark, CRLF and a last line without an end are accepted. Which image a line means:
 
 1. The one whose id is the line, or its first path; with or without the suffix of an image.
 2. Else the one with the stem of the first path: what follows the last slash, without suffix and `_leftImg8bit`. Ids are
@@ -44,11 +44,11 @@ class ListError(ValueError):
 
 
 def read_lines(path: str | Path) -> dict[int, str]:
-    """The lines of a split file that say something, without blanks around them, by their number from 1.
+    """The lines of a split file that are not blank, without surrounding blanks, by their number from 1.
 
     path: a local file, or a URL that pyarrow's file systems open.
 
-    Raises FileNotFoundError if there is none, OSError if it cannot be read, ValueError if it is empty or no text.
+    Raises FileNotFoundError if there is none, OSError if it cannot be read, ValueError if it is empty or not text.
     """
     filesystem, name = locate(path)
     try:
@@ -64,7 +64,7 @@ def read_lines(path: str | Path) -> dict[int, str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{shown(path)}: is no UTF-8 text; a split file has an id or a path a line") from None
+        raise ValueError(f"{shown(path)}: is not UTF-8 text; a split file has one id or path per line") from None
     lines = {number: line.strip() for number, line in enumerate(text.split("\n"), 1)}
     lines = {number: line for number, line in lines.items() if line}
     if not lines:
@@ -123,7 +123,7 @@ def listed_ids(
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """The ids that two split files list, as `splits.listed_split` takes them: labelled, and unlabelled.
 
-    The unlabelled ids are None where no file names them, and where they are all the other training images.
+    The unlabelled ids are None if no file names them, and if they are all the other training images.
     num_labelled: how many ids the labelled list must hold.
 
     Raises ListError with everything that is wrong in both: a file that cannot be read or is empty, lines that mean no image of
@@ -160,6 +160,6 @@ def listed_ids(
             problems.append(f"{shown(path)}: has {len(lines)} ids, must have {num_labelled}; change the count or the list")
     if problems:
         raise ListError(problems)
-    # What needs no words is not said: the ids of a run cross processes.
+    # None instead of a list of all the others: the ids of a run cross processes.
     rest = None if unlabelled is None or len(parts[0]) + len(parts[1]) == len(classes) else tuple(parts[1])
     return tuple(parts[0]), rest

@@ -1,9 +1,9 @@
-"""Batches to train on and images to be judged on, each a pure function of the step or of the rank.
+"""Batches to train on and images for validation, each a pure function of the step or of the rank.
 
-No stream has a state: what a step sees follows from (seed, step, rank, world_size) alone, so that a resumed run goes on where
+No stream has a state: what a step sees follows from (seed, step, rank, world_size) alone, so that a resumed run continues where
 it stopped, and the global batch does not depend on how many ranks share it. torch's own generators are never touched.
 
-Images and labels stay in 8 bits a number until they are on the device that uses them: little to carry between processes.
+Images and labels stay in 8 bits per number until they are on the device that uses them: little to carry between processes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
 
 CACHE_BYTES = 64 * 2**20
-"""Decoded images are kept in memory where all that a loader reads takes no more than this (in each process that reads)."""
+"""Decoded images are kept in memory if all that a loader reads takes no more than this (in each process that reads)."""
 
 PREFETCH = 2
 """Batches that each worker process of a loader has ready, or in the making, ahead of the one in use."""
 
 _SIGNS_OF_DEATH = (RuntimeError, ConnectionError, EOFError)
-"""What torch may raise when a worker process is gone; the last two where it was about to fetch something from it."""
+"""What torch may raise when a worker process is gone; the last two if it was about to fetch something from it."""
 
 Loaded = TypeVar("Loaded")
 
@@ -53,7 +53,7 @@ class Loader(Generic[Loaded]):
     this process. num_workers: processes that load ahead, each with one thread; 0 loads in this one, which is faster for tiny
     images. pin_memory: see torch's DataLoader.
 
-    Raises ValueError if num_workers < 0. Iterating raises WorkerDiedError, and what the batches raise. Where torch notices a
+    Raises ValueError if num_workers < 0. Iterating raises WorkerDiedError, and what the batches raise. If torch notices a
     dead worker while the caller is at work on a batch, it raises a RuntimeError there, which the end of the `with` block turns
     into a WorkerDiedError.
     """
@@ -114,7 +114,7 @@ class Loader(Generic[Loaded]):
         if died:
             how = ", ".join(f"{worker.pid} ({_exit(worker.exitcode)})" for worker in died)
             raise WorkerDiedError(
-                f"worker process {how} of the {self._name} loader died. Mostly memory ran out: lower data.loader_workers "
+                f"worker process {how} of the {self._name} loader died. Usually memory ran out: lower data.loader_workers "
                 f"(now {self._num_workers}) or the batch size, or give the machine more memory and a larger /dev/shm"
             ) from error
 
@@ -189,7 +189,7 @@ class TrainBatches(Dataset[StoredBatch]):
     The global batch of a step is the next `world_size * batch` images of an endless stream in which each epoch is a fresh
     permutation; rank r sees its r-th part. Labelled and unlabelled images are two such streams.
 
-    crop: side in pixels. labelled_batch, unlabelled_batch: images a rank and step; with `unlabelled_batch=0` no unlabelled
+    crop: side in pixels. labelled_batch, unlabelled_batch: images per rank and step; with `unlabelled_batch=0` no unlabelled
     image is read.
 
     Raises ValueError if a count is out of its bounds, or unlabelled images are asked for and the split has none.
@@ -360,7 +360,7 @@ def make_unlabelled_val_loader(
 ) -> Loader[tuple[Tensor, Tensor]] | None:
     """The first `count` unlabelled images of the split that have a mask, whole, as `make_val_loader` gives them.
 
-    Their ground truth is for scoring pseudo-labels only: no loss may see it. None, on every rank alike, where there is no such
+    Their ground truth is for scoring pseudo-labels only: no loss may see it. None, on every rank alike, if there is no such
     image; a rank may have none of them all the same.
 
     Raises ValueError if count < 0, or as `make_val_loader`.

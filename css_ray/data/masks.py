@@ -48,8 +48,8 @@ class MaskCoding:
     """What the masks of a data set hold. Called with the bytes of a PNG, it reads the mask.
 
     values: the class index of each value that a grey or palette PNG may hold; IGNORE_INDEX for void.
-    colours: the same for each colour of an RGB PNG; empty where no colour is known, then RGB PNGs are refused.
-    remedy: what messages advise where a value or a colour is none of these.
+    colours: the same for each colour of an RGB PNG; empty if no colour is known, then RGB PNGs are refused.
+    remedy: what messages advise if a value or a colour is none of these.
     """
 
     values: Mapping[int, int]
@@ -57,13 +57,13 @@ class MaskCoding:
     remedy: str
 
     def __call__(self, encoded: bytes) -> Mask:
-        """Read a mask. Raises ValueError if it is no whole PNG, of another kind, or holds what is neither class nor void."""
+        """Read a mask. Raises ValueError if it is not a whole PNG, is of another kind, or has values of neither class nor void."""
         chunks = list(_chunks(encoded))
         try:
             with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:
                 image.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            raise ValueError("is no readable PNG; fetch or write it again") from None
+            raise ValueError("is not a readable PNG; fetch or write it again") from None
         # Of the header: Pillow spreads grey values of fewer bits over 0..255, and cuts colours of 16 bits.
         depth = encoded[24]
         if image.mode == "P" or (image.mode == "L" and depth == 8):
@@ -108,24 +108,24 @@ class MaskCoding:
         return Mask(indices, _grey(chunks) if depth == 8 else None)
 
     def _check_palette(self, image: Image.Image, present: Sequence[int]) -> None:
-        """Refuse a palette whose colours are those of the data set in another order: indices or colours, one of them lies."""
+        """Refuse a palette with the colours of the data set in another order: either the indices or the colours are wrong."""
         flat = image.getpalette() or []
         shown = [(flat[3 * value], flat[3 * value + 1], flat[3 * value + 2]) for value in present if 3 * value + 2 < len(flat)]
         if len(set(shown)) < len(present) or not all(colour in self.colours for colour in shown):
-            return  # colours of its own, which tell nothing
+            return  # colours of its own, from which nothing follows
         for value, colour in zip(present, shown, strict=True):
             if self.colours[colour] != self.values[value]:
                 raise ValueError(
                     f"has the index {value} in the colour {colour}, which is that of {_named(self.colours[colour])}, not of "
                     f"{_named(self.values[value])}: some programs reorder the palettes of PNGs; write class indices as grey "
-                    "8-bit PNGs, or mend the palette"
+                    "8-bit PNGs, or fix the palette"
                 )
 
     def _of_colours(self, image: Image.Image) -> Mask:
         if not self.colours:
             raise ValueError(
                 f"has mode {image.mode}, so colours for classes, and no palette says which; give a `palette` of one "
-                "[red, green, blue] a class, or write class indices as grey 8-bit PNGs"
+                "[red, green, blue] per class, or write class indices as grey 8-bit PNGs"
             )
         if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
             raise ValueError("has mode RGBA and is transparent in places; write it as RGB, with a void colour there")
@@ -150,7 +150,7 @@ def make_coding(
     void: Iterable[int] = (IGNORE_INDEX,),
     palette: Sequence[Colour] = (),
     void_colours: Iterable[Colour] = (),
-    remedy: str = "mend the mask",
+    remedy: str = "fix the mask",
 ) -> MaskCoding:
     """Masks of class indices 0..num_classes-1, or of the colours of `palette`, one a class; void becomes IGNORE_INDEX."""
     values = {index: index for index in range(num_classes)} | dict.fromkeys(void, IGNORE_INDEX)
@@ -161,7 +161,7 @@ def make_coding(
 def read_mat(encoded: bytes) -> NDArray[np.uint8]:
     """The class indices uint8 [H, W] of a MATLAB file of SBD's folder `cls`.
 
-    Raises ValueError if it is no such file.
+    Raises ValueError if it is not such a file.
     """
     from scipy.io import loadmat  # only SBD needs it
 
@@ -170,26 +170,26 @@ def read_mat(encoded: bytes) -> NDArray[np.uint8]:
     except Exception:  # scipy raises whatever the damaged bytes lead it into
         indices = None
     if not isinstance(indices, np.ndarray) or indices.dtype != np.uint8 or indices.ndim != 2:
-        raise ValueError("is no .mat of SBD (GTcls.Segmentation, uint8 [H, W]); fetch it again")
+        raise ValueError("is not a .mat file of SBD (GTcls.Segmentation, uint8 [H, W]); fetch it again")
     return indices
 
 
 def _chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The kind and the content of each chunk of a PNG. Raises ValueError where it is no PNG, or damaged.
+    """The kind and the content of each chunk of a PNG. Raises ValueError if it is not a PNG, or damaged.
 
     Pillow forgives what the decoder that training uses does not, and the bytes may be kept.
     """
     if not encoded.startswith(_SIGNATURE):
-        raise ValueError(f"is no readable PNG: it starts with {encoded[:8]!r}; fetch or write it again")
+        raise ValueError(f"is not a readable PNG: it starts with {encoded[:8]!r}; fetch or write it again")
     start, kind = len(_SIGNATURE), b""
     while kind != b"IEND":
         length = int.from_bytes(encoded[start : start + 4], "big")
         kind, end = encoded[start + 4 : start + 8], start + 8 + length
         if len(encoded) < end + 4:
-            raise ValueError(f"is no readable PNG: it is cut off at {len(encoded)} bytes; fetch or write it again")
+            raise ValueError(f"is not a readable PNG: it is cut off at {len(encoded)} bytes; fetch or write it again")
         content = encoded[start + 8 : end]
         if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(encoded[end : end + 4], "big"):
-            raise ValueError(f"is no readable PNG: its chunk {kind!r} is damaged; fetch or write it again")
+            raise ValueError(f"is not a readable PNG: its chunk {kind!r} is damaged; fetch or write it again")
         yield kind, content
         start = end + 4
 

@@ -28,7 +28,7 @@ class ClassCounts:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """[C]: the share of the pixels that are not ignored, in percent; zeros where there are none."""
+        """[C]: the share of the pixels that are not ignored, in percent; zeros if there are none."""
         total = max(1, sum(self.pixels))
         return tuple(100 * count / total for count in self.pixels)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-_SHOWN = 5  # ids that are named where many share a problem
+_SHOWN = 5  # ids that are named if many share a problem
 
 
 @dataclass(slots=True)
 class Problems:
-    """What is wrong, and with which images; the same words are said once."""
+    """What is wrong, and with which images; the same words appear once."""
 
     found: dict[str, list[str]] = field(default_factory=dict)
 
@@ -29,7 +29,7 @@ class Problems:
         return sum(map(len, self.found.values()))
 
     def lines(self) -> list[str]:
-        """One a problem, with the ids that have it, or the first of them."""
+        """One line per problem, with the ids that have it, or the first of them."""
         lines = []
         for problem, ids in self.found.items():
             more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""

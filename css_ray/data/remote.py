@@ -22,9 +22,9 @@ _STREAMS = 8  # files fetched at the same time; one S3 stream fills no network c
 
 
 def read_description(place: str | Path) -> dict[str, Any] | None:
-    """What `dataset.json` says; None where there is none.
+    """What `dataset.json` holds; None if there is none.
 
-    Raises ValueError if it is no JSON, OSError if the place cannot be reached.
+    Raises ValueError if it is not JSON, OSError if the place cannot be reached.
     """
     filesystem, path = locate(place)
     try:
@@ -34,7 +34,7 @@ def read_description(place: str | Path) -> dict[str, Any] | None:
     try:
         described = json.loads(text)
     except ValueError:
-        raise ValueError(f"{shown(place)}/{DESCRIPTION} is no JSON; delete the folder and prepare it again") from None
+        raise ValueError(f"{shown(place)}/{DESCRIPTION} is not JSON; delete the folder and prepare it again") from None
     if not isinstance(described, dict):
         raise ValueError(f"{shown(place)}/{DESCRIPTION} describes no data set; delete the folder and prepare it again")
     return described
@@ -50,16 +50,16 @@ def cache_folder() -> Path:
 def local_copy(url: str) -> Path:
     """The folder of this machine that holds the data set at `url`; it is fetched if it is not here yet.
 
-    A copy is known by the hash of its content, so that a data set prepared anew is fetched anew, and two URLs of one data set
-    share a copy. Several processes may ask at once: one fetches, the others wait. Each file's hash is compared before the copy
-    counts, and nothing that an interrupted copy leaves is ever read.
+    A copy is known by the hash of its content, so that a data set prepared again is fetched again, and two URLs of one data set
+    share a copy. Several processes may ask at the same time: one fetches, the others wait. Each file's hash is compared before
+    the copy counts, and nothing that an interrupted copy leaves is ever read.
 
     Raises FileNotFoundError if no data set is there, OSError if it cannot be reached or the disk is too small for it.
     """
     described = read_description(url)
     if described is None:
         raise FileNotFoundError(
-            f"{shown(url)} holds no prepared data set (no {DESCRIPTION}); make one by: "
+            f"{shown(url)} holds no prepared data set (no {DESCRIPTION}); make one with: "
             f"css-ray data prepare NAME_OR_YAML --out {shown(url)}"
         )
     # Somebody else may have written the description: no part of it leads out of the cache.
@@ -98,7 +98,7 @@ def _fetch(url: str, files: list[Mapping[str, Any]], folder: Path) -> None:
             os.fsync(target.fileno())
         if digest.hexdigest() != file["sha256"]:
             raise OSError(
-                f"{shown(url)}/{name} has the SHA-256 {digest.hexdigest()[:12]}, its data set says {file['sha256'][:12]}: "
+                f"{shown(url)}/{name} has the SHA-256 {digest.hexdigest()[:12]}, its data set records {file['sha256'][:12]}: "
                 "it was damaged or replaced; prepare the data set again"
             )
 

@@ -5,8 +5,8 @@
       train-00000-5be6d1a4.arrow      rows (id, image, mask, classes, height, width), Arrow IPC file format
       val-00000-0c1f9a7e.arrow
 
-The image is an encoded JPEG, PNG or WebP; the mask a grey PNG of class indices, null where there is none. A folder that holds a
-`dataset.json` is complete. `writing` makes them, `storage` fetches them from where they are remote.
+The image is an encoded JPEG, PNG or WebP; the mask a grey PNG of class indices, null if there is none. A folder that holds a
+`dataset.json` is complete. `writing` makes them, `remote` fetches them from a URL.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def decode_rgb(encoded: bytes | pa.Buffer) -> Tensor:
     # torch wants writable memory, and a mapped file is not: copy the encoded bytes, which are few.
     image: Tensor = decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
     if image.dtype != torch.uint8:
-        raise ValueError(f"has {image.dtype} pixels, must be 8 bits a channel; convert it")
+        raise ValueError(f"has {image.dtype} pixels, must be 8 bits per channel; convert it")
     return image
 
 
@@ -60,7 +60,7 @@ def _decode_mask(encoded: pa.Buffer) -> Tensor:
 class DatasetInfo:
     """What a data set is about.
 
-    class_names: one name a class, in index order; palette: one RGB colour in 0..255 a class.
+    class_names: one name per class, in index order; palette: one RGB colour in 0..255 per class.
     content: sha256 in hex over the ids, the encoded images and the class indices of all subsets.
     """
 
@@ -187,14 +187,14 @@ class DataSet:
 def open_dataset(root: str | Path) -> DataSet:
     """Map the data set in the folder `root`, or the copy of the one at the URL `root`, which is fetched if need be.
 
-    Raises FileNotFoundError where there is none, or where one of its files is gone; ValueError where its format is another or a
-    file is cut short; OSError where a URL cannot be reached.
+    Raises FileNotFoundError if there is none, or one of its files is gone; ValueError if its format is another or a
+    file is cut short; OSError if a URL cannot be reached.
     """
     folder = local_copy(str(root)) if is_url(root) else Path(root)
     described = read_description(folder)
     if described is None:
         raise FileNotFoundError(
-            f"{folder} holds no prepared data set (no {DESCRIPTION}); make one by: "
+            f"{folder} holds no prepared data set (no {DESCRIPTION}); make one with: "
             f"css-ray data prepare NAME_OR_YAML --out {folder}"
         )
     if described.get("format") != FORMAT:

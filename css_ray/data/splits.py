@@ -39,7 +39,7 @@ LABELLED_FILE, UNLABELLED_FILE = "labeled.txt", "unlabeled.txt"
 class Split:
     """The training images, parted. Ids are sorted; no id is in both.
 
-    unlabelled: all the other training images, those without a mask included; fewer where a list says so.
+    unlabelled: all the other training images, those without a mask included; fewer if a list gives fewer.
     hash: SHA-256 in hex of the JSON text of [labelled, unlabelled], however they were chosen.
     """
 
@@ -82,8 +82,8 @@ def listed_split(dataset: DataSet, index: int, labelled: Sequence[str], unlabell
     index: the number that the split goes by. labelled, unlabelled: ids as the data set has them; None is all other training
     images.
 
-    Raises ValueError with every id that is no training image, is given twice, or is labelled without having a mask, and if no
-    image is labelled.
+    Raises ValueError with every id that is not a training image, is given twice, or is labelled without having a mask, and if
+    no image is labelled.
     """
     classes = dict(zip(dataset.train.ids, dataset.train.classes, strict=True))
     problems = Problems()
@@ -92,7 +92,7 @@ def listed_split(dataset: DataSet, index: int, labelled: Sequence[str], unlabell
     seen: set[str] = set()
     for id in (*labelled, *(unlabelled or ())):
         if id not in classes:
-            problems.add(f"is no training image of {dataset.info.name}", id)
+            problems.add(f"is not a training image of {dataset.info.name}", id)
         if id in seen:
             problems.add("is listed twice", id)
         seen.add(id)
@@ -114,7 +114,7 @@ def count_shown(dataset: DataSet, ids: Sequence[str]) -> list[int]:
 
 
 def write_split(split: Split, folder: str | Path) -> bool:
-    """Write `labeled.txt` and `unlabeled.txt`, an id a line, into `folder`; False if they are there already.
+    """Write `labeled.txt` and `unlabeled.txt`, one id per line, into `folder`; False if they are there already.
 
     Raises FileExistsError, and writes nothing, if one of them is there with other ids.
     """

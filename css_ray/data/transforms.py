@@ -20,8 +20,8 @@ def labelled_view(
 ) -> tuple[Tensor, list[Tensor]]:
     """Scale by a factor from `views.scale`, pad to the crop, crop at random, mirror left to right (`views.flip`).
 
-    image: uint8 [3, H, W]. maps: [H, W] each, of any type; what stands at a pixel (its label, a confidence) follows it.
-    fills: one number a map, its value in padding: IGNORE_INDEX for labels. crop: side of the result in pixels.
+    image: uint8 [3, H, W]. maps: [H, W] each, of any type; the value of a pixel (its label, a confidence) follows it.
+    fills: one number per map, its value in padding: IGNORE_INDEX for labels. crop: side of the result in pixels.
     Returns the image, uint8 [3, crop, crop], mirrored into the padding, and the maps [crop, crop].
     """
     low, high = views.scale

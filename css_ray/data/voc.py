@@ -8,9 +8,9 @@
     ROOT/sbd/cls/ID.mat, sbd/img/ID.jpg     SBD, if you have no SegmentationClassAug; or in ROOT, or in
                                             ROOT/benchmark_RELEASE/dataset
 
-Both data sets train on the same 10,582 images and are judged on VOC's val, 1,449. `voc_classic`: the 1,464 images of VOC's
+Both data sets train on the same 10,582 images and are evaluated on VOC's val, 1,449. `voc_classic`: the 1,464 images of VOC's
 train have masks, the others none, and what masks there are of them is never opened. `voc_blender`: all have masks, VOC's own
-where there is one. SBD knows some of VOC's val images: these are left out of train.
+if there is one. SBD contains some of VOC's val images: these are left out of train.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def voc_source(root: Path | None, resize: tuple[int, int] | None = None, *, blen
     labelled = {*train, *added} if blender else {*train}
     subsets = {
         "train": list(items(sorted({*train, *added}), masks, labelled)),
-        "val": list(items(val, pngs, {*val})),  # SBD's masks know no void, so they judge nothing
+        "val": list(items(val, pngs, {*val})),  # SBD's masks have no void, so they are not used for validation
     }
     palette = voc_palette()
     info = DatasetInfo(name, CLASS_NAMES, palette[: len(CLASS_NAMES)])
@@ -112,7 +112,7 @@ def voc_source(root: Path | None, resize: tuple[int, int] | None = None, *, blen
 
 @dataclass(frozen=True, slots=True)
 class VocMasks:
-    """Reads VOC's PNGs and SBD's .mat files, told apart by their first bytes."""
+    """Reads VOC's PNGs and SBD's .mat files, distinguished by their first bytes."""
 
     coding: MaskCoding
 
@@ -148,7 +148,7 @@ def _find_sbd(root: Path) -> Path | None:
 
 
 def _files(folder: Path, suffix: str) -> dict[str, Path]:
-    """By id; none where there is no such folder."""
+    """By id; none if there is no such folder."""
     return {path.stem: path for path in folder.glob(f"*{suffix}") if not path.name.startswith(".")}
 
 

@@ -1,4 +1,4 @@
-"""Writes prepared data sets: shard by shard, by as many processes as wanted, all of it or nothing.
+"""Writes prepared data sets: shard by shard, by any number of processes, all of it or nothing.
 
 The shards of a data set and their bytes follow from its source alone, however many processes write them. The description is
 written last, and a folder without one holds no data set: what a killed run leaves is never read, and the next run removes it.
@@ -49,7 +49,7 @@ class Row(NamedTuple):
     """One image on its way into a shard.
 
     image: encoded JPEG, PNG or WebP. mask: class indices uint8 [H, W], IGNORE_INDEX where void, or None.
-    png: a grey 8-bit PNG of just the mask's indices; None where one must be made. source: hash of what it was made of.
+    png: a grey 8-bit PNG of just the mask's indices; None if one must be made. source: hash of what it was made of.
     """
 
     id: str
@@ -65,7 +65,7 @@ class Reader(Protocol):
     """Makes rows of a source's items. It is sent to other processes."""
 
     def __call__(self, item: Any) -> Row:
-        """Read one item. Raises ValueError with what is wrong with it, OSError where a file cannot be read."""
+        """Read one item. Raises ValueError with what is wrong with it, OSError if a file cannot be read."""
 
     def digest(self, item: Any) -> bytes:
         """What `source` of its row would be, without decoding anything."""
@@ -123,7 +123,7 @@ class ParallelMap(Protocol):
 
 
 def in_processes(count: int) -> ParallelMap:
-    """A map over `count` processes of this machine; over none but this one where 1 suffices.
+    """A map over `count` processes of this machine; over this one alone if 1 suffices.
 
     Raises ValueError if count < 1.
     """
@@ -171,8 +171,8 @@ def write_dataset(
 ) -> bool:
     """Write a source to `out`, a folder or a URL, all or nothing; True if written, False if it was there already.
 
-    A complete `out` of the same source is left as it is. Several processes of a machine may call at once: one writes, the
-    others wait and then find the result. advance: called with how many images were done since the last call.
+    A complete `out` of the same source is left as it is. Several processes of a machine may call at the same time: one writes,
+    the others wait and then find the result. advance: called with how many images were done since the last call.
     spread: how the shards are shared out among processes, see `in_processes`.
 
     Raises ValueError with everything that is wrong with the source, FileExistsError if `out` holds anything else, OSError if it

@@ -48,7 +48,7 @@ class Message:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Message:
-        """The message in a result of Tune's; an empty one where that has none."""
+        """The message in a result of Tune's; an empty one if that has none."""
         events = [from_json(event) for event in plain.get("events", ())]
         return cls(events=events, retry=plain.get("retry", ""), error=plain.get("error", ""))
 
@@ -81,7 +81,7 @@ class Handover:
         return LEAVE
 
     def job(self, number: int) -> Job | None:
-        """The job of that number; None where it was withdrawn."""
+        """The job of that number; None if it was withdrawn."""
         text = kv_get(self._key(f"job/{number}"))
         return Job.from_json(json.loads(text)) if text else None
 

@@ -1,6 +1,6 @@
 """Studies on a cluster from afar: by Ray Jobs their driver runs on the cluster, and outlives the laptop that submitted it.
 
-A job carries the code of css-ray and the study file, no data and no secrets. Its driver is started anew when it dies.
+A job carries the code of css-ray and the study file, no data and no secrets. Its driver is started again when it dies.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def is_jobs_address(address: str | None) -> bool:
 
 
 class Cluster:
-    """The jobs of the Ray cluster whose dashboard is at `address`. Raises ClusterError where it does not answer."""
+    """The jobs of the Ray cluster whose dashboard is at `address`. Raises ClusterError if it does not answer."""
 
     def __init__(self, address: str) -> None:
         if not is_jobs_address(address):
@@ -82,10 +82,10 @@ class Cluster:
             self._client = _client(address)
 
     def submit(self, study: StudyDefinition | str, storage: str, overrides: Sequence[str] = ()) -> Submitted:
-        """Have the cluster run a study; or go on with the one of that name, with `overrides` of it.
+        """Have the cluster run a study; or continue with the one of that name, with `overrides` of it.
 
-        storage: a URL, or an absolute path that all nodes see. Raises StudyError where a path in the study means nothing on
-        another machine or an override holds a secret, ClusterError where the study is at work already, or the cluster refuses.
+        storage: a URL, or an absolute path that all nodes see. Raises StudyError if a path in the study means nothing on
+        another machine or an override holds a secret, ClusterError if the study is at work already, or the cluster refuses.
         """
         name = study if isinstance(study, str) else study.name
         problems: list[Problem] = [] if isinstance(study, str) else _homely(study)
@@ -115,7 +115,7 @@ class Cluster:
         return sorted(found, key=lambda each: each.started, reverse=True)
 
     def find(self, name: str, job: str | None = None) -> Submitted:
-        """The latest submission of the study `name`, or the one that is `job`. Raises ClusterError where there is none."""
+        """The latest submission of the study `name`, or the one that is `job`. Raises ClusterError if there is none."""
         for submitted in self.studies():
             if submitted.name == name and job in (None, submitted.job):
                 return submitted
@@ -126,7 +126,7 @@ class Cluster:
         )
 
     def stop(self, name: str) -> Submitted:
-        """Stop the driver of a study, and wait until it has ended. What was trained stays, and a resume goes on with it."""
+        """Stop the driver of a study, and wait until it has ended. What was trained stays, and a resume continues with it."""
         submitted = self.find(name)
         if not submitted.active:
             return submitted
@@ -292,7 +292,7 @@ async def _next(pieces: Any) -> str:
 
 
 def drive_commands(storage: str, file: str | None, name: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The commands that begin and that go on with a study on the node that this runs on; for `keep_driving`."""
+    """The commands that begin and that continue with a study on the node that this runs on; for `keep_driving`."""
     common = ["--storage", storage, "--address", os.environ.get("RAY_ADDRESS", "auto")]
     sets = [part for override in overrides for part in ("--set", override)]
     css_ray = [sys.executable, "-m", "css_ray_cli", "study"]

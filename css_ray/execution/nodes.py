@@ -71,7 +71,7 @@ class Report:
 
 @contextlib.contextmanager
 def joined(address: str) -> Iterator[None]:
-    """Be a member of the Ray cluster at `address`. Raises ConnectionError where none answers."""
+    """Be a member of the Ray cluster at `address`. Raises ConnectionError if none answers."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -25,7 +25,7 @@ def on_cluster(address: str | None) -> Iterator[ParallelMap]:
 
     What the tasks read and write must be visible from every node.
 
-    Raises ConnectionError where there is no such cluster.
+    Raises ConnectionError if there is no such cluster.
     """
     if address is None:
         guard_token()

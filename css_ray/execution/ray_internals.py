@@ -138,5 +138,5 @@ def put_without_waiting(queue: Any, item: object) -> None:
 
 
 def check_dashboard() -> None:
-    """Raise ImportError where what the dashboard needs is missing; without it a killed trial keeps its cores."""
+    """Raise ImportError if what the dashboard needs is missing; without it a killed trial keeps its cores."""
     import ray.dashboard.optional_deps  # noqa: F401

@@ -19,7 +19,7 @@ _LEAVING_SECONDS, _HASTY_SECONDS = 30.0, 5.0  # for Ray's and MLflow's goodbye, 
 
 
 class Runner:
-    """Runs or resumes one study to its end. Raises JournalError where its journal is damaged.
+    """Runs or resumes one study to its end. Raises JournalError if its journal is damaged.
 
     address: of the Ray cluster to join; None starts Ray here.
     """

@@ -29,7 +29,7 @@ def connect(study: StudyDefinition, address: str | None) -> int:
     """Start Ray here, or join the cluster at `address`; returns how many trials run side by side.
 
     On this machine as many as fit; on a cluster as many as the study wants, since an autoscaler may bring nodes.
-    Raises RuntimeError where not even one trial fits on this machine, with what it needs and what is there.
+    Raises RuntimeError if not even one trial fits on this machine, with what it needs and what is there.
     """
     if address is not None and address.startswith("ray://"):
         raise RuntimeError(f"--address {address}: a Ray Client cannot drive a study; run this on the head with --address auto")
@@ -82,7 +82,7 @@ def connect(study: StudyDefinition, address: str | None) -> int:
 
 
 def capacity(address: str | None) -> Capacity:
-    """What this machine holds, or the Ray cluster at `address` now. Raises ConnectionError where no cluster answers."""
+    """What this machine holds, or the Ray cluster at `address` now. Raises ConnectionError if no cluster answers."""
     if address is None:
         return Capacity("this machine", machine_cpus(), torch.cuda.device_count())
     with joined(address):

@@ -58,7 +58,7 @@ def _work(config: dict[str, Any]) -> None:
 
 
 class _Failures(UserCallback):
-    """In the controller: tells the slot why its workers start anew."""
+    """In the controller: tells the slot why its workers start again."""
 
     def __init__(self, queue: Queue, handover: Handover) -> None:
         self.queue, self.handover = queue, handover
@@ -70,9 +70,9 @@ class _Failures(UserCallback):
 class Slot:
     """A worker group of `resources`, started with its first job. `place` is a folder or URL for Ray Train's own notes.
 
-    code: the `code_version` that its workers must have; None where they have the driver's, on its own machine.
+    code: the `code_version` that its workers must have; None if they have the driver's, on its own machine.
     How many workers it has is chosen where it starts: of a job's `sizes` the largest for which there is room, else the
-    smallest, for which Ray waits. Where a job may have several sizes, the group ends with each failure, to start anew as large
+    smallest, for which Ray waits. Where a job may have several sizes, the group ends with each failure, to start again as large
     as fits, and before a job for which there is room for more. To be used from one thread of a process that has joined a Ray
     cluster; the group ends with that process.
     """
@@ -120,7 +120,7 @@ class Slot:
                 self._handover.withdraw(number)
                 return
             if not self._alive:
-                # They failed, and start anew in another number; their controller died; or they had waited too long, and left
+                # They failed, and start again in another number; their controller died; or they had waited too long, and left
                 # in the moment when the job came.
                 new = bool(self._error) and not counted and STARTUP not in self._error
                 failures += new
@@ -144,7 +144,7 @@ class Slot:
         return self._fitting is not None and self._fitting.is_alive()
 
     def _best_size(self, sizes: Sequence[int]) -> int:
-        """Of the numbers of workers that a job may have, the largest for which there is room; the smallest where there is none.
+        """Of the numbers of workers that a job may have, the largest for which there is room; the smallest if there is none.
 
         Slots side by side share the cluster: none takes more than its part of all, so that the others find room as well.
         """

@@ -45,7 +45,7 @@ def tune(driver: Driver, concurrent: int, code: str | None, *, trainable: Callab
     Args:
         driver: Its study has begun, and this process has joined a Ray cluster.
         concurrent: The number of slots.
-        code: The `code_version` that workers must have; None where they have this process's.
+        code: The `code_version` that workers must have; None if they have this process's.
         trainable: What a trial's process does. By default it trains; see `slot.run_trial` for what it is given.
 
     Raises:

@@ -82,7 +82,7 @@ def train_splits(job: Job, reporter: SlotReporter, device: torch.device, beat: C
     beat: called again and again, as training goes on.
     A split whose loss becomes NaN or infinite has failed, with its reason; the others are trained all the same. Any other
     exception ends the worker group, and Ray Train starts it again from the last checkpoint. A checkpoint that is damaged is
-    passed over: the trial goes on from the one before, or starts anew, and says so.
+    passed over: the trial continues from the one before, or starts again, and says so.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder: Path | None = None
@@ -145,7 +145,7 @@ def train_splits(job: Job, reporter: SlotReporter, device: torch.device, beat: C
 def open_checkpoint(checkpoints: Checkpoints, name: str, scratch: Path) -> tuple[Path, list[RunEvent]]:
     """A folder with the files of the checkpoint `name`, and the events it holds.
 
-    Raises DamagedError where this rank could not go on from it.
+    Raises DamagedError if this rank could not continue from it.
     """
     try:
         try:
@@ -176,7 +176,7 @@ def progress_of(events: list[RunEvent]) -> tuple[set[int], dict[int, int]]:
 
 
 def workers_of(events: list[RunEvent], split: int) -> int | None:
-    """How many workers trained a split of a trial last; None where it has not begun."""
+    """How many workers trained a split of a trial last; None if it has not begun."""
     told = [event.workers for event in events if isinstance(event, RunStarted | RunResized) and event.split == split]
     return told[-1] if told else None
 

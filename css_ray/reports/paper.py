@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """A printed score: the mean over the paper's splits and its standard deviation, None where the paper gives none."""
+    """A printed score: the mean over the paper's splits and its standard deviation, None if the paper gives none."""
 
     mean: float
     std: float | None = None

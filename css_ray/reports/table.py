@@ -27,7 +27,7 @@ class TrialScore:
 
     values: the metric of each split that has one, in percent; mean, std: over those values; num_splits: how many there should
     be. reasons: why a split has no value; run_ids: each split's MLflow run, where the records came from MLflow. hashes: of each
-    split's images, empty where the records have none.
+    split's images, empty if the records have none.
     """
 
     trial: int
@@ -58,7 +58,7 @@ class TrialScore:
 
     @property
     def missing(self) -> str:
-        """Why splits are missing, in one line; empty where none is."""
+        """Why splits are missing, in one line; empty if none is."""
         return "; ".join(f"split {split} {reason}" for split, reason in sorted(self.reasons.items()))
 
 
@@ -76,7 +76,7 @@ def score_trials(
 
     at: the metric at the last step or at the best evaluation. splits: how many splits each trial should have; by default as
     many as occur in the records. std_weight: how many standard deviations (ddof 1, as in a search) are taken off the mean
-    before trials are ranked. Raises ValueError where a trial has more splits.
+    before trials are ranked. Raises ValueError if a trial has more splits.
     """
     records = list(records)
     known = sorted({record.split for record in records})

@@ -12,7 +12,7 @@ def spent(standing: Standing[StudyDefinition]) -> dict[str, float]:
 
 
 def overdrawn(budget: Budget, standing: Standing[StudyDefinition]) -> str:
-    """Which bound of the budget is reached, in words; empty where none is."""
+    """Which bound of the budget is reached, in words; empty if none is."""
     used = spent(standing)
     for name, bound in budget.model_dump().items():
         if bound is not None and used[name] >= bound:

@@ -104,7 +104,7 @@ def tracking_uri(study: StudyDefinition, storage: str) -> str:
 
 
 class Driver:
-    """Drives one study. Raises JournalError where its journal is damaged.
+    """Drives one study. Raises JournalError if its journal is damaged.
 
     observer: told of each event that is new. Everything but reading needs `driving`.
     """
@@ -174,7 +174,7 @@ class Driver:
         return self.standing.status != "new"
 
     def check_new(self) -> None:
-        """Raise StudyExistsError where the study has begun."""
+        """Raise StudyExistsError if the study has begun."""
         if self.started:
             name = self.study.name
             again = study_command("resume", name, self.storage)
@@ -184,7 +184,7 @@ class Driver:
             )
 
     def check_disk(self) -> None:
-        """Raise RuntimeError where the disk is full: before the first event, so that nothing is left behind."""
+        """Raise RuntimeError if the disk is full: before the first event, so that nothing is left behind."""
         if full := self.full_disk():
             raise RuntimeError(f"{full}; make room, lower keep.min_free_gb, or give another --storage")
 
@@ -291,7 +291,7 @@ class Driver:
     # ------------------------------------------------------------------------------------------------------------ next trial
 
     def next_trial(self, running: set[int]) -> TrialSpec | Literal["finished"] | None:
-        """What to start next; None where the next suggestion needs a result that is not there yet."""
+        """What to start next; None if the next suggestion needs a result that is not there yet."""
         trials, ended = self.standing.trials, self.standing.ended
         if self.overdrawn():
             return "finished"
@@ -469,7 +469,7 @@ class Driver:
     # ----------------------------------------------------------------------------------------------------- budget and disk
 
     def overdrawn(self) -> str:
-        """Which bound of the budget is reached, in words; empty where none is."""
+        """Which bound of the budget is reached, in words; empty if none is."""
         return budget.overdrawn(self.study.budget, self.standing)
 
     def collect(self) -> None:
@@ -483,7 +483,7 @@ class Driver:
             self._uncollected.discard(trial)
 
     def full_disk(self) -> str:
-        """What is short of space, in words; empty where nothing is."""
+        """What is short of space, in words; empty if nothing is."""
         return upkeep.full_disk(self.study.keep, self.storage, self.folder)
 
     def watch_disk(self) -> None:

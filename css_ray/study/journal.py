@@ -86,9 +86,9 @@ class Journal:
         self.read()
 
     def read(self) -> None:
-        """Read the events anew: what another driver wrote before this one held the lock is part of the study.
+        """Read the events again: what another driver wrote before this one held the lock is part of the study.
 
-        Raises JournalError where one is damaged or missing, OSError where the storage cannot be reached.
+        Raises JournalError if one is damaged or missing, OSError if the storage cannot be reached.
         """
         self.events: list[Event] = []
         for number, line in enumerate(self._store.read(), 1):
@@ -100,7 +100,7 @@ class Journal:
     def append(self, event: Event) -> bool:
         """Write one event durably; False, and nothing written, if it stands in the journal already.
 
-        Raises OSError where it cannot be written, StudyLockedError where another driver has taken over. Nothing can be written
+        Raises OSError if it cannot be written, StudyLockedError if another driver has taken over. Nothing can be written
         after that: on an object store nobody knows whether the event is there, and the next one might take its place.
         """
         key = event.identity
@@ -145,7 +145,7 @@ class Follower:
     def new(self) -> list[Event]:
         """The events that were written since the last call. An event that is being written comes with a later call.
 
-        Raises JournalError where one is no JSON, or where the journal became shorter.
+        Raises JournalError if one is no JSON, or where the journal became shorter.
         """
         lines, self._mark = self._store.read_from(self._mark)
         events = []
@@ -340,7 +340,7 @@ class _Objects:
         return StudyLockedError(f"another driver is at work on {self.uri} ({holder.get('who')})")
 
     def _holder(self, path: str) -> dict[str, Any]:
-        """What the lock says of who holds it; empty where it is free."""
+        """What the lock says of who holds it; empty if it is free."""
         try:
             holder: dict[str, Any] = json.loads(self._get(path))
         except FileNotFoundError:

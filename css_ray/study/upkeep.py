@@ -50,7 +50,7 @@ def remove(folder: str) -> None:
 
 
 def full_disk(keep: Keep, storage: str, folder: str) -> str:
-    """What is short of space, in words; empty where nothing is."""
+    """What is short of space, in words; empty if nothing is."""
     free, needed = free_bytes(folder), keep.min_free_gb
     if free is None or free >= needed * 1e9:
         return ""

@@ -33,7 +33,7 @@ def read_records(uri: str, study: str) -> list[Record]:
 
     Of several journals under one study name, the one that started last. Metric names that MLflow does not allow, texts longer
     than a tag, and values that are not finite come back as they were stored: replaced, cut, left out.
-    Raises LookupError if MLflow knows no study of that name, ConnectionError where it does not answer.
+    Raises LookupError if MLflow knows no study of that name, ConnectionError if it does not answer.
     """
     with answering(uri):
         client = connect(uri)
@@ -79,7 +79,7 @@ def log_tables(uri: str, study_id: str, tables: Mapping[str, str]) -> str:
     """Attach tables ({"results.md": text, "results.csv": text, ...}) to the study's run and return the run's id.
 
     A file of the same name is replaced. The first Markdown table also becomes the run's description.
-    Raises LookupError if MLflow does not know the study, ConnectionError where it does not answer.
+    Raises LookupError if MLflow does not know the study, ConnectionError if it does not answer.
     """
     with answering(uri):
         client = connect(uri)

@@ -80,7 +80,7 @@ class Tracker:
         self._thread.start()
 
     def record(self, event: Event) -> None:
-        """Hand over the next event of the journal. Returns at once and never raises."""
+        """Hand over the next event of the journal. Returns immediately and never raises."""
         with self._changed:
             if self._given_up:
                 self._left_out += 1

@@ -78,7 +78,7 @@ class BestDescription:
 
     @property
     def window(self) -> int | None:
-        """Side in pixels of the windows of the evaluation, as `evaluate` takes it; None where whole images were predicted."""
+        """Side in pixels of the windows of the evaluation, as `evaluate` takes it; None if whole images were predicted."""
         return self.crop if self.evaluation == "sliding_window" else None
 
 
@@ -243,7 +243,7 @@ def _make(best: BestDescription) -> Segmenter:
 
 
 def _differences(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
-    """How the tensors of a file differ from those of a network, by names and shapes; empty where they do not."""
+    """How the tensors of a file differ from those of a network, by names and shapes; empty if they do not."""
     kinds = {
         "missing": [name for name in expected if name not in weights],
         "unknown": [name for name in weights if name not in expected],

@@ -80,7 +80,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def read_random_state(folder: Path) -> dict[str, Any] | None:
-    """This rank's generators, or None where fewer ranks wrote the checkpoint: the run then goes on, but not bit for bit."""
+    """This rank's generators, or None if fewer ranks wrote the checkpoint: the run then goes on, but not bit for bit."""
     path = folder / f"random_rank{distributed.rank()}.pt"
     return read_tensors(path) if path.exists() else None
 
@@ -101,7 +101,7 @@ def newest_readable(
 ) -> tuple[_Found | None, list[str]]:
     """What `read` makes of the first of `checkpoints`, newest first, that every rank can read; and why not of those before it.
 
-    None where no rank has any, or none is readable. All ranks call it with the same checkpoints and take the same one. read:
+    None if no rank has any, or none is readable. All ranks call it with the same checkpoints and take the same one. read:
     raises DamagedError; what else it raises is passed on, since storage that is away for a moment is no reason to go back.
     """
     reasons: list[str] = []

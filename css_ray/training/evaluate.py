@@ -34,7 +34,7 @@ def evaluate(
     batches: pairs of images [B, 3, H, W] in [0, 1] and labels [B, H, W]; over the ranks, each image once. The predictor is
     put into eval mode and back. The matrices of all ranks are summed before any ratio is taken.
     window: side in pixels of the windows whose probabilities or logits (`average`) are averaged; None predicts whole images.
-    Raises ValueError where no pixel of the images is labelled.
+    Raises ValueError if no pixel of the images is labelled.
     """
     num_classes = predictor.num_classes
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)

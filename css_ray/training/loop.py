@@ -27,7 +27,7 @@ from css_ray.types import Batch, Losses
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss became NaN or infinite: the run cannot go on from here, and its settings are the likely cause."""
+    """A loss became NaN or infinite: the run cannot continue from here, and its settings are the likely cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def fit(
     unlabelled_batches: unlabelled images with their ground truth, on which each evaluation scores the method's pseudo-labels
     too; nothing is learnt from them. None on every rank, or on none.
     crop: side in pixels of the training crop, which is the window where `config.evaluation` is sliding_window.
-    checkpoint: a folder that the reporter's `write_checkpoint` filled; the run goes on from there, bit for bit where
+    checkpoint: a folder that the reporter's `write_checkpoint` filled; the run continues from there, bit for bit where
     the number of ranks is the same and the device computes deterministically (the CPU does, with as many threads).
     keep_best(predictor, step, metrics): called on rank 0 after an evaluation that is better than all before.
 
@@ -175,7 +175,7 @@ class _Curves:
         self.terms = tuple(losses.terms)
 
     def means(self, lr: float, last_good: str) -> dict[str, float]:
-        """Means over the steps and ranks as `train/<name>`; starts anew. Raises NonFiniteLossError, on every rank alike."""
+        """Means over the steps and ranks as `train/<name>`; starts again. Raises NonFiniteLossError, on every rank alike."""
         names = list(self.sums)
         sums = distributed.all_reduce_sum(torch.stack([self.sums[name] for name in names]))
         means = dict(zip(names, (sums / (self.steps * distributed.world_size())).tolist(), strict=True))

@@ -11,10 +11,10 @@ _LARGEST_MMAP_THRESHOLD = 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep freed memory for the next step instead of giving it back; True where it can (glibc).
+    """Let the C library keep freed memory for the next step instead of giving it back; True if it can (glibc).
 
     A step on a CPU frees and asks for the same large tensors again and again, and the kernel would hand out, and clear, each of
-    their pages anew: half of the time of what is not a convolution. The process stays as large as its largest step.
+    their pages again: half of the time of what is not a convolution. The process stays as large as its largest step.
     """
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return False

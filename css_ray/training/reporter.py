@@ -67,7 +67,7 @@ class FolderReporter(PrintingReporter):
 
     @property
     def checkpoint(self) -> Path | None:
-        """The checkpoint to go on from, or None."""
+        """The checkpoint to continue from, or None."""
         path = self.folder / "checkpoint"
         return path if path.exists() else None
 

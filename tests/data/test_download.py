@@ -398,7 +398,7 @@ def test_a_web_page_does_not_cost_what_was_fetched(site: Site, tmp_path: Path) -
     """As a network that one must sign in to answers, whatever is asked."""
     (tmp_path / PART).write_bytes(site.content[:30_000])
     site.ranges, site.kind = False, "text/html; charset=utf-8"
-    with pytest.raises(OSError, match="a web page, no archive"):
+    with pytest.raises(OSError, match="a web page, not an archive"):
         download("voc", tmp_path)
     site.ranges, site.kind = True, "application/x-tar"
     assert tree(download("voc", tmp_path)) == voc_files()
@@ -538,7 +538,7 @@ def test_files_of_the_user_are_not_touched(site: Site, tmp_path: Path) -> None:
     mine = tmp_path / "VOCdevkit" / "VOC2012" / "SegmentationClassAug" / "mine.png"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"VOC2012 is there but not whole: .*move it away and run the command again"):
+    with pytest.raises(ValueError, match=r"VOC2012 is incomplete: .*move it away and run the command again"):
         download("voc", tmp_path)
     assert mine.read_bytes() == b"mine" and not site.log
     # Other years, and files that were added to a whole one, are in nobody's way.

@@ -21,7 +21,7 @@ def encoded(kind: str, mode: str = "RGB") -> bytes:
 
 
 def deep() -> bytes:
-    """An RGB PNG of 16 bits a channel, which Pillow cannot write."""
+    """An RGB PNG of 16 bits per channel, which Pillow cannot write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -47,20 +47,24 @@ def test_padding_after_the_end_is_harmless() -> None:
 def test_cut_images(kind: str) -> None:
     whole = encoded(kind)
     for length in (5, 40, len(whole) // 2, len(whole) - 20):
-        with pytest.raises(ValueError, match="image is no readable"):
+        with pytest.raises(ValueError, match="image is not a readable"):
             image_size(whole[:length])
 
 
 def test_a_png_with_a_wrong_byte() -> None:
     whole = bytearray(encoded("PNG"))
     whole[len(whole) // 2] ^= 1
-    with pytest.raises(ValueError, match="image is no readable"):
+    with pytest.raises(ValueError, match="image is not a readable"):
         image_size(bytes(whole))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", r"is empty \(0 bytes\)"), (b"GIF89a", "no readable"), (deep(), "has 16 bits a channel, must have 8; convert it")],
+    [
+        (b"", r"is empty \(0 bytes\)"),
+        (b"GIF89a", "not a readable"),
+        (deep(), "has 16 bits per channel, must have 8; convert it"),
+    ],
 )
 def test_what_is_no_image(content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):

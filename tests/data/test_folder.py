@@ -234,7 +234,7 @@ def test_a_mask_of_another_format_is_refused(folder: Folder, suffix: str) -> Non
     folder.out = folder.root / "again"
     (masks / "b.png").unlink()
     assert folder.refused().splitlines()[1:] == [
-        f"  b: has b.{suffix} in masks, which is no mask: masks are PNGs; convert it, or remove it"
+        f"  b: has b.{suffix} in masks, which is not a mask: masks are PNGs; convert it, or remove it"
     ]
 
 
@@ -289,11 +289,11 @@ def test_all_that_is_wrong_with_the_files_is_said_at_once(folder: Folder) -> Non
     message = folder.refused()
     for expected in (
         "nothing was written",
-        "a: image is no readable .jpg/.jpeg/.png",
+        "a: image is not a readable .jpg/.jpeg/.png",
         "b: mask has mode RGB, so colours for classes, and no palette says which; give a `palette`",
         "c: mask has the values 7; classes are 0..2, void is 255",
         "d: mask is 16x11 (width x height), must be as its image 16x12",
-        "e: mask is no readable PNG: it starts with b'no pictu'",
+        "e: mask is not a readable PNG: it starts with b'no pictu'",
         "b: is 2 times in train.txt",
         "  g: is more than one file in images: g.jpg, g.png",
         "nowhere (line 7): listed in train.txt, is not in the data set",
@@ -362,8 +362,7 @@ def test_a_colour_of_no_class_is_named(folder: Folder) -> None:
     folder.mask("b", Image.new("RGB", (16, 12), (1, 2, 3)))
     folder.describe(palette=PALETTE)
     assert (
-        "b: mask has the colours (1, 2, 3), which are neither of a class nor void: mend the mask, or classes"
-        in folder.refused()
+        "b: mask has the colours (1, 2, 3), which are neither of a class nor void: fix the mask, or classes" in folder.refused()
     )
 
 
@@ -427,7 +426,7 @@ def test_a_list_may_hold_paths(folder: Folder) -> None:
 def test_an_empty_list_is_refused(folder: Folder) -> None:
     (folder.root / "val.txt").write_text("\n")
     message = folder.refused()
-    assert "val.txt: is empty or no text" in message and "val: has no image" in message
+    assert "val.txt: is empty or not text" in message and "val: has no image" in message
 
 
 def test_the_masks_of_unlabelled_images_are_never_opened(folder: Folder) -> None:

@@ -182,6 +182,6 @@ def test_a_file_that_cannot_be_read_says_so(dataset: DataSet, tmp_path: Path) ->
     Image.new("L", (1, 1)).save(image)
     first, second = problems(dataset, tmp_path / "none.txt", image)
     assert first == f"{tmp_path}/none.txt: there is no such file"
-    assert second.startswith(f"{image}: is no UTF-8 text")
+    assert second.startswith(f"{image}: is not UTF-8 text")
     (third,) = problems(dataset, tmp_path)
     assert third.startswith(f"{tmp_path}: cannot be read")

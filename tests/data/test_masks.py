@@ -281,7 +281,7 @@ def test_damaged_files_are_refused() -> None:
     start = encoded.index(b"IDAT") + 40
     damaged = encoded[:start] + bytes([encoded[start] ^ 1]) + encoded[start + 1 :]
     assert "chunk b'IDAT' is damaged" in refused(VOC, damaged)
-    assert "is no readable PNG" in refused(VOC, by_hand(indices(), 0)[:33] + chunk(b"IEND", b""))  # a header alone
+    assert "is not a readable PNG" in refused(VOC, by_hand(indices(), 0)[:33] + chunk(b"IEND", b""))  # a header alone
 
 
 def test_a_reader_travels_to_other_processes() -> None:
@@ -320,5 +320,5 @@ def test_mat_files_of_sbd() -> None:
     ids=["zeros", "cut", "another struct", "no bytes", "three axes"],
 )
 def test_other_mat_files_are_refused(encoded: bytes) -> None:
-    with pytest.raises(ValueError, match=r"is no \.mat of SBD \(GTcls\.Segmentation, uint8 \[H, W\]\); fetch it again"):
+    with pytest.raises(ValueError, match=r"is not a \.mat file of SBD \(GTcls\.Segmentation, uint8 \[H, W\]\); fetch it again"):
         read_mat(encoded)

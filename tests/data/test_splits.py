@@ -235,7 +235,7 @@ def test_a_listed_split_names_every_wrong_id(tmp_path: Path) -> None:
         listed_split(dataset, 1, ["scene-00", "bare", "else", "scene-01"], ["scene-01", "judge"])
     assert str(caught.value).splitlines() == [
         "the listed split 1 of toy has 4 problems, it cannot be used:",
-        "  else, judge: is no training image of toy",
+        "  else, judge: is not a training image of toy",
         "  scene-01: is listed twice",
         "  bare: has no mask, so it cannot be labelled",
     ]

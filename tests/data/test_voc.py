@@ -251,7 +251,7 @@ def test_all_that_is_wrong_is_said_at_once(root: Path) -> None:
         f"{VAL[0]}: has no mask; css-ray data download voc",
         "2008_000123: has no mask; css-ray data download sbd",
         f"{VAL[1]}: mask has the values 21; classes are 0..20, void is 255: fetch the masks again",
-        f"{ADDED[1]}: mask is no .mat of SBD",
+        f"{ADDED[1]}: mask is not a .mat file of SBD",
     ):
         assert expected in message, message
     assert f"{TRAIN[0]}:" not in message  # SBD's mask will do
