@@ -28,7 +28,7 @@ _REASONS: dict[int, tuple[str, str]] = {
     errno.EIO: ("the disk reports an input/output error", "check the disk, or choose a path on another one"),
     errno.ESTALE: ("the network share was replaced", "mount it again"),
 }
-"""Why, and what to do; where neither depends on the path."""
+"""Why, and what to do, for errors of which neither depends on the path."""
 
 
 def os_error_text(error: OSError, action: str = "open", path: str | Path | None = None) -> str:
@@ -77,7 +77,7 @@ def os_errors_in_words(action: str, path: str | Path) -> Iterator[None]:
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """What follows an unknown word: ` (did you mean X?)`, or `; known: a, b, c` where nothing is close."""
+    """What follows an unknown word: ` (did you mean X?)`, or `; known: a, b, c` if nothing is close."""
     known = list(known)
     near = difflib.get_close_matches(str(word), known, n=1)
     if near:
@@ -86,7 +86,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 def last_line(error: object, limit: int = 1000) -> str:
-    """The last line of an error's text, which names the exception where the text is a traceback; at most `limit` characters."""
+    """The last line of an error's text, which names the exception if the text is a traceback; at most `limit` characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:limit] if lines else f"{type(error).__name__} (no message)"
 

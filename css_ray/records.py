@@ -16,7 +16,7 @@ class Record:
 
     params: all that the study varies, flat (`method.temperature: 0.5`); row: the label of the table's row.
     last, best: metrics in percent at the last step and at the best evaluation; empty until the run finished.
-    reason: why the run failed or was pruned; run_id: the MLflow run, where the record was read from MLflow.
+    reason: why the run failed or was pruned; run_id: the MLflow run, if the record was read from MLflow.
     """
 
     study: str
@@ -41,7 +41,7 @@ def mean_std(values: Sequence[float], ddof: int = 1) -> tuple[float | None, floa
     """Mean and standard deviation of the values of a trial's splits, in their own unit.
 
     ddof 1 (default) is the sample standard deviation; ddof 0 the population's, 0.816 times as large at three splits. The paper
-    does not say which it prints. Both are None without values; the std is None if there are not more than ddof values.
+    does not state which it prints. Both are None without values; the std is None if there are not more than ddof values.
     """
     if not values:
         return None, None
@@ -57,7 +57,7 @@ def score_text(mean: float | None, std: float | None, n: int | None = None, num_
     Args:
         mean: In percent; None, of which a dash is made, without a value.
         std: None if one split gives none.
-        n: Over how many splits the mean is; not said if not given.
+        n: Over how many splits the mean is; left out if not given.
         num_splits: How many there should be.
     """
     text = "–" if mean is None else f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"

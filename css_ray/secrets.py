@@ -24,7 +24,7 @@ def shown(place: str | Path) -> str:
 
 
 def secret_in(place: str | Path) -> str:
-    """What a URL holds that should be in no file, in words; nothing if it holds none, or is a path."""
+    """What a URL contains that should be in no file, in words; nothing if it holds none, or is a path."""
     if "://" not in str(place):
         return ""
     if _USER.search(str(place)):

@@ -1,4 +1,4 @@
-"""How a study stands: the one fold of its events, asked by the driver, the live view, the API, the tables and MLflow alike.
+"""The state of a study: the one fold of its events, used by the driver, the live view, the API, the tables and MLflow alike.
 
 An event costs the same however many came before it, and what is asked often is at hand without a walk over all trials. A new
 kind of event is defined in `events.py` and taken into account here; nothing else needs to know of it.
@@ -66,7 +66,7 @@ class Resources(Protocol):
 
 
 class Definition(Protocol):
-    """What the standing of a study depends on, besides its events."""
+    """What the state of a study depends on, besides its events."""
 
     @property
     def objective(self) -> Objective: ...
@@ -88,7 +88,8 @@ class RunStanding:
     """One run: how far it is, and how it ended.
 
     score: its latest evaluation, and of a finished run what the objective takes from it, in percent. last, best: metrics at the
-    last step and at the best evaluation, once it finished. workers: how many ranks train it, None if the journal does not say.
+    last step and at the best evaluation, once it finished. workers: how many ranks train it, None if the journal does not
+    record it.
     """
 
     seed: int
@@ -192,15 +193,15 @@ class Standing(Generic[D]):
         definition: The study before its first event.
 
     Attributes:
-        definition: The study as it stands: as it was begun or last extended.
+        definition: The study as it was begun or last extended.
         study: Its name, empty before it started. study_id: its id. spec: the whole of it, as the journal has it.
-        status: new, running, paused (for the reason `pause`), interrupted, or as `study_finished` says.
+        status: new, running, paused (for the reason `pause`), interrupted, or the status of `study_finished`.
         trials: All that began, by index. running: those that have not ended. ended: those that have, in the order in which they
             did. One whose machinery failed has not ended any more once the study is resumed, nor one that lacks splits since
             the study got more.
         pruned: The verdict on each trial that has one.
         compared: What pruners compare.
-        latest: Time of the latest event. hours: What the runs have held, by device (GPU, or CPU where a worker has no GPU);
+        latest: Time of the latest event. hours: What the runs have held, by device (GPU, or CPU if a worker has no GPU);
             gpu_hours, cpu_hours: the same of each device, whatever the other.
         lowest, highest: Of all evaluations, in percent; None before the first.
         steps_done: Steps that are behind the study, see `num_steps`.
@@ -359,7 +360,7 @@ class Standing(Generic[D]):
             if trial.index not in compared.scores:
                 bisect.insort(compared.by_mean, (-(trial.mean or 0.0), trial.index))
             compared.scores[trial.index] = trial.score or 0.0
-        # A run that failed has said it itself.
+        # A run that failed has reported it itself.
         if trial.status in ("failed", "pruned") and not any(
             run.status == "failed" and run.reason == trial.reason for run in trial.runs.values()
         ):
@@ -396,7 +397,7 @@ class Standing(Generic[D]):
         else:
             run = trial.runs[event.split]
         if trial.status == "pruned" and not isinstance(event, RunStarted):
-            return None  # told late, by a run that had not heard of its end yet
+            return None  # reported late, by a run that had not heard of its end yet
         ended_before = run.status != "running"
         if isinstance(event, StepEvent):
             run.step = max(run.step, event.step)
@@ -507,9 +508,9 @@ class Standing(Generic[D]):
 
     @property
     def num_steps(self) -> int:
-        """Steps of the whole study; of a trial still to be drawn, as many as the study's own setting.
+        """Steps of the whole study; of a trial still to be drawn, the number in the study's own setting.
 
-        `steps_done` of them are behind us: those that a failed or pruned trial is spared count as done, so that the pace says
+        `steps_done` of them are behind us: those that a failed or pruned trial is spared count as done, so that the pace shows
         how much of what is left will be spared, too.
         """
         return sum(self._planned) * len(self.definition.splits)

@@ -21,7 +21,7 @@ ATTEMPTS = 6
 
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 20.0
-"""How long S3 may take to accept a connection, and to say anything on it, before an attempt counts as failed."""
+"""How long S3 may take to accept a connection, and to send anything on it, before an attempt counts as failed."""
 
 _BLOCK = 2**23  # bytes fetched by one request
 
@@ -40,8 +40,8 @@ def below(place: str | Path, *names: str) -> str:
 def locate(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     """The file system of a place, and the path in it.
 
-    On S3 a request that fails is made again, and one that stands still is given up, see `ATTEMPTS`; a call that fails for good
-    raises OSError within 31 s where the store answers or refuses, and within ATTEMPTS * REQUEST_SECONDS more where it hangs.
+    On S3 a request that fails is made again, and one that makes no progress is given up, see `ATTEMPTS`; a call that fails for
+    good raises OSError within 31 s if the store answers or refuses, and within ATTEMPTS * REQUEST_SECONDS more if it hangs.
 
     Raises ValueError if the URL names a file system that pyarrow does not know, or lacks a part.
     """
@@ -91,7 +91,7 @@ def read_blocks(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[bytes]
 def send(file: Path, filesystem: pyarrow.fs.FileSystem, path: str) -> None:
     """Copy a local file to a path; returns once it is there whole, and raises OSError if it is not.
 
-    `pyarrow.fs.copy_files` does neither: it returns before the store has taken a file, and drops the error where it takes none.
+    `pyarrow.fs.copy_files` does neither: it returns before the store has taken a file, and drops the error if it takes none.
     """
     # In one piece: were the file read bit by bit, an interrupt in between would close the stream, and half of it would count.
     with pa.memory_map(str(file)) as source, filesystem.open_output_stream(path) as stream:
@@ -130,7 +130,7 @@ def existing_folder(place: str | Path) -> Path:
 
 def check_writable_folder(place: str | Path) -> None:
     """Raise OSError if a local folder, which need not exist yet, cannot be written; leaves no trace."""
-    # Permission bits say nothing of a disk that is mounted read-only, and nothing to root.
+    # Permission bits reveal nothing of a disk that is mounted read-only, and do not restrict root.
     tempfile.TemporaryFile(dir=existing_folder(place)).close()
 
 
@@ -146,7 +146,7 @@ def plain_name(name: str, source: str | Path) -> str:
     """The name of a file as somebody else wrote it, in a description or a store.
 
     Raises:
-        ValueError: It would lead out of the folder that it is meant for. `source` says who wrote it.
+        ValueError: It would lead out of the folder that it is meant for. `source` names where it was written.
     """
     if Path(name).name != name or name in ("", ".", ".."):
         raise ValueError(f"{shown(source)} names the file {name!r}, which is not a plain name; make that folder again")
@@ -163,7 +163,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its name at the end of the block, all at once; nothing is left if the block raises.
+    """A folder beside `folder` that takes its name at the end of the block, as a whole; nothing is left if the block raises.
 
     The caller holds the lock of `folder`: what a killed process left is removed.
     """

@@ -158,10 +158,10 @@ def test_without_a_terminal_a_line_tells_how_a_trial_ended() -> None:
 
 def test_what_was_lost_and_made_good_is_said() -> None:
     telling = mixed()
-    for reason in ("rank 1: its process died", "rank 0 stood still for more than 900 s"):
+    for reason in ("rank 1: its process died", "rank 0 made no progress for more than 900 s"):
         telling.tell("trial_retried", 3, reason=reason)
     text = words(shown(standing_of(telling)))
-    assert "↻ trial 3 retried 2 times, lastly: rank 0 stood still for more than 900 s" in text
+    assert "↻ trial 3 retried 2 times, lastly: rank 0 made no progress for more than 900 s" in text
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
     watcher = Watcher(Standing(parse, telling.study), console)
     for event in telling.events:

@@ -57,7 +57,7 @@ class MaskCoding:
     remedy: str
 
     def __call__(self, encoded: bytes) -> Mask:
-        """Read a mask. Raises ValueError if it is not a whole PNG, is of another kind, or has values of neither class nor void."""
+        """Read a mask. Raises ValueError if it is not a whole PNG, is of another kind, or has values outside the coding."""
         chunks = list(_chunks(encoded))
         try:
             with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:

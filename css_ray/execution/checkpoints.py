@@ -24,7 +24,7 @@ POLL_SECONDS = 2.0
 NEARLY_FULL = 64 * 2**20
 
 KEPT = 2
-"""The newest, and the one before: it is gone back to where the newest turns out to be damaged."""
+"""How many checkpoints are kept: the newest, and the one before, which is used if the newest is damaged."""
 
 
 class Checkpoints:
@@ -49,13 +49,13 @@ class Checkpoints:
         self._filesystem, self._root = locate(place)
 
     def newest_first(self) -> list[str]:
-        """The names of those that are complete; the same on all ranks where rank 0's view of the storage is."""
+        """The names of the complete ones; the same on all ranks if all see the storage as rank 0 does."""
         return [name for name in reversed(self._names()) if self._exists(f"{name}/{COMPLETE}")]
 
     def save(self, write: Callable[[Path], None]) -> None:
         """Write the next one. `write(folder)` writes this rank's files of it. Returns once it counts, on all ranks.
 
-        Where the disk is full it waits for room, rather than lose what was trained.
+        If the disk is full it waits for room, rather than lose what was trained.
         """
         self._wait_for_room(self.min_free)
         target = f"{self._root}/{self._next():06d}"
@@ -65,7 +65,7 @@ class Checkpoints:
         if distributed.rank() == 0:
             with self._filesystem.open_output_stream(f"{target}/{COMPLETE}") as file:
                 file.write(json.dumps({"ranks": distributed.world_size()}).encode())
-            # What a store that is away for a moment keeps of the old ones goes after the next.
+            # Old ones that a store, away for a moment, does not remove now are removed after the next.
             with contextlib.suppress(OSError):
                 counting = self.newest_first()[:KEPT]
                 for old in self._names():
@@ -99,7 +99,7 @@ class Checkpoints:
         return self._sum(1 + int((self._names() or ["0"])[-1]) if distributed.rank() == 0 else 0)
 
     def _written(self, target: str, write: Callable[[Path], None]) -> bool:
-        """Write this rank's files; False where there was no room for them."""
+        """Write this rank's files; False if there was no room for them."""
         self._filesystem.create_dir(target, recursive=True)
         try:
             if is_url(self.place):
@@ -126,7 +126,7 @@ class Checkpoints:
             time.sleep(POLL_SECONDS)
 
     def _sum(self, number: int) -> int:
-        """The sum of the ranks' numbers; none goes on before all are here."""
+        """The sum of the ranks' numbers; none continues before all are here."""
         return int(distributed.all_reduce_sum(torch.tensor(number, device=self.device)))
 
 

@@ -20,7 +20,7 @@ NOTHING, LEAVE = -1, -2
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the ranks of a slot say of the job with this number; over: it is done."""
+    """What the ranks of a slot report of the job with this number; over: it is done."""
 
     job: int
     events: list[Event]
@@ -29,14 +29,14 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What the controller of a slot says: its workers start again, for this reason."""
+    """What the controller of a slot reports: its workers start again, for this reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What a slot says of a job: its new events; `retry`, why its workers start again; `error`, why it is given up."""
+    """What a slot reports of a job: its new events; `retry`, why its workers start again; `error`, why it is given up."""
 
     events: list[Event]
     retry: str = ""
@@ -71,7 +71,7 @@ class Handover:
         kv_delete(self._key(f"job/{number}"))
 
     def wait(self, done: int) -> int:
-        """The number of a job that is not `done`; LEAVE where none comes in IDLE_SECONDS. For rank 0: the others hear of it."""
+        """The number of a job that is not `done`; LEAVE if none comes in IDLE_SECONDS. For rank 0 alone."""
         limit = time.monotonic() + IDLE_SECONDS
         while time.monotonic() < limit:
             now = int(kv_get(self._key("now")) or NOTHING)
@@ -86,11 +86,11 @@ class Handover:
         return Job.from_json(json.loads(text)) if text else None
 
     def say_why(self, reason: str) -> None:
-        """A rank that is about to end its own process leaves word."""
+        """Record why a rank is about to end its own process."""
         kv_put(self._key("reason"), reason.encode())
 
     def ask_why(self) -> str:
-        """What a rank said before it ended, once; else nothing."""
+        """What a rank recorded before it ended, once; else nothing."""
         reason = kv_get(self._key("reason")) or b""
         kv_delete(self._key("reason"))
         return reason.decode()

@@ -1,4 +1,4 @@
-"""Studies on a cluster from afar: by Ray Jobs their driver runs on the cluster, and outlives the laptop that submitted it.
+"""Studies on a remote cluster: by Ray Jobs their driver runs on the cluster, and outlives the laptop that submitted it.
 
 A job carries the code of css-ray and the study file, no data and no secrets. Its driver is started again when it dies.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 NAME, STORAGE, CODE = "css_ray.study", "css_ray.storage", "css_ray.code"
-"""What a job's metadata says of its study."""
+"""The keys under which a job's metadata describes its study."""
 
 STUDY_FILE = "study.yaml"
 
@@ -40,7 +40,7 @@ STOP_SECONDS = 30
 """How long a driver that is to stop may take to write down what it has; it needs a few."""
 
 FRUITLESS = 3
-"""After so many drivers in a row that died without an event in the journal, the next one would hardly fare better."""
+"""The number of drivers in a row that may die without an event in the journal, before no other one is started."""
 
 ACTIVE = ("PENDING", "RUNNING")
 
@@ -82,7 +82,7 @@ class Cluster:
             self._client = _client(address)
 
     def submit(self, study: StudyDefinition | str, storage: str, overrides: Sequence[str] = ()) -> Submitted:
-        """Have the cluster run a study; or continue with the one of that name, with `overrides` of it.
+        """Have the cluster run a study; or continue the one of that name, with `overrides` of it.
 
         storage: a URL, or an absolute path that all nodes see. Raises StudyError if a path in the study means nothing on
         another machine or an override holds a secret, ClusterError if the study is at work already, or the cluster refuses.
@@ -100,7 +100,7 @@ class Cluster:
         for there in self.studies():
             if there.name == name and there.storage == storage and there.active:
                 stop = study_command("stop", name, DEFAULT_STORAGE, "--address", self.address)
-                raise ClusterError(f"{name} is at work already, as the job {there.job}; it is stopped by: {stop}")
+                raise ClusterError(f"{name} is at work already, as the job {there.job}; stop it with: {stop}")
         what = ["--name", name] if isinstance(study, str) else ["--file", STUDY_FILE]
         sets = [part for override in overrides for part in ("--set", override)]
         words = ["study", "drive", *what, "--storage", storage, "--code", code_version(), *sets]
@@ -122,7 +122,7 @@ class Cluster:
         known = command("study", "list", "--address", self.address)
         raise ClusterError(
             f"{name} was not submitted to the cluster at {shown(self.address)} since its head started; "
-            f"those that were are listed by: {known}"
+            f"list those that were with: {known}"
         )
 
     def stop(self, name: str) -> Submitted:
@@ -150,14 +150,14 @@ class Cluster:
                         return
 
     def call(self, *arguments: str, timeout: float = 300.0) -> tuple[bool, str]:
-        """Run a command of css-ray on the cluster, where its storage is seen; whether it ended well, and what it printed."""
+        """Run a command of css-ray on the cluster, where its storage is seen; returns whether it succeeded, and its output."""
         job = self._start(f"css-ray-call-{uuid.uuid4().hex[:6]}", list(arguments), None, {})
         status = self._wait(job, timeout)
         with self._answering():
             printed = self._client.get_job_logs(job)
             if status not in ACTIVE:
                 self._client.delete_job(job)
-        # Before what the command prints stands what Ray says of the job.
+        # Ray's own lines about the job come before what the command prints.
         return status == "SUCCEEDED", printed.partition(f"{shlex.join(arguments)}\n")[2] or printed
 
     def _start(self, job: str, command: Sequence[str], study: StudyDefinition | str | None, metadata: dict[str, str]) -> str:
@@ -207,10 +207,10 @@ class Cluster:
 
 
 def keep_driving(run: Sequence[str], resume: Sequence[str], folder: str) -> int:
-    """Run the driver of the study in `folder` as a process, and another one where it dies; returns the exit code of the last.
+    """Run the driver of the study in `folder` as a process, and another one if it dies; returns the exit code of the last.
 
-    run, resume: the commands that begin and go on. SIGTERM and SIGINT end it: the driver gets the signal as well, and writes
-    down what it has.
+    run, resume: the commands that begin and continue it. SIGTERM and SIGINT end it: the driver gets the signal as well, and
+    writes down what it has.
     """
     stopped: list[float] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -219,7 +219,7 @@ def keep_driving(run: Sequence[str], resume: Sequence[str], folder: str) -> int:
     while True:
         driver = subprocess.Popen(resume if Journal(folder).events else run)
         while (code := driver.poll()) is None:
-            # Ray signals all processes of a job. Another signal at once would cut the driver's goodbye short.
+            # Ray signals all processes of a job. Another signal right away would cut the driver's goodbye short.
             if stopped and time.monotonic() - stopped[0] > STOP_SECONDS / 2:
                 driver.terminate()
             time.sleep(0.1)
@@ -235,7 +235,7 @@ def keep_driving(run: Sequence[str], resume: Sequence[str], folder: str) -> int:
             if not ended:
                 print(f"the driver {how}, {FRUITLESS} times without getting anywhere; giving up", flush=True)
             return abs(code)
-        print(f"the driver {how}; another one goes on", flush=True)
+        print(f"the driver {how}; another one continues", flush=True)
         time.sleep(fruitless)
 
 
@@ -292,7 +292,7 @@ async def _next(pieces: Any) -> str:
 
 
 def drive_commands(storage: str, file: str | None, name: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The commands that begin and that continue with a study on the node that this runs on; for `keep_driving`."""
+    """The commands that begin and that continue a study on the node that this runs on; for `keep_driving`."""
     common = ["--storage", storage, "--address", os.environ.get("RAY_ADDRESS", "auto")]
     sets = [part for override in overrides for part in ("--set", override)]
     css_ray = [sys.executable, "-m", "css_ray_cli", "study"]

@@ -26,7 +26,7 @@ from css_ray.study.code import code_version
 _log = logging.getLogger(__name__)
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow")
-"""Whose versions must be the same on all nodes: they decide what is trained, or what the nodes say to each other."""
+"""Whose versions must be the same on all nodes: they decide what is trained, or which messages the nodes exchange."""
 
 MAX_SKEW_SECONDS = 5.0
 """By how much the clocks of two nodes may differ: the times in a journal, from which hours are counted, are of all nodes."""
@@ -35,7 +35,7 @@ NODE_SECONDS = 120.0
 """How long a node may take to answer: its first process imports torch."""
 
 QUICK_SECONDS = 30.0
-"""How long a study waits for a node to say which code it has; nothing is imported there but css-ray."""
+"""How long a study waits for a node to report which code it has; nothing is imported there but css-ray."""
 
 MEGABYTES = 64
 """What the all-reduce of two nodes adds up, a tenth of a large network's gradients."""
@@ -45,7 +45,7 @@ MEGABYTES = 64
 class Node:
     """A node as it answered. clock: how far it is ahead of this process's, in seconds, and how exactly that is known.
 
-    code: version and hash of its css-ray (`code_version`), or what went wrong where that could be imported from nowhere.
+    code: version and hash of its css-ray (`code_version`), or what went wrong if it could not be imported.
     """
 
     id: str
@@ -61,7 +61,7 @@ class Node:
 
 @dataclass(slots=True)
 class Report:
-    """What `check_cluster` found. problems: each with what mends it. bandwidth: of pairs of nodes' addresses, in GB/s."""
+    """What `check_cluster` found. problems: each with its fix. bandwidth: of pairs of nodes' addresses, in GB/s."""
 
     nodes: list[Node] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)
@@ -113,7 +113,7 @@ def check_cluster(*, storage: str | None = None, tracking_uri: str | None = None
 def check_code() -> None:
     """Raise RuntimeError with each node of the joined cluster that runs another css-ray than this process.
 
-    A node that does not answer, perhaps since it is being lost, is passed over: each worker looks again where it starts.
+    A node that does not answer, perhaps since it is being lost, is skipped: each worker checks again when it starts.
     """
     here, problems = code_version(), []
     for node in ray.nodes():  # type: ignore[no-untyped-call]
@@ -122,7 +122,7 @@ def check_code() -> None:
         try:
             there = _code_there(node["NodeID"], timeout=QUICK_SECONDS)
         except Exception as error:
-            _log.warning("node %s did not say which css-ray it has (%s)", _named(node), _short(error))
+            _log.warning("node %s did not report which css-ray it has (%s)", _named(node), _short(error))
             continue
         if there != here:
             problems.append(f"node {_named(node)} has {there}")
@@ -183,7 +183,7 @@ def _node(node: Mapping[str, Any]) -> Node:
         offsets.append(((after - before) / 2, there - (before + after) / 2))
     exactly, ahead = min(offsets)  # of the quickest answer
     resources = node["Resources"]
-    # Ray gives a task without GPUs none to see: their number is Ray's, their names are ours where torch sees them.
+    # Ray gives a task without GPUs none to see: their number is Ray's, their names are those that torch sees.
     names = tuple(found["gpus"]) or ("GPU",) * int(resources.get("GPU", 0))
     return Node(
         id=node["NodeID"],
@@ -281,7 +281,7 @@ def _check_storage(report: Report, ids: Mapping[str, str], storage: str) -> None
             )
     if writers and all(missing == [] for missing in unseen.values()) and len(writers) == len(ids):
         report.passed.append(f"storage {shown(storage)}: each node writes, and reads what the others wrote")
-    for node in writers:  # where each has its own folder, each removes its own
+    for node in writers:  # if each has its own folder, each removes its own
         with contextlib.suppress(Exception):
             ray.get(_on(node, remove).remote(), timeout=NODE_SECONDS)
 
@@ -331,7 +331,7 @@ def _check_mlflow(report: Report, ids: Mapping[str, str], tracking_uri: str) -> 
 
 
 def _check_pair(report: Report, first: Node, second: Node) -> None:
-    """An all-reduce over two nodes, by NCCL where both have GPUs."""
+    """An all-reduce over two nodes, by NCCL if both have GPUs."""
     backend = "nccl" if first.gpus and second.gpus else "gloo"
     needs: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1 if backend == "nccl" else 0}
     size, own = MEGABYTES * 2**20 // 4, first.address
@@ -364,7 +364,7 @@ def _check_pair(report: Report, first: Node, second: Node) -> None:
                 total = float(values[-1])  # waits for a GPU
                 times.append(time.perf_counter() - started)
                 if total != 2:
-                    raise RuntimeError(f"one and one are {total:g} there")
+                    raise RuntimeError(f"all-reduce returned {total:g}, expected 2")
             return statistics.median(times[1:])
         finally:
             dist.destroy_process_group()
@@ -376,7 +376,7 @@ def _check_pair(report: Report, first: Node, second: Node) -> None:
     except Exception as error:
         report.problems.append(
             f"{backend}: {first.address} and {second.address} cannot add up tensors together ({_short(error)}); open all ports "
-            f"between the nodes, and name their network card where there are several ({backend.upper()}_SOCKET_IFNAME)"
+            f"between the nodes, and name their network card if there are several ({backend.upper()}_SOCKET_IFNAME)"
         )
         return
     # Of two ranks each sends and receives the whole once.

@@ -16,7 +16,7 @@ from css_ray.execution.token import guard_token
 T = TypeVar("T")
 R = TypeVar("R")
 
-_AHEAD = 2  # tasks submitted a core: the next one is there when one ends, and results do not pile up
+_AHEAD = 2  # tasks submitted per core: the next one is there when one ends, and results do not pile up
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class PrunedError(Exception):
 
 
 class SlotReporter:
-    """Tells the slot what happens to a job, and keeps its checkpoints."""
+    """Reports to the slot what happens to a job, and keeps its checkpoints."""
 
     def __init__(self, job: Job, number: int, queue: Queue, device: torch.device, alive: Callable[[], None]) -> None:
         self.trial = job.trial
@@ -64,7 +64,7 @@ class SlotReporter:
         self.told = len(self.events)
 
     def save(self, write_checkpoint: Callable[[Path], None]) -> None:
-        """Keep a checkpoint, on all ranks at once, then send the new events."""
+        """Keep a checkpoint, on all ranks together, then send the new events."""
 
         def write(folder: Path) -> None:
             write_checkpoint(folder)
@@ -87,7 +87,7 @@ class SlotReporter:
         self._obey()
 
     def pruned_after(self, split: int) -> bool:
-        """Wait for the verdict on the trial after `split`; the same on all ranks. Where none comes in time, it goes on."""
+        """Wait for the verdict on the trial after `split`; the same on all ranks. Without one in time, it continues."""
         if self.verdicts is None:
             return False
         pruned = False
@@ -101,7 +101,7 @@ class SlotReporter:
         return bool(sum_of_ranks(int(pruned), self.device))
 
     def _obey(self) -> None:
-        """Raise PrunedError on all ranks if the driver has pruned the trial. Nobody waits: it may learn so a step later."""
+        """Raise PrunedError on all ranks if the driver has pruned the trial. Nobody waits: it may learn of it a step later."""
         if self.verdicts is None:
             return
         pruned = distributed.rank() == 0 and self.verdicts.of(self.trial)[0]

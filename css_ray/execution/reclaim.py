@@ -17,7 +17,7 @@ DRIVER = "css_ray.driver"
 
 
 def driver_config() -> JobConfig:
-    """What tells other drivers that this process is one."""
+    """What lets other drivers know that this process is one."""
     return JobConfig(metadata={DRIVER: "study"})
 
 
@@ -26,7 +26,7 @@ def reclaim() -> int:
 
     Those of other users' jobs, and detached ones, are left alone.
     """
-    # By the jobs, not by what a group says of its own: one that was made after the end of its job does not know of that.
+    # By the jobs, not by the group's own state: one that was made after the end of its job does not know of that.
     dead = jobs_with(DRIVER)
     this = bytes.fromhex(ray.get_runtime_context().get_job_id())
     held = 0

@@ -15,7 +15,7 @@ from css_ray.study.definition import StudyDefinition
 from css_ray.study.driver import Driver, Observer, Outcome, make_job
 from css_ray.study.job import RunSpec
 
-_LEAVING_SECONDS, _HASTY_SECONDS = 30.0, 5.0  # for Ray's and MLflow's goodbye, and where the user waits after Ctrl-C
+_LEAVING_SECONDS, _HASTY_SECONDS = 30.0, 5.0  # for the shutdown of Ray and MLflow, and if the user waits after Ctrl-C
 
 
 class Runner:
@@ -31,7 +31,7 @@ class Runner:
         self.driver = Driver(study, storage, observer)
 
     def run(self, *, resume: bool) -> Outcome:
-        """Take the study to its end. Raises StudyExistsError, StudyLockedError, or what Ray raises where no cluster answers.
+        """Take the study to its end. Raises StudyExistsError, StudyLockedError, or what Ray raises if no cluster answers.
 
         An interrupt (SIGINT, SIGTERM) ends it within seconds with status `interrupted`.
         """
@@ -46,7 +46,7 @@ class Runner:
                     interrupted = True
                     driver.interrupt()
                 finally:
-                    # Ray's orderly goodbye can take longer than a user who pressed Ctrl-C wants to wait; the journal and
+                    # Ray's orderly shutdown can take longer than a user who pressed Ctrl-C wants to wait; the journal and
                     # the checkpoints need none.
                     shutdown = threading.Thread(target=ray.shutdown, daemon=True)
                     shutdown.start()
@@ -70,7 +70,7 @@ def train_one(study: StudyDefinition, spec: RunSpec, folder: str, address: str |
     """Train one run on the study's workers under Ray Train, without Tune; returns its `RunFinished` or `RunFailed`.
 
     folder: where its checkpoints and best weights go; the same folder continues from the last checkpoint.
-    Raises RuntimeError with the reason where the workers failed more often than `resources.retries`.
+    Raises RuntimeError with the reason if the workers failed more often than `resources.retries`.
     """
     connect(study, address)
     last: Event | None = None

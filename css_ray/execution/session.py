@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 def connect(study: StudyDefinition, address: str | None) -> int:
     """Start Ray here, or join the cluster at `address`; returns how many trials run side by side.
 
-    On this machine as many as fit; on a cluster as many as the study wants, since an autoscaler may bring nodes.
+    On this machine the number that fits; on a cluster the number that the study asks for, since an autoscaler may bring nodes.
     Raises RuntimeError if not even one trial fits on this machine, with what it needs and what is there.
     """
     if address is not None and address.startswith("ray://"):
@@ -41,7 +41,7 @@ def connect(study: StudyDefinition, address: str | None) -> int:
         "RAY_AIR_NEW_OUTPUT": "0",  # with it Tune prints a banner whatever its verbosity
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
-        # Of a process that does not even say that it lives; one that stands still says so itself, see `watchdog.Watchdog`.
+        # For a process that shows no sign of life; one that makes no progress reports that itself, see `watchdog.Watchdog`.
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(max(60, math.ceil(study.resources.hang_seconds))),
     }
     for name, value in settings.items():
@@ -65,7 +65,7 @@ def connect(study: StudyDefinition, address: str | None) -> int:
         },
     )
     if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():  # Ray's own handler of SIGTERM ends the process where it stands
+        for number, handler in handlers.items():  # Ray's own handler of SIGTERM ends the process on the spot
             if handler is not None:  # None: it was not Python's
                 signal.signal(number, handler)
     if address is not None:
@@ -98,7 +98,7 @@ def _joined_capacity(address: str | None) -> Capacity:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt inside; a second one ends the process at once."""
+    """SIGINT and SIGTERM raise KeyboardInterrupt inside; a second one ends the process immediately."""
 
     def interrupt(number: int, frame: Any) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 STARTUP = "startup timed out"
-"""What Ray Train says where it waited in vain for the room that workers need."""
+"""Part of Ray Train's message if it waited in vain for the resources that workers need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ def _work(config: dict[str, Any]) -> None:
 
 
 class _Failures(UserCallback):
-    """In the controller: tells the slot why its workers start again."""
+    """In the controller: reports to the slot why its workers start again."""
 
     def __init__(self, queue: Queue, handover: Handover) -> None:
         self.queue, self.handover = queue, handover
@@ -71,8 +71,8 @@ class Slot:
     """A worker group of `resources`, started with its first job. `place` is a folder or URL for Ray Train's own notes.
 
     code: the `code_version` that its workers must have; None if they have the driver's, on its own machine.
-    How many workers it has is chosen where it starts: of a job's `sizes` the largest for which there is room, else the
-    smallest, for which Ray waits. Where a job may have several sizes, the group ends with each failure, to start again as large
+    How many workers it has is chosen when it starts: of a job's `sizes` the largest for which there is room, else the
+    smallest, for which Ray waits. If a job may have several sizes, the group ends with each failure, to start again as large
     as fits, and before a job for which there is room for more. To be used from one thread of a process that has joined a Ray
     cluster; the group ends with that process.
     """
@@ -88,7 +88,7 @@ class Slot:
     def train(self, job: Job) -> Iterator[Message]:
         """Have the workers do `job`, and yield what happens until it is over.
 
-        A failure of the workers sends them back to the job's last checkpoint, as often as `resources.retries` says.
+        A failure of the workers sends them back to the job's last checkpoint, at most `resources.retries` times.
         """
         self._count += 1
         number, failures = self._count, 0
@@ -233,7 +233,7 @@ _slot: Slot | None = None
 def run_trial(config: dict[str, Any]) -> None:
     """The Tune trainable. config: trial, job, resources, place, code. Its process is Tune's to use again, its slot stays in it.
 
-    Where the workers failed too often the error is reported, not raised: Tune's retries are for the death of this process.
+    If the workers failed too often the error is reported, not raised: Tune's retries are for the death of this process.
     """
     global _slot
     if _slot is None:
@@ -248,7 +248,7 @@ def reason_of(failures: dict[int, Exception]) -> str:
     for number, each in failures.items():
         if isinstance(each, OutOfMemoryError) or isinstance(each.__cause__, OutOfMemoryError):
             return f"rank {number} ran out of memory, and Ray ended it: {last_line(each)}"
-    # Of a process that was killed Ray has much to say, most of it advice.
+    # Ray's message about a process that was killed is long, and mostly advice.
     return f"rank {rank}: {last_line(error).partition(' Some common causes')[0]}"
 
 

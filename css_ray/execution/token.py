@@ -1,4 +1,4 @@
-"""Ray's token, the key to a cluster: shown where there is one, and kept from the other users of the machine."""
+"""Ray's token, the key to a cluster: shown if there is one, and kept from the other users of the machine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def use_token() -> None:
-    """Show Ray's token where there is one.
+    """Show Ray's token if there is one.
 
-    Ray asks for the mode once, where it is imported, and keeps the token to itself without it: a cluster that wants it would
-    let nobody in. Where Ray was imported before, the mode is as it is; set now, only the processes that Ray starts would know.
+    Ray asks for the mode once, when it is imported, and keeps the token to itself without it: a cluster that wants it would
+    let nobody in. If Ray was imported before, the mode is as it is; set now, only the processes that Ray starts would know.
     """
     token = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
     if "ray" not in sys.modules and (os.environ.get("RAY_AUTH_TOKEN") or Path(token).is_file()):

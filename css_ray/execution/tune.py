@@ -1,4 +1,4 @@
-"""The driver in the terms of Ray Tune: a searcher that hands out its trials, a callback that tells it what became of them.
+"""The driver in the terms of Ray Tune: a searcher that hands out its trials, a callback that reports to it what became of them.
 
 Tune holds no state that matters. On resume a new Tune run starts; the driver first hands out the trials that the journal knows
 as begun but not ended (same index, same settings, so that their checkpoints are found), then those of the grid, then new ones.
@@ -70,7 +70,7 @@ def tune(driver: Driver, concurrent: int, code: str | None, *, trainable: Callab
         try:
             tuner.fit()
         except Exception:
-            # Of what its callbacks raise Tune passes on a traceback only.
+            # Of an error that its callbacks raise, Tune passes on only a traceback.
             if driver.journal.error is not None:
                 raise driver.journal.error from None
             raise

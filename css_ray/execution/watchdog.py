@@ -1,4 +1,4 @@
-"""A rank that hangs ends itself, since its peers would wait for it for ever."""
+"""A rank that hangs ends itself, since its peers would wait for it forever."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from css_ray import distributed
 
 
 class Watchdog:
-    """Ends this process where training stands still for `seconds`: a hung rank, which its peers would wait for for ever.
+    """Ends this process if training makes no progress for `seconds`: a hung rank, which its peers would wait for forever.
 
-    Whoever waits for a hung rank stands still as well, so all ranks of a job end within moments of each other. say_why: told
-    the reason first.
+    Whoever waits for a hung rank makes no progress either, so all ranks of a job end within moments of each other.
+
+    say_why: called with the reason first.
     """
 
     def __init__(self, seconds: float, say_why: Callable[[str], None]) -> None:
@@ -24,7 +25,7 @@ class Watchdog:
         self._over = threading.Event()
 
     def beat(self) -> None:
-        """Training goes on. The watch begins with the first beat: opening the data may take its time."""
+        """Note that training makes progress. The watch begins with the first beat: opening the data may take its time."""
         self._latest = time.monotonic()
 
     def __enter__(self) -> Watchdog:
@@ -39,7 +40,7 @@ class Watchdog:
         while not self._over.wait(min(1.0, self.seconds / 4)):
             if self._latest is not None and time.monotonic() - self._latest > self.seconds:
                 self.say_why(
-                    f"rank {rank} stood still for more than {self.seconds:g} s: a rank hangs, or resources.hang_seconds is "
-                    "less than a step takes"
+                    f"rank {rank} made no progress for more than {self.seconds:g} s: a rank hangs, or "
+                    "resources.hang_seconds is less than a step takes"
                 )
                 os._exit(1)

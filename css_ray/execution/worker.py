@@ -1,8 +1,8 @@
 """A rank of a slot's worker group: trains one trial after another, each on its splits in sequence.
 
 Each message carries the events that happened since the last one. A checkpoint holds, beside the state of the run in progress,
-every event of the trial so far; after an interruption they are told again, and the journal drops those it knows. So the journal
-misses nothing, however the driver died.
+every event of the trial so far; after an interruption they are reported again, and the journal drops those it knows. So the
+journal misses nothing, however the driver died.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ def take_jobs(config: dict[str, Any]) -> None:
 def train_splits(job: Job, reporter: SlotReporter, device: torch.device, beat: Callable[[], None]) -> None:
     """Train a trial on its splits, in sequence.
 
-    beat: called again and again, as training goes on.
+    beat: called regularly while training makes progress.
     A split whose loss becomes NaN or infinite has failed, with its reason; the others are trained all the same. Any other
     exception ends the worker group, and Ray Train starts it again from the last checkpoint. A checkpoint that is damaged is
-    passed over: the trial continues from the one before, or starts again, and says so.
+    skipped: the trial continues from the one before, or from its first step, and reports that.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder: Path | None = None
@@ -109,7 +109,7 @@ def train_splits(job: Job, reporter: SlotReporter, device: torch.device, beat: C
                 reporter.tell(RunResized, step=step, workers=workers, before=before, reason=reason)
             if damages:
                 step = evaluated[split] if resumed else 0
-                where = f"goes on from the one before, at step {step}" if resumed else "starts from its first step"
+                where = f"continues from the one before, at step {step}" if resumed else "starts from its first step"
                 reporter.tell(RunRewound, step=step, reason=f"damaged checkpoints ({'; '.join(damages)}): the run {where}")
                 damages = []
             reporter.send()

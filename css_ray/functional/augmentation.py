@@ -64,7 +64,7 @@ def horizontal_flip(images: Tensor, maps: Sequence[Tensor], probability: float =
 def _change_some(items: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """[B, ...] with `change(items, places)` where `chosen` [B] bool; `places` are the indices of the items it is given.
 
-    A CPU changes the chosen ones only; a GPU, which would have to tell the host which they are, changes all and selects.
+    A CPU changes the chosen ones only; a GPU, which would have to report to the host which they are, changes all and selects.
     """
     if chosen.device.type != "cpu":
         changed = change(items, torch.arange(len(items), device=items.device))
@@ -76,7 +76,8 @@ def _change_some(items: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor
 def colour_jitter(images: Tensor, strength: float, probability: float) -> Tensor:
     """Change brightness, contrast and saturation by factors in 1 +- strength, and the hue by +- strength turns.
 
-    All four together are one affine map of the colours an image, applied and clamped to [0, 1] once. Departs from the published
+    All four together are one affine map of the colours per image, applied and clamped to [0, 1] once. Departs from the
+    published
     code, which clamps after each: the order is fixed, and the hue turns in the YIQ plane instead of HSV.
     """
     with torch.autocast(images.device.type, enabled=False):  # its bfloat16 has no more steps than 8 bits
@@ -119,7 +120,7 @@ def gaussian_blur(images: Tensor, sigma: tuple[float, float], probability: float
 def _weighted_sum(images: Tensor, kernel: Tensor, dim: int) -> Tensor:
     """[B, 3, H, W], [B, taps] -> the correlation along `dim`, which gets shorter by taps - 1.
 
-    Shifted sums: a grouped convolution with a kernel an image takes many times as long on a CPU.
+    Shifted sums: a grouped convolution with one kernel per image takes many times as long on a CPU.
     """
     size = images.shape[dim] - kernel.shape[1] + 1
     weights = kernel.T[:, :, None, None, None]  # [taps, B, 1, 1, 1]

@@ -1,7 +1,7 @@
 """The contrastive loss (Eq. 9) with hard sampling and prototype-guided negative sampling (Sec. 3.4).
 
-C: classes, Q: anchors a class, N: negatives, D: channels, M = B * h * w: pixels. On a GPU all classes are computed at once in
-tensors of fixed shape, so that nothing waits for the host, and those that do not take part weigh 0; a CPU leaves them out.
+C: classes, Q: anchors per class, N: negatives, D: channels, M = B * h * w: pixels. On a GPU all classes are computed together
+in tensors of fixed shape, so that nothing waits for the host, and those that do not take part weigh 0; a CPU leaves them out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from css_ray.functional.precision import at_least_float32
 from css_ray.types import IGNORE_INDEX
 
 _ON_HOST = ("cpu",)
-"""Devices where asking how many classes take part costs nothing."""
+"""Devices on which asking how many classes take part costs nothing."""
 
 Negatives = Literal["shared", "per_anchor"]
 ClassMean = Literal["present", "active"]
@@ -28,7 +28,7 @@ def negative_class_distribution(prototypes: Tensor, present: Tensor, temperature
 
     The softmax over the cosines between prototypes / temperature, without c itself and without absent classes, so that classes
     easily taken for c are met more often (Sec. 3.4, negative sampling). A row without any candidate is uniform, and so is one
-    of prototypes that are not finite: the loss then says so, where drawing from the row would fail.
+    of prototypes that are not finite: the loss then becomes NaN, whereas drawing from the row would fail.
     """
     unit = F.normalize(at_least_float32(prototypes), dim=1)
     allowed = present & ~torch.eye(len(present), dtype=torch.bool, device=present.device)
@@ -49,7 +49,7 @@ def contrastive_loss(
     negatives: Negatives = "shared",
     mean_over: ClassMean = "present",
 ) -> Tensor:
-    """Scalar: mean over classes of the cross entropy that tells each hard anchor's prototype from its negatives (Eq. 9).
+    """Scalar: mean over classes of the cross entropy that separates each hard anchor's prototype from its negatives (Eq. 9).
 
     representations: [B, D, h, w]; the gradient flows through the anchors only.
     labels: [B, h, w], IGNORE_INDEX where a pixel is not valid. hard: [B, h, w] bool: which valid pixels may be anchors.
@@ -57,10 +57,10 @@ def contrastive_loss(
 
     Departs from Eq. 9 where the published code does: 1 / temperature also in the numerator (its absence is a misprint); Q
     anchors and N negatives are drawn with replacement instead of taking all; the mean counts the present classes, with hard
-    pixels or without, instead of all C. With fewer than two present classes there is nothing to tell apart: 0 with a zero
+    pixels or without, instead of all C. With fewer than two present classes there is nothing to separate: 0 with a zero
     gradient.
-    negatives: shared draws one set of N a class, the literal reading of Eq. 9; per_anchor N for each anchor, as published.
-    mean_over: present as said; active counts only the present classes that have hard pixels.
+    negatives: shared draws one set of N per class, the literal reading of Eq. 9; per_anchor N for each anchor, as published.
+    mean_over: present as above; active counts only the present classes that have hard pixels.
     """
     with torch.autocast(representations.device.type, enabled=False):
         num_classes, channels = len(prototypes), representations.shape[1]
@@ -99,9 +99,9 @@ def contrastive_loss(
 def noise_contrast(anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor | None, temperature: float) -> Tensor:
     """[G, Q, D], [G, Q or 1, D], [M, D], [G, N] -> [G, Q]: minus the logarithm in Eq. 9, for each anchor of each group.
 
-    The anchors of group g are told from their positives and the rows `index[g]` of `keys`, or from `keys[g]` of keys [G, N, D]
-    without an index. Positives and keys are unit vectors; anchors have any length, and cosines are taken. A group is a class
-    where its anchors share the negatives, and one anchor where they do not.
+    The anchors of group g are compared with their positives and the rows `index[g]` of `keys`, or from `keys[g]` of keys [G, N,
+    D] without an index. Positives and keys are unit vectors; anchors have any length, and cosines are taken. A group is a class
+    if its anchors share the negatives, and one anchor if they do not.
 
     Positives and keys get no gradient. That of a unit anchor, (sum_j softmax_j k_j - k_positive) / temperature, is found in the
     same pass, so that keys are gathered once and exist for a block of groups at a time.

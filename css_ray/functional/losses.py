@@ -1,7 +1,7 @@
 """Losses in logit space: supervised (Eq. 7), with hard example mining, and unsupervised (Eq. 8 and three other reductions).
 
 All take logits [B, C, H, W] at the size of the labels [B, H, W], work in float32 (float64 stays), never see IGNORE_INDEX, never
-ask the host, and are 0 with a zero gradient where no pixel is left.
+ask the host, and are 0 with a zero gradient if no pixel is left.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def ohem_cross_entropy(logits: Tensor, labels: Tensor, *, threshold: float, min_
     losses = F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE_INDEX, reduction="none")
     labelled = labels != IGNORE_INDEX
     probability = torch.exp(-losses.detach()).masked_fill(~labelled, torch.inf)
-    # The min_kept-th smallest probability is infinite where fewer pixels are labelled: then all of them count.
+    # The min_kept-th smallest probability is infinite if fewer pixels are labelled: then all of them count.
     least = probability.flatten().kthvalue(min(min_kept, probability.numel())).values
     kept = labelled & (probability <= least.clamp(min=threshold))
     return torch.where(kept, losses, 0).sum() / kept.sum().clamp(min=1)

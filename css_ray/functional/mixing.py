@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def half_area_boxes(num_images: int, height: int, width: int, device: torch.device) -> Tensor:
-    """[B, H, W] bool: one random box an image of half the area, wider than half the image, True inside.
+    """[B, H, W] bool: one random box per image of half the area, wider than half the image, True inside.
 
     The width is uniform in {W // 2 + 1 .. W - 1}, the height round(H W / (2 width)), the position uniform.
     """

@@ -23,7 +23,7 @@ def most_likely(probabilities: Tensor) -> tuple[Tensor, Tensor]:
     # The class by a second maximum: on a CPU both together take a quarter of the time of max(dim=1).
     places = torch.arange(num_classes, 0, -1, dtype=torch.int16, device=probabilities.device).view(-1, 1, 1)
     labels = num_classes - ((probabilities == value) * places).amax(dim=1).long()
-    return value.squeeze(1), labels.clamp(max=num_classes - 1)  # NaN equals nothing; the loss will say so
+    return value.squeeze(1), labels.clamp(max=num_classes - 1)  # NaN equals nothing; the loss then becomes NaN as well
 
 
 def at_class(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def at_class(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def agreement(a: Tensor, b: Tensor) -> Tensor:
-    """The labels on which `a` and `b` agree, IGNORE_INDEX elsewhere: the mix strategy, where both spaces must say the same."""
+    """The labels on which `a` and `b` agree, IGNORE_INDEX elsewhere: the mix strategy, in which both spaces must agree."""
     return torch.where(a == b, a, IGNORE_INDEX)
 
 

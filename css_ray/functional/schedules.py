@@ -20,7 +20,7 @@ def exponential_ramp_down(progress: float) -> float:
 
 
 def exponential_ramp_up(progress: float, length: float) -> float:
-    """exp(-5 (1 - progress / length)^2) over the first `length` of training, 1 from then on; a length of 0 is 1 at once."""
+    """exp(-5 (1 - progress / length)^2) over the first `length` of training, 1 from then on; always 1 if `length` is 0."""
     return 1.0 if progress >= length else math.exp(-5 * (1 - progress / length) ** 2)
 
 

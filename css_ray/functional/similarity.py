@@ -50,7 +50,7 @@ def cosine_similarity(representations: Tensor, prototypes: Tensor) -> Tensor:
         rows = at_least_float32(representations)
         # Squares and a sum: ten times as fast on a CPU as vector_norm over a dimension that is not the last.
         length = rows.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
-        # The lengths divide C numbers a pixel, not D; and matmul, unlike einsum, takes the maps as they lie in memory.
+        # The lengths divide C numbers per pixel, not D; and matmul, unlike einsum, takes the maps as they lie in memory.
         cosines = torch.matmul(F.normalize(at_least_float32(prototypes), dim=1), rows.flatten(2))
         return cosines.unflatten(2, rows.shape[2:]) / length  # type: ignore[no-untyped-call, no-any-return]
 
@@ -74,7 +74,7 @@ def indicator_bound(num_classes: int, temperature: float) -> float:
 
 
 def highest_temperature(num_classes: int, threshold: float) -> float:
-    """The temperature below which `indicator_bound` lies above `threshold`; infinite where every temperature does it."""
+    """The temperature below which `indicator_bound` lies above `threshold`; infinite if every temperature does."""
     odds = (num_classes - 1) * threshold / (1 - threshold)
     return 2 / math.log(odds) if odds > 1 else math.inf
 

@@ -39,7 +39,7 @@ def sliding_window(
     counts = images.new_zeros(height, width, dtype=torch.float32)
     for top in window_starts(height, window):
         for left in window_starts(width, window):
-            # A slice ends at the border by itself where the image is smaller than the window.
+            # A slice ends at the border by itself if the image is smaller than the window.
             rows, columns = slice(top, top + window), slice(left, left + window)
             scores = predict(images[..., rows, columns]).float()
             if average == "probabilities":

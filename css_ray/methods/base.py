@@ -25,12 +25,13 @@ class Method(nn.Module, ABC):
     """A way to train a segmenter. A subclass costs one file, one line in METHODS (or an entry point) and one test class.
 
     All state lives in parameters and buffers, and all randomness comes from torch's default generators, so that `state_dict`
-    and the generators' states resume a training exactly. The module is trained as a whole, under DDP where there are ranks.
+    and the generators' states resume a training exactly. The module is trained as a whole, under DDP if there are several
+    ranks.
 
     name: its key in METHODS and in a study; in another package, the name of its entry point, too.
     needs_unlabelled: whether `forward` reads the unlabelled images.
     needs_representations: whether `make_segmenter` must give a representation head.
-    presets: named sets of defaults; what a study says of a setting goes before its preset.
+    presets: named sets of defaults; explicit settings of a study override the preset's.
     rank_local: buffers that may differ between ranks in training.
     """
 
@@ -57,7 +58,7 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def preset_values(cls, preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Where `preset` departs from the defaults of `Config`, for a configuration that says `settings` itself."""
+        """The values in which `preset` departs from the defaults of `Config`, given the explicit `settings`."""
         return {}
 
     @classmethod
@@ -69,7 +70,7 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def warnings(cls, config: Any, num_classes: int) -> list[str]:
-        """What in a valid `config` will hardly be meant, one sentence each, with the remedy."""
+        """What is valid in `config`, but probably a mistake: one sentence each, with the remedy."""
         return []
 
     @abstractmethod
@@ -77,7 +78,7 @@ class Method(nn.Module, ABC):
         """The losses of one step; progress = step / iterations, in [0, 1)."""
 
     def after_step(self) -> None:
-        """Called once after each optimizer step: where a teacher follows its student."""
+        """Called once after each optimizer step, such as to let a teacher follow its student."""
 
     def predictor(self) -> Segmenter:
         """The segmenter that is evaluated and kept."""

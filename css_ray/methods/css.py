@@ -74,13 +74,11 @@ class CSS(Method):
         indicator: Literal["confidence", "similarity", "mix"] = knob(
             "mix", help="what all three gates look at (Table 6); mix: confidence in logit space, similarity in the other"
         )
-        unsup_gate: Gate | None = knob(None, help="indicator of the unsupervised loss; null: as `indicator` says")
+        unsup_gate: Gate | None = knob(None, help="indicator of the unsupervised loss; null: as `indicator`")
         valid_gate: Gate | None = knob(
-            None, help="the teacher's indicator of the pixels for contrast and prototypes; null: as `indicator` says"
+            None, help="the teacher's indicator of the pixels for contrast and prototypes; null: as `indicator`"
         )
-        hard_gate: Gate | None = knob(
-            None, help="the student's indicator of the contrast's hard anchors; null: as `indicator` says"
-        )
+        hard_gate: Gate | None = knob(None, help="the student's indicator of the contrast's hard anchors; null: as `indicator`")
         unsup_threshold: float = knob(0.97, help="a pixel counts in the unsupervised loss from here (δ_u)", ge=0, le=1)
         valid_threshold: float = knob(0.7, help="a pixel may be contrasted from here (δ_w)", ge=0, le=1)
         hard_threshold: float = knob(0.8, help="a pixel is a hard anchor below this (δ_s)", ge=0, le=1)
@@ -96,7 +94,8 @@ class CSS(Method):
             "joint", help="one set of prototypes for all workers, or one each that drift apart (published code)"
         )
         unseen_prototypes: Literal["masked", "zero"] = knob(
-            "masked", help="a class without a prototype is no candidate; zero: its zero vector is one (published code)"
+            "masked",
+            help="masked: a class without a prototype is not a candidate; zero: its zero vector is one (published code)",
         )
         prototype_warm_up: float = knob(
             0.05, help="share of training in which logits label alone while a class has no prototype", ge=0, le=1
@@ -118,8 +117,8 @@ class CSS(Method):
         )
         contrast_mean: ClassMean = knob("present", help="classes that the contrast's mean counts: present, or with hard pixels")
         num_queries: int = knob(256, help="anchors a class", ge=1)
-        num_negatives: int = knob(512, help="negatives a class, or an anchor", ge=1)
-        negatives: Negatives = knob("shared", help="shared: one set a class (Eq. 9); per_anchor: as the published code")
+        num_negatives: int = knob(512, help="negatives per class, or per anchor", ge=1)
+        negatives: Negatives = knob("shared", help="shared: one set per class (Eq. 9); per_anchor: as the published code")
 
         @property
         def gates(self) -> tuple[Gate, Gate, Gate]:
@@ -191,7 +190,7 @@ class CSS(Method):
                 highest = math.floor(1000 * highest_temperature(num_classes, threshold)) / 1000
                 found.append(
                     f"{name} {threshold:g} is out of reach, so {effect}: with {num_classes} classes no similarity is above "
-                    f"{bound:.3f} at temperature {temperature:g} (and {orthogonal:.3f} where prototypes are orthogonal); "
+                    f"{bound:.3f} at temperature {temperature:g} (and {orthogonal:.3f} if prototypes are orthogonal); "
                     f"lower {name}, or set similarity_temperature to at most {highest:g}"
                 )
         return found
@@ -226,7 +225,7 @@ class CSS(Method):
                 # Departs from Eq. 2, as the published code: the student's strong view.
                 self.prototypes.update((representations, contrast_labels))
             else:
-                # The labelled images as they came, and the weak view: what the teacher says without the student's changes.
+                # The labelled images as they came, and the weak view: what the teacher predicts without the student's changes.
                 plain = self.teacher(batch.labelled_images)
                 self.prototypes.update(
                     (_representations(plain), _at_stride(batch.labels, plain)),
@@ -274,7 +273,7 @@ class CSS(Method):
         }
 
     def _spaces(self, prediction: Prediction, size: tuple[int, int]) -> _Spaces:
-        """What the teacher says in both spaces at the size of the images (Eq. 1, 4 and 5)."""
+        """What the teacher predicts in both spaces at the size of the images (Eq. 1, 4 and 5)."""
         probabilities = upsample(prediction.logits, size).softmax(dim=1)
         cosines = upsample(cosine_similarity(_representations(prediction), self.prototypes.value), size)
         similarities = softmax_similarity(cosines, self._candidates(), self.config.indicator_temperature)
@@ -340,7 +339,7 @@ class CSS(Method):
 
 
 class _Spaces:
-    """What both spaces say of each pixel: [B, C, H, W] of every class, and [B, H, W] of the likeliest."""
+    """The predictions of both spaces for each pixel: [B, C, H, W] of every class, and [B, H, W] of the likeliest."""
 
     def __init__(self, probabilities: Tensor, similarities: Tensor) -> None:
         self.probabilities, self.similarities = probabilities, similarities

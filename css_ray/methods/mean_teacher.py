@@ -25,7 +25,7 @@ from css_ray.views import Views
 
 
 class MeanTeacher(Method):
-    """The student learns on a strong view what its moving average says of the weak one. Tarvainen & Valpola, NeurIPS 2017."""
+    """The student learns on a strong view what its average predicts on the weak one. Tarvainen & Valpola, NeurIPS 2017."""
 
     name = "mean_teacher"
 

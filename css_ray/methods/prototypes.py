@@ -1,4 +1,4 @@
-"""The prototypes: one moving mean of the representations a class, the same on all ranks."""
+"""The prototypes: one moving mean of the representations per class, the same on all ranks."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ GROUP = "css_ray.methods"
 
 
 class MethodError(KeyError):
-    """No method of the name that was asked for can be used; the message says why, and what to do."""
+    """No method of the name that was asked for can be used; the message explains why, and what to do."""
 
     def __str__(self) -> str:
         return str(self.args[0])  # a plain KeyError shows its message in quotes
@@ -34,7 +34,7 @@ class Methods(Mapping[str, type[Method]]):
         entropy = "entropy_methods:EntropyMinimisation"
 
     Entry points are read when a method is first asked for, and a package is imported when its method is asked for, or all
-    methods are. A plug-in that cannot be used is not an entry; `broken` says why, and so does the error of asking for it.
+    methods are. A plug-in that cannot be used is not an entry; `broken` explains why, and so does the error of asking for it.
 
     Args:
         own: The methods of css-ray itself.
@@ -87,7 +87,7 @@ class Methods(Mapping[str, type[Method]]):
         by_name: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=GROUP):
             others = by_name.setdefault(point.name, [])
-            # One class that is registered twice, such as by two installations of a package, is no clash.
+            # One class that is registered twice, such as by two installations of a package, is not a clash.
             if all(point.value != other.value for other in others):
                 others.append(point)
         return by_name
@@ -168,4 +168,4 @@ def _uninstall(point: EntryPoint) -> str:
 
 
 def _module(point: EntryPoint) -> str:
-    return point.value.partition(":")[0].strip()  # point.module raises where the value is malformed
+    return point.value.partition(":")[0].strip()  # point.module raises if the value is malformed

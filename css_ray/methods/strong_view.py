@@ -1,4 +1,4 @@
-"""The student's view of the unlabelled images, and what the teacher said about them, moved with the pixels."""
+"""The student's view of the unlabelled images, and the teacher's predictions for them, moved with the pixels."""
 
 from __future__ import annotations
 

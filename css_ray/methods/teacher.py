@@ -26,7 +26,7 @@ class Teacher(nn.Module):
         self.model = copy.deepcopy(student).requires_grad_(False)
         self.decay = decay
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
-        # What the buffer says, on the host, where the decay is computed without waiting for a GPU; unknown after a load.
+        # The buffer's value, on the host, where the decay is computed without waiting for a GPU; unknown after a load.
         self._num_updates: int | None = None
         self.register_load_state_dict_post_hook(_forget_num_updates)  # type: ignore[no-untyped-call]
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None

@@ -115,7 +115,7 @@ def unknown_encoder(name: str) -> str | None:
 def make_encoder(name: str, output_stride: int, pretrained: bool | str) -> Encoder:
     """`tiny`, or a timm network by name. pretrained: True downloads timm's weights, a path loads a .safetensors or .pth file.
 
-    Raises ValueError for an unknown name (with close ones), for weights that lack keys of the encoder, and where a network has
+    Raises ValueError for an unknown name (with close ones), for weights that lack keys of the encoder, and if a network has
     no features at stride 4 or at the output stride.
     """
     if name == "tiny":

@@ -1,4 +1,4 @@
-"""The segmenter: encoder, decoder, a head for logits, and one for representations where a method needs them."""
+"""The segmenter: encoder, decoder, a head for logits, and one for representations if a method needs them."""
 
 from __future__ import annotations
 

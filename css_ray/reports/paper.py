@@ -120,7 +120,7 @@ TABLES: dict[str, PaperTable] = {
                     "CSS (mix)": "78.73 79.54 80.82 81.06",
                 },
             ),
-            "Rows of other papers are quoted there and partly stand on other splits.",
+            "Rows of other papers are quoted there and partly use other splits.",
         ),
         PaperTable(
             "table3",
@@ -137,7 +137,7 @@ TABLES: dict[str, PaperTable] = {
                     "CSS (mix)": "74.02 76.93 77.94 79.62",
                 },
             ),
-            "Rows of other papers are quoted there and partly stand on other splits.",
+            "Rows of other papers are quoted there and partly use other splits.",
         ),
         PaperTable(
             "table4",

@@ -33,7 +33,7 @@ class SourceQuality:
 class PseudoLabelTable:
     """The sources of every trial, in the order of the trials.
 
-    known_classes: those of the data set, in its order. params: the settings that tell trials of one row apart; labels: what to
+    known_classes: those of the data set, in its order. params: the settings that distinguish trials of one row; labels: what to
     call them in a header.
     """
 
@@ -62,7 +62,7 @@ class PseudoLabelTable:
     def grid(self) -> Grid:
         """One line per trial and source: the mean IoU ± std over splits, the share of pixels kept, the IoU of each class.
 
-        If rows repeat, each line begins with its trial, and has the settings that tell it apart.
+        If rows repeat, each line begins with its trial, and has the settings that distinguish it.
         """
         rows = []
         names = [self.labels.get(name, name) for name in self.params] if self.rows_repeat else []
@@ -127,11 +127,11 @@ def pseudo_label_table(
         at: The last step, or the best evaluation.
         ddof: 1 for the sample standard deviation, 0 for the population's.
         class_names: The classes in the order of the data set; those that are not among them come last.
-        params: The settings that the study varies, which tell trials of one row apart.
+        params: The settings that the study varies, which distinguish trials of one row.
         labels: What to call those in a header.
 
     Raises:
-        ValueError: No run scored pseudo-labels; the message says what makes them do so.
+        ValueError: No run scored pseudo-labels; the message explains how to make runs do so.
     """
     records = [record for record in records if record.status == "finished"]
     metrics = {(record.trial, record.split): record.last if at == "last" else record.best for record in records}

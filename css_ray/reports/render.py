@@ -1,4 +1,4 @@
-"""Tables as text, Markdown, CSV, LaTeX and HTML, each with a caption that says what the numbers are, and with its notes."""
+"""Tables as text, Markdown, CSV, LaTeX and HTML, each with a caption that explains the numbers, and with its notes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ _LATEX = {
 
 
 def to_latex(table: Drawable) -> str:
-    """A `table` environment that needs no package; notes stand below it."""
+    """A `table` environment that needs no package; notes are below it."""
     grid = table.grid()
 
     def plain(text: str) -> str:

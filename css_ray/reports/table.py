@@ -1,4 +1,4 @@
-"""From records to tables of mean ± standard deviation in which nothing that is missing stays silent.
+"""From records to tables of mean ± standard deviation in which everything that is missing is reported.
 
 `make_table` makes the rows and columns of a paper's table, `trial_table` a list of all trials, best first. Both turn into text,
 Markdown, CSV, LaTeX and HTML in `css_ray.reports.render`.
@@ -26,7 +26,7 @@ class TrialScore:
     """One trial judged over the study's splits.
 
     values: the metric of each split that has one, in percent; mean, std: over those values; num_splits: how many there should
-    be. reasons: why a split has no value; run_ids: each split's MLflow run, where the records came from MLflow. hashes: of each
+    be. reasons: why a split has no value; run_ids: each split's MLflow run, if the records came from MLflow. hashes: of each
     split's images, empty if the records have none.
     """
 
@@ -43,7 +43,7 @@ class TrialScore:
 
     @property
     def n(self) -> int:
-        """How many splits the mean stands on."""
+        """The number of splits that the mean is over."""
         return len(self.values)
 
     @property
@@ -53,7 +53,7 @@ class TrialScore:
 
     @property
     def text(self) -> str:
-        """`68.09 ± 4.89`, or with `(n=1 of 3)` where splits are missing."""
+        """`68.09 ± 4.89`, or with `(n=1 of 3)` if splits are missing."""
         return score_text(self.mean, self.std, self.n, self.num_splits)
 
     @property
@@ -72,7 +72,7 @@ def score_trials(
     mode: Mode = "max",
     std_weight: float = 0.0,
 ) -> list[TrialScore]:
-    """One score a trial, best mean first; trials without a value of every split come last, whatever their mean.
+    """One score per trial, best mean first; trials without a value of every split come last, whatever their mean.
 
     at: the metric at the last step or at the best evaluation. splits: how many splits each trial should have; by default as
     many as occur in the records. std_weight: how many standard deviations (ddof 1, as in a search) are taken off the mean
@@ -154,7 +154,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """A cell of a table: the best complete trial of its row and column, or the fullest one where none is complete."""
+    """A cell of a table: the best complete trial of its row and column, or the fullest one if none is complete."""
 
     score: TrialScore
     num_trials: int
@@ -162,7 +162,7 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """The score, and of how many complete trials it is the best where there were several."""
+        """The score, and of how many complete trials it is the best if there were several."""
         return self.score.text if self.num_trials == 1 else f"{self.score.text}, best of {self.num_complete} trials"
 
 
@@ -205,7 +205,7 @@ class Table:
         return text
 
     def grid(self) -> Grid:
-        """The table as texts: one line a row, and beside each column the paper's where there is one."""
+        """The table as texts: one line per row, and beside each column the paper's if there is one."""
         notes: list[str] = []
         header = [self.row_name]
         for column in self.columns:
@@ -239,7 +239,7 @@ class Table:
         return Entry(cell.text, bold, tuple(range(first + 1, len(notes) + 1)), _detail(cell.score))
 
     def lines(self) -> list[dict[str, Any]]:
-        """The long form: one line a cell, unrounded, with the value and the run of each split."""
+        """The long form: one line per cell, unrounded, with the value and the run of each split."""
         lines = []
         for (row, column), cell in self.cells.items():
             published = self.published(row, column)
@@ -272,7 +272,7 @@ def make_table(
     std_weight: float = 0.0,
     compare_with: PaperTable | None = None,
 ) -> Table:
-    """The table of a study: one cell a pair of row and column.
+    """The table of a study: one cell per pair of row and column.
 
     rows: "row" for the rows' labels, or a parameter (`method.temperature`); columns: a parameter (`data.labelled`), or None for
     one column. Where a cell has several trials, as after a search, it shows the best of the complete ones, by the mean less
@@ -364,7 +364,7 @@ class TrialTable:
         return Grid(self.caption, header, tuple(lines), tuple(notes))
 
     def lines(self) -> list[dict[str, Any]]:
-        """One line a trial, unrounded, with the value and the run of each split."""
+        """One line per trial, unrounded, with the value and the run of each split."""
         return [
             {
                 "study": self.study,

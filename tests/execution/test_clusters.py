@@ -101,7 +101,7 @@ def test_a_submitted_study_survives_its_driver_its_client_and_a_node(
     cluster.wait(lambda: not drivers(cluster, "small"), "the driver to end")
     check_same(far, undisturbed)
     code, output = far.call("study", "logs", "small", *at)
-    assert code == 0 and "was killed by signal 9; another one goes on" in output, output
+    assert code == 0 and "was killed by signal 9; another one continues" in output, output
     code, output = far.call("study", "status", "small", *at)
     assert code == 0 and "succeeded" in output and "trials 3/3" in output, output
     assert "_pkg_" not in output and "Running entrypoint" not in output

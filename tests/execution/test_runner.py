@@ -165,7 +165,7 @@ def test_a_rank_that_hangs_costs_a_retry(place: Place) -> None:
     output, _ = driver.communicate(timeout=500)
     assert driver.returncode == 0, output
     (retry,) = (event for event in place.events() if event["event"] == "trial_retried")
-    assert "stood still for more than 20 s" in retry["reason"]
+    assert "made no progress for more than 20 s" in retry["reason"]
     assert "trial 0 continues from its last checkpoint: rank" in output
     assert runs_finished(place.events()) == 2
     assert not Path(f"/proc/{ranks[1]}").exists()

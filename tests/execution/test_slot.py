@@ -37,7 +37,7 @@ def test_a_rank_that_stands_still_says_so_and_ends() -> None:
     assert ended.returncode == 1, ended.stderr
     first, reason = ended.stdout.splitlines()
     assert first == "stands still"
-    assert reason.startswith("rank 0 stood still for more than 0.4 s") and "resources.hang_seconds" in reason
+    assert reason.startswith("rank 0 made no progress for more than 0.4 s") and "resources.hang_seconds" in reason
 
 
 def test_out_of_memory_is_named_whichever_rank_it_was() -> None:
