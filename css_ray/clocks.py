@@ -16,7 +16,7 @@ class WallTime:
 
     Events come late, the clocks of two nodes differ, and a clock may be set back. So an event adds no more than has passed
     since the latest of all, and than has passed since the one before it of the same run (or of the driver). If that is
-    negative the clock was set back: nothing is known of that moment, and counting continues from it, as it does from each event
+    negative the clock was set back: how much time passed is unknown, and counting continues from it, as it does from each event
     of the driver.
     """
 
@@ -67,7 +67,7 @@ class RunTimes:
             return 0.0
         trial = event.trial
         clock = self._clocks.setdefault((trial, event.split), _Clock(now, now))
-        # A negative gap is a clock that was set back: nothing is known of that moment, and counting continues from it.
+        # A negative gap is a clock that was set back: how much time passed is unknown, and counting continues from it.
         gap = max(0.0, now - clock.latest)
         # By their times, not by their place in the journal: what a run reported just before a kill is written after the resume.
         position = bisect.bisect_right(self._resumes, clock.latest)

@@ -74,7 +74,7 @@ class Evaluation:
     """The scores of one predictor on one set of images, in percent, from one confusion matrix.
 
     miou: mean of the IoU over the classes whose union is not empty.
-    iou: one IoU a class, in class order; None if the class is absent from prediction and ground truth.
+    iou: one IoU per class, in class order; None if the class is absent from prediction and ground truth.
     pixel_accuracy: share of the pixels that are not ignored whose class is right.
     num_images: how many images were counted, each exactly once over all ranks.
     num_absent_classes: how many classes have an empty union; `miou` leaves them out.

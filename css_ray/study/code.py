@@ -19,7 +19,7 @@ PACKAGES = ("css_ray", "css_ray_cli")
 def code_version() -> str:
     """The version of css-ray and a hash of its source, such as `0.1.0+3f2a9c1d0b7e`, of the package that was imported here.
 
-    The hash tells apart what was edited since: an installation that follows a checkout has the version of its last release.
+    The hash distinguishes what was edited since: an installation that follows a checkout has the version of its last release.
     """
     folder, digest = _folder("css_ray"), hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):

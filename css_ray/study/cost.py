@@ -80,8 +80,8 @@ def _untrained(trial: TrialSpec, num_classes: int) -> Method:
 class Estimate:
     """How long a study would train.
 
-    seconds_a_step: by row, measured on `device`. seconds: of all steps, with as many trials side by side as the estimate was
-    made for, without evaluation.
+    seconds_a_step: by row, measured on `device`. seconds: of all steps, with the number of trials side by side that the
+    estimate was made for, without evaluation.
     """
 
     device: str

@@ -1,7 +1,7 @@
 """What a study does next: which trial starts, which one is pruned, how one ended, and when all is done.
 
 The driver holds the journal's lock, writes what happens, and reports it to MLflow and to whoever watches. It trains nothing and
-knows nothing of Ray: `execution.runner` asks it for trials and tells it what becomes of them, and so can a test.
+knows nothing of Ray: `execution.runner` asks it for trials and reports to it what becomes of them, and so can a test.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Judgement:
 
 
 def tracking_uri(study: StudyDefinition, storage: str) -> str:
-    """Where MLflow records the study: as it says, as MLFLOW_TRACKING_URI says, or an SQLite file in the storage.
+    """Where MLflow records the study: at its own `tracking.uri`, at MLFLOW_TRACKING_URI, or in an SQLite file in the storage.
 
     An object store holds no SQLite file: there the file lies in the folder `runs` of this machine.
     """
@@ -106,7 +106,7 @@ def tracking_uri(study: StudyDefinition, storage: str) -> str:
 class Driver:
     """Drives one study. Raises JournalError if its journal is damaged.
 
-    observer: told of each event that is new. Everything but reading needs `driving`.
+    observer: called with each new event. Everything but reading needs `driving`.
     """
 
     def __init__(self, study: StudyDefinition, storage: str, observer: Observer | None = None) -> None:
@@ -141,7 +141,7 @@ class Driver:
 
     @contextlib.contextmanager
     def driving(self) -> Iterator[None]:
-        """Hold the study's lock, with MLflow told of all that has happened and will.
+        """Hold the study's lock, and send MLflow all that has happened and will happen.
 
         Raises:
             StudyLockedError: Another driver is at work on the study.
@@ -233,7 +233,7 @@ class Driver:
             self.emit(StudyInterrupted.now(reason="interrupted by the user"))
 
     def outcome(self, *, interrupted: bool = False) -> Outcome:
-        """How it stands now that the driver leaves."""
+        """The outcome of the study as the driver leaves it."""
         records = self.standing.records
         if interrupted:
             return Outcome("interrupted", self.study, records, self.unsent)
@@ -251,14 +251,14 @@ class Driver:
         return Outcome(self._status if whole else "failed", self.study, records, self.unsent, reason)
 
     def too_many_failed(self) -> bool:
-        """Whether so many trials have failed that another one hardly fares better; see `Resources.failed_share`."""
+        """Whether too many trials have failed for another one to be started; see `Resources.failed_share`."""
         ended = len(self.standing.ended)
         failed = self.standing.ended_as("failed") + self.standing.ended_as("partial")
         return ended >= FEWEST_ENDED and failed > self.study.resources.failed_share * ended
 
     @property
     def _status(self) -> Literal["finished", "failed"]:
-        """Of a study whose trials have all ended; a pruned trial is no failure."""
+        """The status of a study whose trials have all ended; a pruned trial is not a failure."""
         good = self.standing.ended_as("finished") + self.standing.ended_as("pruned")
         return "finished" if good == len(self.standing.ended) else "failed"
 
@@ -269,7 +269,7 @@ class Driver:
     # ------------------------------------------------------------------------------------------------------------ the events
 
     def emit(self, event: Event) -> None:
-        """Write an event; tell MLflow and the observer if it is new."""
+        """Write an event; report it to MLflow and the observer if it is new."""
         if self.journal.append(event):
             self.standing.add(event)
             if isinstance(event, TrialFinished) and self._may_have_files(self.standing.trials[event.trial]):
@@ -280,7 +280,7 @@ class Driver:
                 self.observer.event(event)
 
     def hear(self, event: Event) -> Judgement | None:
-        """Take an event of a run, and judge its trial where there is something to judge."""
+        """Take an event of a run, and judge its trial if there is something to judge."""
         self.emit(event)
         return self.judge(event) if isinstance(event, RunEvaluated | RunFinished) else None
 
@@ -333,7 +333,7 @@ class Driver:
         return self._classes[dataset, root]
 
     def result_of(self, trial: int) -> Result:
-        """How a trial that ended did, as the sampler is told."""
+        """How a trial ended, as it is reported to the sampler."""
         end = self.standing.ended[trial]
         if end.status == "finished":
             assert end.mean is not None
@@ -398,7 +398,7 @@ class Driver:
         if not self.pruners or self.standing.trials[trial].source != "search":
             return None
         if trial not in self.standing.pruned and (reason := self._reason_to_prune(told)) is not None:
-            # A resumed run tells again of evaluations that are behind it; the verdict is on where it is.
+            # A resumed run reports earlier evaluations again; the verdict is on where it is.
             step = self.standing.trials[trial].runs[told.split].step
             self.emit(TrialPruned.now(trial=trial, split=told.split, step=step, reason=reason))
         ended = told.split if isinstance(told, RunFinished) else None
@@ -425,7 +425,7 @@ class Driver:
         """Note that a trial ended.
 
         finished: on all splits; partial: some failed for reasons of their own; pruned: by a verdict; failed: its machinery did,
-        as `error` says.
+        with the reason `error`.
         """
         records = self.standing.records_of(trial)
         verdict = self.standing.pruned.get(trial)

@@ -25,7 +25,7 @@ class Prepared:
     split: Split
 
     def started(self) -> dict[str, Any]:
-        """What the journal says of the run's data."""
+        """What the journal records of the run's data."""
         return {
             "seed": self.spec.seed,
             "dataset": self.dataset.info.name,
@@ -52,7 +52,7 @@ def prepare(spec: RunSpec) -> Prepared:
 
 
 def choose_split(dataset: DataSet, data: Mapping[str, Any], index: int) -> Split:
-    """The split that a trial's `data` settings ask for: listed where they name lists, else made by the rule.
+    """The split that a trial's `data` settings ask for: listed if they name lists, else made by the rule.
 
     Raises ListError with all that is wrong in the lists, ValueError if the count of labels is out of bounds.
     """

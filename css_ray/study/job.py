@@ -20,7 +20,7 @@ class Lists:
 class RunSpec:
     """One run: a trial on a split.
 
-    settings: as in `TrialSpec`, with absolute paths. lists: the ids of its split where files name them, once these were read.
+    settings: as in `TrialSpec`, with absolute paths. lists: the ids of its split if files name them, once these were read.
     """
 
     trial: int

@@ -31,7 +31,7 @@ from css_ray.storage import below, is_url, locate, read_blocks
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
-"""How often a driver shows, on an object store, that it lives."""
+"""How often a driver shows, on an object store, that it is alive."""
 
 STALE_SECONDS = 60.0
 """After how long without a heartbeat a driver counts as dead, by the clock of who watches: no two clocks are compared."""
@@ -55,7 +55,7 @@ class StudyMissingError(LookupError):
 
 
 def study_folder(storage: str, name: str) -> str:
-    """The folder of a study, absolute where it is a local path, so that every process of the cluster means the same place."""
+    """The folder of a study, absolute if it is a local path, so that every process of the cluster means the same place."""
     return below(storage if is_url(storage) else Path(storage).resolve(), name)
 
 
@@ -74,7 +74,7 @@ class Journal:
     """The events of one study, in the order in which they became known.
 
     Reading needs no lock; `append` needs the one of `driving`. Events of a run are identified by kind, trial, split and step:
-    the same one told again, as a resumed run does, is not written again.
+    the same one reported again, as by a resumed run, is not written again.
 
     error: what ended it for good, an append that failed or a lock that was lost; each later `append` raises it again.
     """
@@ -98,7 +98,7 @@ class Journal:
         self._keeps = True
 
     def append(self, event: Event) -> bool:
-        """Write one event durably; False, and nothing written, if it stands in the journal already.
+        """Write one event durably; False, and nothing written, if it is in the journal already.
 
         Raises OSError if it cannot be written, StudyLockedError if another driver has taken over. Nothing can be written
         after that: on an object store nobody knows whether the event is there, and the next one might take its place.
@@ -120,7 +120,7 @@ class Journal:
         return True
 
     def forget(self) -> None:
-        """Keep no event in memory from now on, only what tells a new one: a driver folds them as they come."""
+        """Keep no event in memory from now on, only what identifies a new one: a driver folds them as they come."""
         self.events, self._keeps = [], False
 
     @contextlib.contextmanager
@@ -145,7 +145,7 @@ class Follower:
     def new(self) -> list[Event]:
         """The events that were written since the last call. An event that is being written comes with a later call.
 
-        Raises JournalError if one is no JSON, or where the journal became shorter.
+        Raises JournalError if one is not JSON, or the journal became shorter.
         """
         lines, self._mark = self._store.read_from(self._mark)
         events = []
@@ -156,7 +156,7 @@ class Follower:
 
 
 def _event(line: str, number: int, folder: str) -> Event:
-    """The event of a line. Raises JournalError, with its number, where it is none."""
+    """The event of a line. Raises JournalError, with its number, if it is none."""
     where = f"event {number} of the journal in {shown(folder)}"
     try:
         if "\ufffd" in line:  # before its kind is looked at: a damaged name is not one of a newer version
@@ -187,7 +187,7 @@ class _File:
             return []
         text = self.path.read_bytes()
         whole, newline, _ = text.rpartition(b"\n")
-        # A last line without its end is a write that was cut off: what it told is told again by the run that it is about.
+        # A last line without its end is a write that was cut off: the run that it is about reports it again.
         self.end = len(whole) + len(newline)
         return whole.decode(errors="replace").split("\n") if newline else []
 
@@ -202,7 +202,9 @@ class _File:
         except (FileNotFoundError, NotADirectoryError):
             size, whole, newline = 0, b"", b""
         if size < mark:
-            raise JournalError(f"the journal in {self.folder} became shorter: the study was removed or begun anew; start again")
+            raise JournalError(
+                f"the journal in {self.folder} became shorter: the study was removed or begun again; run this command again"
+            )
         return (whole.decode(errors="replace").split("\n") if newline else []), mark + len(whole) + len(newline)
 
     def append(self, line: str, number: int) -> None:
@@ -284,8 +286,8 @@ class _Objects:
     def lock(self) -> Iterator[None]:
         """Hold `driver.json`, for stores offer no lock, and pyarrow no write that fails where an object is already.
 
-        A driver writes its own token there, again and again, and looks first who wrote it last: the last one to write goes on,
-        any other stops. Should two drive for a moment all the same, `append` does not take the place of another's event.
+        A driver writes its own token there, again and again, and looks first who wrote it last: the last one to write
+        continues, any other stops. Should two drive for a moment all the same, `append` does not replace another's event.
         """
         path, token = f"{self.root}/driver.json", uuid.uuid4().hex
         stop, beats = threading.Event(), itertools.count()
@@ -340,7 +342,7 @@ class _Objects:
         return StudyLockedError(f"another driver is at work on {self.uri} ({holder.get('who')})")
 
     def _holder(self, path: str) -> dict[str, Any]:
-        """What the lock says of who holds it; empty if it is free."""
+        """Who holds the lock, as it records; empty if it is free."""
         try:
             holder: dict[str, Any] = json.loads(self._get(path))
         except FileNotFoundError:

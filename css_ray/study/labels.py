@@ -1,4 +1,4 @@
-"""What trials of a grid are called where their rows alone would look alike."""
+"""What trials of a grid are called if their rows alone would look alike."""
 
 from __future__ import annotations
 

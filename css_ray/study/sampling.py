@@ -41,10 +41,10 @@ def derived_seed(*parts: int | str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a trial of the search ended, as Optuna is told.
+    """How a trial of the search ended, as it is reported to Optuna.
 
-    status: finished; pruned; infeasible, where it failed for reasons of its own, such as a loss that became NaN; or failed,
-    where its machinery did, which says nothing about its settings. values: what the objective asks for, of a finished trial.
+    status: finished; pruned; infeasible, if it failed for reasons of its own, such as a loss that became NaN; or failed,
+    if its machinery did, which reveals nothing about its settings. values: what the objective asks for, of a finished trial.
     curve: its evaluations by step, counted on over the splits; what is known of a pruned one.
     """
 
@@ -56,7 +56,7 @@ class Result:
 def suggestion_lag(search: Search, side_by_side: int) -> int:
     """How many trials, the one to suggest among them, may be without their results: a suggestion waits for those before.
 
-    As many as run side by side; all, where the sampler learns nothing from results.
+    The number that run side by side; all, if the sampler learns nothing from results.
     """
     return side_by_side if search.sampler in _LEARNING else search.trials
 
@@ -137,7 +137,7 @@ class Sampling:
         return len(self._study.get_trials(deepcopy=False)) - 1
 
     def _tell(self, results: Sequence[Result], count: int) -> None:
-        """Tell the first `count` results; those that were told are not looked at again."""
+        """Report the first `count` results to Optuna; those that were reported are not looked at again."""
         for position in range(self._told, min(count, len(self._numbers))):
             result, number = results[position], self._numbers[position]
             several = len(self._study.directions) > 1

@@ -1,4 +1,4 @@
-"""The disk of a study: what may go from it, and whether there is room."""
+"""The disk of a study: what may be removed from it, and whether there is room."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def checkpoints_of(folder: str, trial: int) -> str:
 
 
 def dispensable(keep: Keep, scores: Mapping[int, float], ended: set[int]) -> list[int]:
-    """Of the trials of a search that `ended`, those whose files may go: all but the best `keep.top` by their scores."""
+    """Of the trials of a search that `ended`, those whose files may be removed: all but the best `keep.top` by their scores."""
     if keep.top is None:
         return []
     best = set(heapq.nlargest(keep.top, scores, key=lambda trial: (scores[trial], -trial)))
@@ -40,7 +40,7 @@ def remove_files(folder: str, trial: int) -> None:
 
 
 def remove(folder: str) -> None:
-    """Remove a folder, or what lies below a URL, if it is there. What cannot be removed is in nobody's way."""
+    """Remove a folder, or what lies below a URL, if it is there. What cannot be removed does no harm."""
     filesystem, path = locate(folder)
     try:
         if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:

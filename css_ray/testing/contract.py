@@ -86,7 +86,7 @@ def train(
         steps: The number of steps.
         start: Index of the first step, of a training of 100 steps.
         batch: The batch of every step; one per step, seeded by its index, if not given.
-        progress: The progress that every step is told; its share of the 100 steps if not given.
+        progress: The progress that every step gets; its share of the 100 steps if not given.
 
     Returns:
         The total loss of each step, a detached scalar.
@@ -189,7 +189,7 @@ class MethodContract:
     def test_every_setting_is_read(self) -> None:
         config = self.method_class.Config
         methods = [base for base in self.method_class.__mro__ if issubclass(base, Method)]
-        # Without the Config classes themselves, whose rules between settings are no use of a setting.
+        # Without the Config classes themselves, whose rules between settings are not a use of a setting.
         source = "".join(_source_without(base, {each.__name__ for each in config.__mro__}) for base in methods)
         properties = inspect.getmembers(config, lambda member: isinstance(member, property))
         source += "".join(inspect.getsource(member.fget) for _, member in properties)

@@ -64,7 +64,7 @@ def connect(uri: str) -> MlflowClient:
 
 
 def check(uri: str) -> str:
-    """Reach MLflow at `uri` and say what is there. Raises ConnectionError if it does not answer."""
+    """Reach MLflow at `uri` and report what is there. Raises ConnectionError if it does not answer."""
     from mlflow import __version__
 
     with answering(uri):

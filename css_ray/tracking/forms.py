@@ -10,7 +10,7 @@ from typing import Any
 
 from css_ray.events import Event, TrialFinished
 
-MAX_PARAM = 6000  # characters; MLflow would cut longer values without a word
+MAX_PARAM = 6000  # characters; MLflow would cut longer values without a warning
 MAX_TAG = 8000
 MAX_NAME = 250
 MAX_DIGEST = 36
@@ -69,7 +69,7 @@ def without_prefix(metrics: Mapping[str, float], prefix: str) -> dict[str, float
 
 
 def trial_note(score: str, event: TrialFinished, reasons: Mapping[int, str]) -> str:
-    """Markdown: the score of a trial, and one line a split with its value or the reason why it has none."""
+    """Markdown: the score of a trial, and one line per split with its value or the reason why it has none."""
     values = {int(split): value for split, value in event.values.items()}
     lines = [f"**{score}**", "", "| split | value |", "|---|---|"]
     lines += [f"| {split} | {value:.2f} |" for split, value in sorted(values.items())]

@@ -80,7 +80,7 @@ class Projection:
     """Writes the events of one journal to MLflow; applying them again changes nothing.
 
     uri: MLflow's tracking URI, `sqlite:///...` or `http://...`. artifact_root: folder or URI under which a new experiment keeps
-    its artifacts; by default beside the SQLite file, or where the server says.
+    its artifacts; by default beside the SQLite file, or where the server keeps them.
     """
 
     def __init__(self, uri: str, artifact_root: str | Path | None = None) -> None:
@@ -164,7 +164,7 @@ class Projection:
         if type(event) in self._writers:
             self._writers[type(event)](position, run, event)
 
-    # One method per kind of event. A run's status changes at once, its metrics and tags go in batches afterwards: if the
+    # One method per kind of event. A run's status changes immediately, its metrics and tags go in batches afterwards: if the
     # process dies in between, the replay reopens the run and ends it again.
 
     def _study_started(self, position: int, run: _Run, event: StudyStarted) -> None:
@@ -258,7 +258,7 @@ class Projection:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             place = f"{self._artifact_root}/{name}" if self._artifact_root else None
-            note = "A css-ray study: one run a trial, one child run a split; the run `study` holds the tables."
+            note = "A css-ray study: one run per trial, one child run per split; the run `study` holds the tables."
             self._experiment_id = self._client.create_experiment(name, artifact_location=place, tags={NOTE: note})
         else:
             self._experiment_id = experiment.experiment_id
@@ -269,7 +269,7 @@ class Projection:
     def _find_runs(self) -> None:
         """Read which runs of this journal exist, and delete the lesser of two of one key.
 
-        Two come about where a request is made again that a slow server takes after all.
+        Two come about if a request is made again that a slow server takes after all.
         """
         self._runs.clear()
         for found in search_runs(self._client, [self._experiment_id]):
@@ -311,7 +311,7 @@ class Projection:
         run.status = status
 
     def _kill_running(self, position: int, event: Event, keys: list[Key]) -> None:
-        """End what an interruption or a trial's end has left running, unless it is known to have gone on later."""
+        """End what an interruption or a trial's end has left running, unless it is known to have continued later."""
         for run in (self._runs[key] for key in keys):
             if position < run.projected or run.status not in ("RUNNING", "KILLED"):
                 continue

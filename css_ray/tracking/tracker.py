@@ -1,4 +1,4 @@
-"""Who writes to MLflow: the tracker, from a thread beside a running study, and `sync`, all at once afterwards."""
+"""Who writes to MLflow: the tracker, from a thread beside a running study, and `sync`, in one go afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from css_ray.tracking.projection import Projection
 _log = logging.getLogger(__name__)
 
 _EVENTS_A_BATCH = 500
-_MOST_WAITING = 20_000  # events of an outage: 75 MB where each has the scores of 21 classes
+_MOST_WAITING = 20_000  # events of an outage: 75 MB if each has the scores of 21 classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class SyncSummary:
 def sync(events: Sequence[Event], uri: str, artifact_root: str | Path | None = None) -> SyncSummary:
     """Bring MLflow up to a whole journal.
 
-    Raises ConnectionError, within seconds, where a server does not answer, and else what MLflow raises. What was sent before
+    Raises ConnectionError, within seconds, if a server does not answer, and else what MLflow raises. What was sent before
     stays, and is skipped next time.
     """
     projection = Projection(uri, artifact_root)
@@ -174,7 +174,7 @@ def refused(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException, RestException
 
     if isinstance(error, MlflowException):
-        # What stands before a server that is away may answer 400 in its place, but not in MLflow's own form.
+        # A proxy of a server that is away may answer 400 in its place, but not in MLflow's own form.
         bad = ("BAD_REQUEST",) if isinstance(error, RestException) else ()
         return error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", *bad)
     return isinstance(error, LookupError | TypeError | ValueError) and not isinstance(error, OSError)

@@ -43,7 +43,7 @@ class BestDescription:
     encoder, output_stride, decoder_channels, low_level_channels, aspp_rates, representation_dim: the network, as in
     `ModelConfig`; representation_dim is None without a representation head.
     images, mean, std: what the network takes, and how it normalises that itself. logits_stride: of `Segmenter.forward`.
-    palette: one RGB colour per class, or None. ignored_label: of pixels that count for nothing.
+    palette: one RGB colour per class, or None. ignored_label: of pixels that are not counted.
     evaluation, crop, window_average: how the images were predicted for `metrics`; crop is in pixels.
     step, metrics: the evaluation that was the best, its scores in percent.
     seed, split, split_hash: of the run. dataset, content: the data set's name and the SHA-256 of its content.
@@ -99,7 +99,7 @@ def describe_best(
     dataset: str,
     content: str,
 ) -> BestDescription:
-    """The description of `predictor`, which was made from `model` and evaluated as `train` says."""
+    """The description of `predictor`, which was made from `model` and evaluated as `train` asks for."""
     return BestDescription(
         versions={"css_ray": __version__, "torch": str(torch.__version__), "timm": version("timm")},
         method=method,
@@ -166,7 +166,7 @@ def load_best(folder: str | Path) -> tuple[Segmenter, BestDescription]:
     best = BestDescription(**{key: _tuples(value) for key, value in content.items()})
     weights = _read_weights(folder, digest)
     try:
-        with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and the caller's numbers shall stay the same
+        with torch.random.fork_rng(devices=[]):  # drawing the first weights must not change the caller's random numbers
             segmenter = _make(best)
     except ValueError as error:
         raise BestError(f"the network of {folder / DESCRIPTION_FILE} cannot be built: {error}; {_remedy(best)}") from None
@@ -257,7 +257,7 @@ def _differences(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> str
 
 
 def _remedy(best: BestDescription) -> str:
-    """What helps where the network is no longer, or never was, what the description alone builds."""
+    """What helps if the network is no longer, or never was, what the description alone builds."""
     versions = ", ".join(f"{name} {number}" for name, number in best.versions.items())
     return f"install what wrote it ({versions}); if the method {best.method} builds a network of its own, rebuild it as it does"
 

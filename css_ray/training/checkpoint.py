@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on exactly: state shared by all ranks in one file, random generators in one a rank."""
+"""Checkpoints from which a run resumes exactly: state shared by all ranks in one file, random generators in one per rank."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def read_random_state(folder: Path) -> dict[str, Any] | None:
-    """This rank's generators, or None if fewer ranks wrote the checkpoint: the run then goes on, but not bit for bit."""
+    """This rank's generators, or None if fewer ranks wrote the checkpoint: the run then continues, but not bit for bit."""
     path = folder / f"random_rank{distributed.rank()}.pt"
     return read_tensors(path) if path.exists() else None
 

@@ -17,7 +17,7 @@ from css_ray.models.segmenter import Segmenter
 from css_ray.types import IGNORE_INDEX, Evaluation
 
 _PROBE_SIZE = 64
-"""Side in pixels of the black image that tells a rank without images which pseudo-labels there are."""
+"""Side in pixels of the black image from which a rank without images learns which pseudo-labels there are."""
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The training loop: one process a rank, DDP around the whole method, exact resume. It knows neither Ray nor MLflow."""
+"""The training loop: one process per rank, DDP around the whole method, exact resume. It knows neither Ray nor MLflow."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def fit(
     seed: of the generators that augmentation and sampling draw from; each rank draws its own numbers.
     unlabelled_batches: unlabelled images with their ground truth, on which each evaluation scores the method's pseudo-labels
     too; nothing is learnt from them. None on every rank, or on none.
-    crop: side in pixels of the training crop, which is the window where `config.evaluation` is sliding_window.
-    checkpoint: a folder that the reporter's `write_checkpoint` filled; the run continues from there, bit for bit where
-    the number of ranks is the same and the device computes deterministically (the CPU does, with as many threads).
+    crop: side in pixels of the training crop, which is the window if `config.evaluation` is sliding_window.
+    checkpoint: a folder that the reporter's `write_checkpoint` filled; the run continues from there, bit for bit if
+    the number of ranks is the same and the device computes deterministically (the CPU does, with the same number of threads).
     keep_best(predictor, step, metrics): called on rank 0 after an evaluation that is better than all before.
 
     Raises NonFiniteLossError with the step, the loss's name and where the last good checkpoint is; ValueError, before the
-    first step, where the evaluation needs a crop and has none.
+    first step, if the evaluation needs a crop and has none.
     """
     window = crop if config.evaluation == "sliding_window" else None
     if config.evaluation == "sliding_window" and window is None:
@@ -175,7 +175,7 @@ class _Curves:
         self.terms = tuple(losses.terms)
 
     def means(self, lr: float, last_good: str) -> dict[str, float]:
-        """Means over the steps and ranks as `train/<name>`; starts again. Raises NonFiniteLossError, on every rank alike."""
+        """Means over the steps and ranks as `train/<name>`; resets them. Raises NonFiniteLossError, on every rank alike."""
         names = list(self.sums)
         sums = distributed.all_reduce_sum(torch.stack([self.sums[name] for name in names]))
         means = dict(zip(names, (sums / (self.steps * distributed.world_size())).tolist(), strict=True))

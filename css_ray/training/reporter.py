@@ -1,4 +1,4 @@
-"""Where a training run tells what happens: one small interface, so that the loop knows neither Ray nor MLflow nor files."""
+"""Where a training run reports what happens: one small interface, so that the loop knows neither Ray nor MLflow nor files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Reporter(Protocol):
     def evaluated(self, step: int, metrics: Metrics, write_checkpoint: Callable[[Path], None]) -> None:
         """Scores at `step`, in percent: those of `evaluate.evaluation_metrics`, and of `evaluate.pseudo_label_quality`.
 
-        `write_checkpoint(folder)` writes this rank's files of a checkpoint from which the run goes on exactly after this
+        `write_checkpoint(folder)` writes this rank's files of a checkpoint from which the run resumes exactly after this
         evaluation. Call it before returning, or not at all.
         """
 
 
 class SilentReporter:
-    """Keeps what it is told in memory and writes no checkpoint: for notebooks and tests."""
+    """Keeps what is reported in memory and writes no checkpoint: for notebooks and tests."""
 
     def __init__(self) -> None:
         self.logs: list[tuple[int, dict[str, float]]] = []

@@ -14,7 +14,7 @@ from css_ray.functional.windows import WindowAverage
 class TrainConfig(Config):
     """The optimiser and the rhythm of a run.
 
-    The defaults are the paper's for VOC (Sec. 4.1), and the released code's where the paper is silent.
+    The defaults are the paper's for VOC (Sec. 4.1), and the released code's if the paper is silent.
     """
 
     iterations: int = knob(40_000, ge=1, help="optimizer steps of a run")

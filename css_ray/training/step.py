@@ -12,7 +12,7 @@ from css_ray.types import Batch, Losses
 
 
 def place_method(method: Method, config: TrainConfig, device: torch.device | str) -> None:
-    """Move `method` to `device` in the memory layout that `config` asks for, its segmenters compiled if it says so."""
+    """Move `method` to `device` in the memory layout that `config` asks for, its segmenters compiled if it asks for that."""
     method.to(device)
     if config.channels_last:
         method.to(memory_format=torch.channels_last)

@@ -32,7 +32,7 @@ def seconds_per_step(
     """The median of `TIMED_STEPS` steps in seconds; a first step warms up and does not count.
 
     crop: side in pixels. labelled_batch, unlabelled_batch: images per step; a method that needs no unlabelled ones gets none.
-    The networks are not compiled, whatever `config` says: that takes longer than the steps.
+    The networks are not compiled, whatever `config` asks for: that takes longer than the steps.
     """
     place_method(method, dataclasses.replace(config, compile=False), device)
     method.train()

@@ -45,7 +45,7 @@ def unknown_key(path: str, key: object, known: Iterable[str]) -> Problem:
 
 
 _PLACE = re.compile(r"^(?:--set )?(?:(?:grid|trials\[\d+\]|search\.space|search\.first\[\d+\])\.)?")
-"""What a path begins with where a study overrides or varies a setting."""
+"""What a path begins with if a study overrides or varies a setting."""
 
 
 def intact(problems: Iterable[Problem], *paths: str) -> bool:

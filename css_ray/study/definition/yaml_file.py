@@ -30,7 +30,7 @@ def read_value(text: str) -> Any:
 
 
 def yaml_error_text(error: yaml.YAMLError) -> str:
-    """Where a text is not YAML, and why, in one line."""
+    """Where and why a text is not YAML, in one line."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
     mark = error.problem_mark
