@@ -6,7 +6,7 @@ INSTALLED = $(VENV)/.installed
 
 .PHONY: study test test-slow test-long check bench mutants golden ui clean
 
-study: $(INSTALLED)  ## the quick-start study; goes on where it stopped if it was interrupted
+study: $(INSTALLED)  ## the quick-start study; continues where it stopped if it was interrupted
 	@if [ -e runs/quickstart/journal.jsonl ]; then $(BIN)/css-ray study resume quickstart; else $(BIN)/css-ray study run studies/quickstart.yaml; fi
 
 test: $(INSTALLED)  ## the tests, without the slow ones, in two processes

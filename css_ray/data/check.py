@@ -98,7 +98,7 @@ def _compare(images: dict[str, list[tuple[str, bytes]]], problems: Problems) -> 
     for name in SUBSETS:
         for id, count in counts[name].items():
             if count > 1:
-                problems.add(f"is {count} times in {name}", id)
+                problems.add(f"is listed {count} times in {name}", id)
     for id, _ in images["val"]:
         if id in counts["train"]:
             problems.add("is in train and in val: the score would be of images that were learned", id)

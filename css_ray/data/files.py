@@ -74,7 +74,7 @@ def files_source(
             problems.add("has no image", name)
         for id, count in counts.items():
             if count > 1:
-                problems.add(f"is {count} times in {name}", id)
+                problems.add(f"is listed {count} times in {name}", id)
     for id in sorted(names["train"].keys() & names["val"].keys()):
         problems.add("is in train and in val", id)
     return Source(

@@ -286,7 +286,7 @@ def _read_list(root: Path, name: str, images: Mapping[str, Path], described: Des
     problems.update({f"listed in {name}, {problem}": where for problem, where in wrong.found.items()})
     for id, count in Counter(ids).items():
         if count > 1:
-            problems.add(f"is {count} times in {name}", id)
+            problems.add(f"is listed {count} times in {name}", id)
     return list(dict.fromkeys(ids))
 
 

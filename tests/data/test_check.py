@@ -74,7 +74,7 @@ def test_everything_is_said_at_once(tmp_path: Path) -> None:
         "mask has the values 7; classes are 0..2, ignored is 255": ["odd label"],
         "image is 40x24 (width x height), recorded as 32x24": ["wide"],
         "is in val and has no mask; without one it cannot be judged": ["bare"],
-        "is 2 times in train": ["t1"],
+        "is listed 2 times in train": ["t1"],
         "is in train and in val: the score would be of images that were learned": ["t2"],
         "is in val, and byte for byte the training image t0": ["twin"],
     }

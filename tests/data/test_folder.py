@@ -294,7 +294,7 @@ def test_all_that_is_wrong_with_the_files_is_said_at_once(folder: Folder) -> Non
         "c: mask has the values 7; classes are 0..2, void is 255",
         "d: mask is 16x11 (width x height), must be as its image 16x12",
         "e: mask is not a readable PNG: it starts with b'no pictu'",
-        "b: is 2 times in train.txt",
+        "b: is listed 2 times in train.txt",
         "  g: is more than one file in images: g.jpg, g.png",
         "nowhere (line 7): listed in train.txt, is not in the data set",
         "d: is in train and in val",
