@@ -98,7 +98,7 @@ def _line(cells: list[str], widths: list[int]) -> str:
 
 
 def _text(value: Any) -> str:
-    """As a study file writes it."""
+    """A value as a study file writes it."""
     return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
 
 

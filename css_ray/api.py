@@ -581,7 +581,7 @@ def _drawn(table: render.Drawable, format: Format, width: int) -> str:
 
 
 def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """As the command line writes them: KEY=VALUE, the value in YAML, of which JSON is a part."""
+    """The overrides as the command line writes them: KEY=VALUE, the value in YAML, of which JSON is a part."""
     if isinstance(given, str):
         raise ValueError(f"set is a mapping or a list of KEY=VALUE, got the text {given!r}")
     if not isinstance(given, Mapping):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 if dist.is_available():
     # DistributedDataParallel imports this at its first use, and its functions then keep the process group of that moment as
-    # their default argument: gloo's threads outlive destroy_process_group and can abort the process where it exits
+    # their default argument: gloo's threads outlive destroy_process_group and can abort the process when it exits
     # ("terminate called without an active exception"). Imported before there is a group, they keep nothing.
     import torch.distributed.nn.functional
 

@@ -1,8 +1,8 @@
 """The events of a journal: one frozen type per kind, from and to JSON. The only place that knows their names and fields.
 
 Every event has a `time`: unix seconds, set where it happened, never changed by a replay. Trials, splits and steps are counted
-from 0; `step` is the number of optimizer steps done. Metrics are in percent or as their name says, and finite: those that are
-not are left out where they are made.
+from 0; `step` is the number of optimizer steps done. Metrics are in percent or in the unit of their name, and finite: those
+that are not are left out where they are made.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 
 
 class EventError(ValueError):
-    """What was read is not an event; the message says why."""
+    """What was read is not an event; the message explains why."""
 
 
 class NewerEventError(EventError):
@@ -187,7 +187,7 @@ class TrialFinished(TrialEvent):
     """A trial ended.
 
     status: finished, on all splits; partial, if some runs failed for reasons of their own; pruned, by a verdict; failed,
-    where its machinery did. values: by split (as text, for JSON); mean, std (ddof 1) and n are of these.
+    if its machinery did. values: by split (as text, for JSON); mean, std (ddof 1) and n are of these.
     """
 
     kind: ClassVar[str] = "trial_finished"
@@ -324,7 +324,7 @@ _CHECKS: dict[type[Event], dict[str, _Check]] = {}
 
 
 def _checks(kind: type[Event]) -> dict[str, _Check]:
-    """By field: what it must be in words, whether a value is that, and whether an event without it is damaged."""
+    """For each field: what it must be in words, whether a value is that, and whether an event without it is damaged."""
     if kind not in _CHECKS:
         hints = typing.get_type_hints(kind)
         _CHECKS[kind] = {

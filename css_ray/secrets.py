@@ -13,7 +13,7 @@ BY_MLFLOW = (
 """What to do with credentials instead, see `credentials_text`."""
 
 _SECRET = re.compile(r"token|secret|passw|pwd|signature|^sig$|credential|^auth$|authorization|key$|keyid$", re.IGNORECASE)
-# All up to the last `@`: a password pasted as it is may hold `/` and `@`, and only a port tells a host from a user then.
+# All up to the last `@`: a password pasted as it is may hold `/` and `@`, and only a port marks a host then.
 _USER = re.compile(r"(?<=://)(?:[^/@:\[\s]*:(?!\d+/)\S*|[^/\s]*)@")
 _SETTING = re.compile(r"(?<=[?&])([^=&?\s]+)=([^&\s'\"]*)")
 
@@ -45,5 +45,5 @@ def credentials_text(place: str | Path, remedy: str = BY_ENVIRONMENT) -> str:
 
 
 def without_secrets(text: object) -> str:
-    """A message of somebody else's, its URLs without users, passwords and what looks like a secret in a query."""
+    """A message of another program, its URLs without users, passwords and what looks like a secret in a query."""
     return _SETTING.sub(lambda found: f"{found[1]}=..." if _SECRET.search(found[1]) else found[0], _USER.sub("", str(text)))

@@ -143,7 +143,7 @@ def check_writable_file(path: str | Path) -> None:
 
 
 def plain_name(name: str, source: str | Path) -> str:
-    """The name of a file as somebody else wrote it, in a description or a store.
+    """The name of a file as another program wrote it, in a description or a store.
 
     Raises:
         ValueError: It would lead out of the folder that it is meant for. `source` names where it was written.

@@ -1,6 +1,6 @@
 """`css-ray study`: plan, run, submit, resume, confirm, status, list, stop, logs, table, compare, pseudo-labels, sync.
 
-A thin layer over `css_ray.Study` and, where an `--address` is that of a cluster's dashboard, `css_ray.execution.jobs`.
+A thin layer over `css_ray.Study` and, if an `--address` is that of a cluster's dashboard, `css_ray.execution.jobs`.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def _check_file(task: _File) -> _Found:
             f"with {task.record['sha256'][:12]}; prepare the data set again",
             name,
         )
-        return found  # a decoder may crash, not merely fail, on bytes that nobody wrote
+        return found  # a decoder may crash, not merely fail, on damaged bytes
     try:
         with pa.memory_map(str(task.path)) as source:
             schema = pa.ipc.open_file(source).schema

@@ -53,7 +53,7 @@ class _Archive(NamedTuple):
     """A data set as torchvision fetches it.
 
     url, md5, filename: of its archive. base: the folder below the root that torchvision's classes are given. folder: where the
-    files lie, below the root too. top: the folder that holds all in the archive. read: the classes of all lists; told so, the
+    files lie, below the root too. top: the folder that holds all in the archive. read: the classes of all lists; asked to, the
     first one unpacks the archive.
     """
 
@@ -178,7 +178,7 @@ class _TryAgain(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """Where an archive is asked for. shown: the address as messages name it; headers: go to this server, to no other."""
+    """The server of an archive. shown: the address as messages name it; headers: go to this server, to no other."""
 
     url: str = field(repr=False)
     shown: str
@@ -237,7 +237,7 @@ class _AllowStale(urllib.request.HTTPErrorProcessor):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """For http and https alone: a server cannot point to a file of this machine, or to FTP."""
+    """An opener for http and https alone: a server cannot point to a file of this machine, or to FTP."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

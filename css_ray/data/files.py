@@ -96,7 +96,7 @@ class _FileReader:
     resize: tuple[int, int] | None
 
     def digest(self, item: FileItem) -> bytes:
-        """Of the files' content, not their dates: a copy is the same source."""
+        """The hash of the files' content, not of their dates: a copy is the same source."""
         return _digest(item.image.read_bytes(), None if item.mask is None else item.mask.read_bytes())
 
     def __call__(self, item: FileItem) -> Row:
@@ -170,9 +170,9 @@ def _ends_well(encoded: bytes, kind: str | None) -> bool:
 
 
 def _resized(encoded: bytes, size: tuple[int, int]) -> bytes:
-    """In another (width, height)."""
+    """The encoded image in another (width, height)."""
     pixels = decode_rgb(encoded).permute(1, 2, 0).numpy()  # by the decoder that training uses
-    image = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)  # Pillow averages where it shrinks
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)  # Pillow averages when it shrinks
     target = io.BytesIO()
     if encoded.startswith(b"\xff\xd8"):
         image.save(target, "JPEG", quality=95)

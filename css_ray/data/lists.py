@@ -76,7 +76,7 @@ def read_lines(path: str | Path) -> dict[int, str]:
 
 
 def stem(line: str) -> str:
-    """By what different formats call the same image: the name of the line's first path, without suffix and `_leftImg8bit`."""
+    """The name that different formats share for an image: that of the line's first path, without suffix and `_leftImg8bit`."""
     return _stem(line.split()[0])
 
 
@@ -85,7 +85,7 @@ def _stem(path: str) -> str:
 
 
 def _bare(path: str) -> str:
-    """Without the suffix of an image; another dot belongs to the name."""
+    """The path without the suffix of an image; another dot belongs to the name."""
     suffix = next((suffix for suffix in IMAGE_SUFFIXES if path.lower().endswith(suffix)), "")
     return path[: len(path) - len(suffix)]
 

@@ -5,7 +5,7 @@
 - An RGB PNG holds colours, all of which `MaskCoding.colours` must name.
 - A `.mat` file of SBD, the Semantic Boundaries Dataset, holds class indices and no void.
 
-Where the values are the class indices already, the file's pixels are kept as they are compressed.
+If the values are the class indices already, the file's pixels are kept as they are compressed.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class MaskCoding:
         present = sorted((colour[0], colour[1], colour[2]) for _, colour in counted if isinstance(colour, tuple))
         if wrong := [colour for colour in present if colour not in self.colours]:
             raise ValueError(f"has the colours {_listed(wrong)}, which are neither of a class nor void: {self.remedy}")
-        codes = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]  # one number a pixel, alpha 255 its highest byte
+        codes = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]  # one number per pixel, alpha 255 its highest byte
         indices = np.empty(codes.shape, np.uint8)
         for colour in present:
             indices[codes == int.from_bytes(bytes([*colour, 255]), "little")] = self.colours[colour]
@@ -152,7 +152,7 @@ def make_coding(
     void_colours: Iterable[Colour] = (),
     remedy: str = "fix the mask",
 ) -> MaskCoding:
-    """Masks of class indices 0..num_classes-1, or of the colours of `palette`, one a class; void becomes IGNORE_INDEX."""
+    """Masks of class indices 0..num_classes-1, or of the colours of `palette`, one per class; void becomes IGNORE_INDEX."""
     values = {index: index for index in range(num_classes)} | dict.fromkeys(void, IGNORE_INDEX)
     colours = {colour: index for index, colour in enumerate(palette)} | dict.fromkeys(void_colours, IGNORE_INDEX)
     return MaskCoding(values, colours, remedy)
@@ -222,7 +222,7 @@ def _listed(found: Sequence[object]) -> str:
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """Such as 0..10, 255."""
+    """The numbers as ranges, such as 0..10, 255."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:

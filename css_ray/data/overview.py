@@ -20,7 +20,7 @@ _PAIRS = 3  # side by side
 
 @dataclass(frozen=True, slots=True)
 class ClassCounts:
-    """Over the masks of one subset. pixels, images: [C], how many pixels have a class, and how many images show it."""
+    """Counts over the masks of one subset. pixels, images: [C], how many pixels have a class, and how many images show it."""
 
     pixels: tuple[int, ...]
     images: tuple[int, ...]
@@ -81,7 +81,7 @@ def contact_sheet(dataset: DataSet, num_images: int = 12) -> Image.Image:
 
 
 def _spread(indices: Sequence[int], count: int) -> list[int]:
-    """At most `count` of them, from the first to the last."""
+    """At most `count` of the indices, evenly from the first to the last."""
     places = np.linspace(0, len(indices) - 1, min(len(indices), count)).round().astype(int)
     return [indices[place] for place in places.tolist()]
 

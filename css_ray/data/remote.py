@@ -62,7 +62,7 @@ def local_copy(url: str) -> Path:
             f"{shown(url)} holds no prepared data set (no {DESCRIPTION}); make one with: "
             f"css-ray data prepare NAME_OR_YAML --out {shown(url)}"
         )
-    # Somebody else may have written the description: no part of it leads out of the cache.
+    # The description may come from an untrusted source: no part of it leads out of the cache.
     folder = cache_folder() / re.sub(r"[^\w-]", "_", f"{described['name']}-{described['content'][:16]}")
     if (folder / DESCRIPTION).is_file():
         return folder

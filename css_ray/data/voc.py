@@ -148,12 +148,12 @@ def _find_sbd(root: Path) -> Path | None:
 
 
 def _files(folder: Path, suffix: str) -> dict[str, Path]:
-    """By id; none if there is no such folder."""
+    """The files of a folder by id; none if there is no such folder."""
     return {path.stem: path for path in folder.glob(f"*{suffix}") if not path.name.startswith(".")}
 
 
 def _ids(file: Path) -> Iterator[str]:
-    """Of the images that a list names."""
+    """The ids of the images that a list names."""
     return map(stem, read_lines(file).values())
 
 

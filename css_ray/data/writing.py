@@ -90,13 +90,13 @@ class Source:
 
     @property
     def num_rows(self) -> int:
-        """Over all subsets."""
+        """The number of rows of all subsets."""
         return sum(map(len, self.subsets.values()))
 
 
 @dataclass(frozen=True, slots=True)
 class _RowReader:
-    """Of rows that are there already."""
+    """Reads rows that are in memory already."""
 
     def __call__(self, item: Row) -> Row:
         return item._replace(source=self.digest(item))
@@ -152,7 +152,7 @@ def num_cores() -> int:
 
 
 def _follow(parent: int) -> None:
-    """In a process of the pool: leave Ctrl-C to the parent, and end when it was killed."""
+    """Make a process of the pool leave Ctrl-C to its parent, and end when that was killed."""
     signal(SIGINT, SIG_IGN)
 
     def watch() -> None:
@@ -278,7 +278,7 @@ def _digests(read: Reader, shard: _Shard) -> list[bytes]:
 
 
 def _source_hash(source: Source, digests: Mapping[str, Sequence[bytes]]) -> str:
-    """Over all that the rows depend on; the same hash means the same data set."""
+    """The hash of all that the rows depend on; the same hash means the same data set."""
     whole = hashlib.sha256(f"{FORMAT} {source.version}".encode())
     for name in SUBSETS:
         for item, digest in zip(source.subsets[name], digests[name], strict=True):

@@ -11,6 +11,6 @@ def remember_address() -> None:
     """What Ray's own parts ask of "the" cluster, they ask of this one.
 
     Without it the guard of a placement group looks for the one Ray of the machine, and gives up if there are two: the cores
-    of a trial whose process died would be held for ever.
+    of a trial whose process died would be held forever.
     """
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

@@ -109,7 +109,7 @@ class Checkpoints:
                         send(file, self._filesystem, f"{target}/{file.name}")
             else:
                 write(Path(target))
-        except (OSError, RuntimeError) as error:  # torch raises the latter, without saying why
+        except (OSError, RuntimeError) as error:  # torch raises the latter, without a reason
             # At a URL it is this machine's scratch disk that is full, of which the other ranks know nothing.
             if is_url(self.place) or not _is_full(error, free_bytes(self.place)):
                 raise
@@ -117,7 +117,7 @@ class Checkpoints:
         return True
 
     def _wait_for_room(self, needed: float) -> None:
-        """Until rank 0 sees `needed` bytes free. The ranks ask each other again and again: no collective may last for hours."""
+        """Wait until rank 0 sees `needed` bytes free. The ranks ask each other repeatedly: no collective may last for hours."""
         while True:
             free = free_bytes(self.place) if distributed.rank() == 0 else None
             if not self._sum(int(free is not None and free < needed)):

@@ -219,7 +219,7 @@ def keep_driving(run: Sequence[str], resume: Sequence[str], folder: str) -> int:
     while True:
         driver = subprocess.Popen(resume if Journal(folder).events else run)
         while (code := driver.poll()) is None:
-            # Ray signals all processes of a job. Another signal right away would cut the driver's goodbye short.
+            # Ray signals all processes of a job. Another signal right away would cut the driver's shutdown short.
             if stopped and time.monotonic() - stopped[0] > STOP_SECONDS / 2:
                 driver.terminate()
             time.sleep(0.1)

@@ -58,7 +58,7 @@ class SlotReporter:
             self.events.append(event)
 
     def send(self, *, over: bool = False) -> None:
-        """Send the new events. Nobody waits for their arrival: what matters of them is in the next checkpoint."""
+        """Send the new events without waiting for their arrival: what matters of them is in the next checkpoint."""
         if distributed.rank() == 0:
             put_without_waiting(self.queue, News(self.number, list(self.events[self.told :]), over))
         self.told = len(self.events)
@@ -101,7 +101,7 @@ class SlotReporter:
         return bool(sum_of_ranks(int(pruned), self.device))
 
     def _obey(self) -> None:
-        """Raise PrunedError on all ranks if the driver has pruned the trial. Nobody waits: it may learn of it a step later."""
+        """Raise PrunedError on all ranks if the driver has pruned the trial; they may learn of it a step later."""
         if self.verdicts is None:
             return
         pruned = distributed.rank() == 0 and self.verdicts.of(self.trial)[0]

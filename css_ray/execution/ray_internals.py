@@ -133,7 +133,7 @@ def without_data(trainer: Any) -> None:
 
 
 def put_without_waiting(queue: Any, item: object) -> None:
-    """Send `item` to a queue; nobody waits for its arrival."""
+    """Send `item` to a queue without waiting for its arrival."""
     queue.actor.put_nowait.remote(item)
 
 

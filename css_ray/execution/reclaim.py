@@ -2,7 +2,7 @@
 
 The workers of a trial have a placement group, made by the controller of their slot. Ray removes the group of a controller that
 died by a guard, a process of its own, and the groups of a job as the job ends. But a guard dies with its node, as its
-controller may; and a controller outlives its driver for a moment, in which it may make a group that nobody removes.
+controller may; and a controller outlives its driver for a moment, in which it may make a group that nothing removes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ray.job_config import JobConfig
 from css_ray.execution.ray_internals import held_groups, jobs_with, remove_group
 
 DRIVER = "css_ray.driver"
-"""By this key in its metadata a job of Ray is known as the driver of a study."""
+"""The key in a Ray job's metadata that marks it as the driver of a study."""
 
 
 def driver_config() -> JobConfig:

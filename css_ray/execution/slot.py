@@ -58,7 +58,7 @@ def _work(config: dict[str, Any]) -> None:
 
 
 class _Failures(UserCallback):
-    """In the controller: reports to the slot why its workers start again."""
+    """Reports to the slot, from the controller, why its workers start again."""
 
     def __init__(self, queue: Queue, handover: Handover) -> None:
         self.queue, self.handover = queue, handover
@@ -144,7 +144,7 @@ class Slot:
         return self._fitting is not None and self._fitting.is_alive()
 
     def _best_size(self, sizes: Sequence[int]) -> int:
-        """Of the numbers of workers that a job may have, the largest for which there is room; the smallest if there is none.
+        """The largest of `sizes`, the allowed numbers of workers, for which there is room; the smallest if there is none.
 
         Slots side by side share the cluster: none takes more than its part of all, so that the others find room as well.
         """

@@ -21,7 +21,7 @@ def use_token() -> None:
 
 def guard_token() -> None:
     """Keep Ray's token, the key to the cluster, from other users of the machine: Ray writes its file readable for all."""
-    with contextlib.suppress(OSError):  # of somebody else, or on a disk that cannot
+    with contextlib.suppress(OSError):  # of another user, or on a disk that cannot
         folder = Path.home() / ".ray"
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)

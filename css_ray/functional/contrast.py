@@ -116,7 +116,7 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 _BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
-"""Of gathered keys: what a CPU's cache holds; on a GPU, enough that launching kernels costs nothing."""
+"""The size of a block of gathered keys: what a CPU's cache holds; on a GPU, enough that launching kernels costs nothing."""
 
 
 class _NoiseContrast(torch.autograd.Function):

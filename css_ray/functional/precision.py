@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """In float32, whatever autocast or an integer type made of it; float64 stays."""
+    """The tensor in float32, whatever autocast or an integer type made of it; float64 stays."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

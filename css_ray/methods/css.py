@@ -351,7 +351,10 @@ class _Spaces:
 
 
 class _Labels(NamedTuple):
-    """Of the weak view, [B, H, W] each: targets of L_u and (where the valid gate passed) of L_c, L_u's gate, the indicators."""
+    """What the losses take of the weak view, [B, H, W] each.
+
+    The targets of L_u and (where the valid gate passed) of L_c, the gate of L_u, and the indicators.
+    """
 
     unsup: Tensor
     contrast: Tensor

@@ -19,7 +19,7 @@ class CutMix(MeanTeacher):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MeanTeacher.Config):
-        """As the mean teacher, and whose images are pasted."""
+        """The settings of the mean teacher, and whose images are pasted."""
 
         cutmix_partner: Partner = knob("local", help="whose images CutMix pastes: the rank's own, all ranks', or rank 0's")
 

@@ -35,7 +35,7 @@ class ModelConfig(Config):
     )
 
     def problems(self) -> Iterator[Problem]:
-        """Adds to the bounds: nobody has trained the tiny encoder before."""
+        """Adds to the bounds: there are no trained weights of the tiny encoder."""
         yield from super().problems()
         if self.encoder == "tiny" and self.pretrained:
             yield Problem("pretrained", f"must be false (the encoder tiny has no pretrained weights), got {self.pretrained!r}")

@@ -67,7 +67,7 @@ def to_csv(table: Drawable) -> str:
     """The long form with a header line, unrounded; a field that a line lacks is empty."""
     lines = table.lines()
     fields = dict.fromkeys(name for line in lines for name in line)
-    # The splits' values belong side by side, also where the first line lacks one.
+    # The splits' values belong side by side, even if the first line lacks one.
     splits = sorted((name for name in fields if name.startswith(("split_", "run_"))), key=_split_order)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [name for name in fields if name not in splits] + splits, lineterminator="\n")

@@ -275,7 +275,7 @@ def make_table(
     """The table of a study: one cell per pair of row and column.
 
     rows: "row" for the rows' labels, or a parameter (`method.temperature`); columns: a parameter (`data.labelled`), or None for
-    one column. Where a cell has several trials, as after a search, it shows the best of the complete ones, by the mean less
+    one column. If a cell has several trials, as after a search, it shows the best of the complete ones, by the mean less
     `std_weight` standard deviations.
     Raises ValueError if there is no record, or if no record has the parameter.
     """

@@ -341,7 +341,7 @@ class Driver:
                 assert end.std is not None
                 return Result("finished", (end.mean, end.std))
             score = self.study.objective.score(end.mean, end.std)
-            assert score is not None  # a finished trial has all its splits, and the checker asks for two where a std is needed
+            assert score is not None  # a finished trial has all its splits, and the checker asks for two if a std is needed
             return Result("finished", (score,))
         if end.status == "pruned":
             return Result("pruned", curve=self.curve_of(trial))

@@ -46,7 +46,7 @@ class Job:
 
     runs: one per split that is left, in their order. sizes: the numbers of workers that may train it, lowest first.
     checkpoints, models: folders or URLs, of what it continues from and of the best weights of each run. verdicts: whose they
-    are, None if nobody prunes it. hang_seconds: how long a step may take. min_free: bytes that must stay free on the disk.
+    are, None if nothing prunes it. hang_seconds: how long a step may take. min_free: bytes that must stay free on the disk.
     """
 
     trial: int

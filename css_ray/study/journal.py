@@ -34,7 +34,7 @@ HEARTBEAT_SECONDS = 10.0
 """How often a driver shows, on an object store, that it is alive."""
 
 STALE_SECONDS = 60.0
-"""After how long without a heartbeat a driver counts as dead, by the clock of who watches: no two clocks are compared."""
+"""After how long without a heartbeat a driver counts as dead, by the watcher's own clock: no two clocks are compared."""
 
 SETTLE_SECONDS = 2.0
 """How long a driver waits before it looks whether another one took the lock in the same moment."""
@@ -101,7 +101,7 @@ class Journal:
         """Write one event durably; False, and nothing written, if it is in the journal already.
 
         Raises OSError if it cannot be written, StudyLockedError if another driver has taken over. Nothing can be written
-        after that: on an object store nobody knows whether the event is there, and the next one might take its place.
+        after that: on an object store it is unknown whether the event is there, and the next one might take its place.
         """
         key = event.identity
         if key is not None and key in self._known:
@@ -284,7 +284,7 @@ class _Objects:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold `driver.json`, for stores offer no lock, and pyarrow no write that fails where an object is already.
+        """Hold `driver.json`, for stores offer no lock, and pyarrow no write that fails if an object exists already.
 
         A driver writes its own token there, again and again, and looks first who wrote it last: the last one to write
         continues, any other stops. Should two drive for a moment all the same, `append` does not replace another's event.
@@ -360,7 +360,7 @@ class _Objects:
         return _is_whole(there) and there != line
 
     def _paths(self) -> list[str]:
-        """Of all events, in order."""
+        """The paths of all events, in order."""
         infos = self.filesystem.get_file_info(pyarrow.fs.FileSelector(f"{self.root}/journal", allow_not_found=True))
         return sorted(info.path for info in infos if info.base_name.endswith(".json"))
 

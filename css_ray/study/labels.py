@@ -9,7 +9,7 @@ from css_ray.study.definition import TrialSpec
 
 
 def labels(trials: Iterable[TrialSpec]) -> dict[int, str]:
-    """By index: the row of a trial, and if others have the same row, the settings in which they differ: `Sup., labelled=92`."""
+    """The label of each trial by its index: its row, and if others share it, what differs between them: `Sup., labelled=92`."""
     groups: dict[str, list[TrialSpec]] = {}
     for trial in trials:
         groups.setdefault(trial.row, []).append(trial)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def run_spec(study: StudyDefinition, trial: TrialSpec, split: int) -> RunSpec:
-    """The run of `trial` on `split`. Its seed depends on the split alone, so that all trials meet the same luck on it."""
+    """The run of `trial` on `split`. Its seed depends on the split alone, so that all trials have the same one on it."""
     settings = absolute_paths(trial.settings)
     return RunSpec(trial.index, split, study.seed + split, settings)
 

@@ -26,7 +26,7 @@ def checkpoints_of(folder: str, trial: int) -> str:
 
 
 def dispensable(keep: Keep, scores: Mapping[int, float], ended: set[int]) -> list[int]:
-    """Of the trials of a search that `ended`, those whose files may be removed: all but the best `keep.top` by their scores."""
+    """The trials of a search that `ended` and whose files may be removed: all but the best `keep.top` by their scores."""
     if keep.top is None:
         return []
     best = set(heapq.nlargest(keep.top, scores, key=lambda trial: (scores[trial], -trial)))

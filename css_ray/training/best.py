@@ -26,7 +26,7 @@ from css_ray.types import IGNORE_INDEX
 FORMAT = 1
 WEIGHTS_FILE, DESCRIPTION_FILE = "best.pt", "best.json"
 BEST_FILES = (WEIGHTS_FILE, DESCRIPTION_FILE)
-"""In the order in which they are replaced."""
+"""The files of the best weights, in the order in which they are replaced."""
 
 Colour = tuple[int, int, int]
 

@@ -128,7 +128,7 @@ def pseudo_label_quality(
 
 @contextmanager
 def _eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode within, and each part's own mode again after."""
+    """Eval mode within the block, and each part's own mode again after it."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -211,7 +211,7 @@ def _diagnostics(losses: Losses) -> dict[str, float]:
 
 
 def _uncompiled(config: TrainConfig) -> AbstractContextManager[object]:
-    """Within, compiled networks run as they are: whole images of many sizes would be compiled one by one."""
+    """Within the block, compiled networks run uncompiled: whole images of many sizes would be compiled one by one."""
     return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
 
 

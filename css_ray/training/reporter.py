@@ -1,4 +1,4 @@
-"""Where a training run reports what happens: one small interface, so that the loop knows neither Ray nor MLflow nor files."""
+"""The interface to which a training run reports what happens, so that the loop knows neither Ray nor MLflow nor files."""
 
 from __future__ import annotations
 

@@ -323,7 +323,7 @@ class Checker:
                 self.fault("search.trials", f"the grid has {size} points, got {search.trials} trials; use {most}")
         if search.sampler == "cmaes" and any(distribution.kind == "choice" for distribution in space.values()):
             self.fault("search.sampler", "cmaes draws numbers, and the space has a choice; use tpe, or drop the choice")
-        # Where a key of the space is misspelt, the points would seem to have others.
+        # If a key of the space is misspelt, the points would seem to have others.
         right_space = not any(within(each.path, "search.space") for each in self.faults)
         for index, point in enumerate(search.first if right_space else ()):
             for path, setting in point.items():

@@ -55,7 +55,7 @@ def _needs(problem: Problem) -> Sequence[str]:
 
 
 _STAND_INS: dict[str, Any] = {"labelled": 1, "crop": 8, "labelled_batch": 2, "unlabelled_batch": 2}
-"""For required settings of `data`."""
+"""Stand-ins for required settings of `data`."""
 
 _ROUNDS = 5  # to leave one part out may leave another without what it needs
 

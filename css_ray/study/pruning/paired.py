@@ -16,7 +16,7 @@ from css_ray.study.pruning.base import ROUNDING, Pruner, PruningContext, Verdict
 _FEWEST, _MOST = 5, 20  # the number of best finished trials that are used to estimate how splits differ
 
 LEADERS = 2 * _MOST
-"""Of more finished trials than this, the others change no verdict of the paired rule: it uses the better half of this many."""
+"""The number of best finished trials that can change a verdict of the paired rule, which uses the better half of them."""
 
 _PRIOR_FREEDOM = 4  # degrees of freedom that a stated spread is worth
 
