@@ -24,7 +24,7 @@ from css_ray.secrets import credentials_text, shown, without_secrets
 from css_ray.standing import Standing, TrialStanding
 from css_ray.storage import is_url
 from css_ray.study.begun import begun_definition
-from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits, parse, read
+from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits, parse
 from css_ray.study.journal import Follower, Journal, study_folder
 
 if TYPE_CHECKING:
@@ -104,7 +104,10 @@ class Study:
         text = os.fspath(source)
         place = os.fspath(storage or os.environ.get("CSS_RAY_STORAGE") or DEFAULT_STORAGE)
         if is_study_file(text):
-            return cls(read(text, _overrides(set)), place)
+            from css_ray.study.preflight import read_and_check
+
+            # GPUs are counted once it is known where the study runs.
+            return cls(read_and_check(text, _overrides(set), local=False), place)
         if set:
             raise ValueError(f"set is for a study file; {text} is a study that has begun, with the settings of its journal")
         # The query of a URL belongs to the storage, whose last folder is the study's.

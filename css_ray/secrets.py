@@ -13,7 +13,8 @@ BY_MLFLOW = (
 """What to do with credentials instead, see `credentials_text`."""
 
 _SECRET = re.compile(r"token|secret|passw|pwd|signature|^sig$|credential|^auth$|authorization|key$|keyid$", re.IGNORECASE)
-# All up to the last `@`: a password pasted as it is may hold `/` and `@`, and only a port marks a host then.
+# All up to the last `@`: a password pasted as it is may hold `/` and `@`, and then only a port distinguishes
+# a host from a user.
 _USER = re.compile(r"(?<=://)(?:[^/@:\[\s]*:(?!\d+/)\S*|[^/\s]*)@")
 _SETTING = re.compile(r"(?<=[?&])([^=&?\s]+)=([^&\s'\"]*)")
 

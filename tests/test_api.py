@@ -91,6 +91,14 @@ def test_what_is_wrong_is_said_when_it_is_loaded(file: Path) -> None:
         Study.load(file, set="train.lr=1")
 
 
+def test_what_is_wrong_with_file_and_data_is_said_together(file: Path, tmp_path: Path) -> None:
+    wrong = {"train.itertions": 3, "data.dataset": "folder", "data.root": str(tmp_path / "nowhere")}
+    with pytest.raises(StudyError) as raised:
+        Study.load(file, set=wrong)
+    assert [problem.path for problem in raised.value.problems] == ["train.itertions", "data"]
+    assert "nowhere" in str(raised.value.problems[1])
+
+
 def test_a_study_that_was_begun_by_folder_and_by_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(place)
     os.rename("runs", "there")

@@ -84,7 +84,6 @@ def run(
         submit = command("study", "submit", file, "--address", str(address))
         raise BadInput(f"--address {address}: is a dashboard; send the study there with: {submit}")
     study_ = load_study(file, overrides, storage, local=address is None)
-
     conduct(study_, address, on_finish, webhook)
 
 
@@ -112,7 +111,6 @@ def resume(
         show_submitted(cluster, submitted, follow=False)
         return
     study_ = open_study(name, storage)
-
     conduct(study_, address, on_finish, webhook, resume=overrides)
 
 
@@ -150,7 +148,6 @@ def confirm(
         study_ = open_study(name, storage).confirmation(top, fresh, set=overrides)
     except ValueError as error:
         raise BadInput(str(error)) from None
-
     conduct(study_, address, on_finish, webhook)
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import colorsys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,8 +208,19 @@ def _listed(described: Description, root: Path, problems: Problems) -> dict[str,
 
     def items(part: Part) -> list[FileItem]:
         images = image_files[part.images]
-        ids = sorted(images) if part.list is None else _read_list(root, part.list, images, described, problems)
         masks = {} if part.masks is None else mask_files[part.masks]
+        if part.list is None:
+            ids: Iterable[str] = sorted(images)
+        else:
+            ids = named = _read_list(root, part.list, images, described, problems)
+            for id, mask in named.items():
+                # A line that names a mask does not mean an image without one: the mask is missing, or its name is wrong.
+                if mask and part.masks is not None and id not in masks:
+                    problems.add(
+                        f"is listed in {part.list} with the mask {mask}, and has no mask in {part.masks} "
+                        f"({_mask_names(described)}); add the mask, or list the image alone if it is unlabelled",
+                        id,
+                    )
         return [FileItem(id, images[id], masks.get(id)) for id in ids]
 
     train, val = items(described.train), items(described.val)
@@ -272,22 +283,28 @@ def _mask_names(described: Description) -> str:
     return " or ".join(f"ID{suffix}" for suffix in described.mask_suffixes)
 
 
-def _read_list(root: Path, name: str, images: Mapping[str, Path], described: Description, problems: Problems) -> list[str]:
-    """The ids that a list names, each once."""
+def _read_list(root: Path, name: str, images: Mapping[str, Path], described: Description, problems: Problems) -> dict[str, str]:
+    """The ids that a list names, each once, with the mask that the line names, empty if it names none."""
     try:
         lines = read_lines(root / name)
     except ValueError:
         problems.add("is empty or not text; write one id per line, or drop the list to take all images", name)
-        return []
+        return {}
     suffixes = described.image_suffixes
+    given = dict(lines)
     lines = {number: _without(line, suffixes) or _without(line.split()[0], suffixes) or line for number, line in lines.items()}
     wrong = Problems()
-    ids = resolve(lines, images, wrong).values()
+    resolved = resolve(lines, images, wrong)
+    ids = resolved.values()
     problems.update({f"listed in {name}, {problem}": where for problem, where in wrong.found.items()})
     for id, count in Counter(ids).items():
         if count > 1:
             problems.add(f"is listed {count} times in {name}", id)
-    return list(dict.fromkeys(ids))
+    # An id may have blanks: what follows is a mask only if the first part alone means the image.
+    return {
+        id: "" if id in (given[number], _without(given[number], suffixes)) else " ".join(given[number].split()[1:])
+        for number, id in resolved.items()
+    }
 
 
 def _files(root: Path, folder: str, suffixes: tuple[str, ...], problems: Problems) -> dict[str, Path]:

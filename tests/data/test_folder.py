@@ -423,6 +423,17 @@ def test_a_list_may_hold_paths(folder: Folder) -> None:
     assert folder.prepared().train.ids == ("c", "a", "b")
 
 
+def test_a_list_that_names_a_mask_which_does_not_exist_is_refused(folder: Folder) -> None:
+    (folder.root / "masks" / "b.png").unlink()
+    (folder.root / "train.txt").write_text("images/a.jpg masks/a.png\nimages/b.png masks/b.png\nimages/c.png\n")
+    assert folder.refused().splitlines()[1:] == [
+        "  b: is listed in train.txt with the mask masks/b.png, and has no mask in masks (ID.png); add the mask, or list the "
+        "image alone if it is unlabelled"
+    ]
+    (folder.root / "train.txt").write_text("images/a.jpg masks/a.png\nimages/b.png\nimages/c.png\n")
+    assert [classes is None for classes in folder.prepared().train.classes] == [False, True, False]
+
+
 def test_an_empty_list_is_refused(folder: Folder) -> None:
     (folder.root / "val.txt").write_text("\n")
     message = folder.refused()
