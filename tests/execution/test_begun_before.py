@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from tests.places import Place
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BEFORE = Path(__file__).parents[1] / "fixtures" / "begun_before"
+"""journal.jsonl and checkpoints of css-ray 0.1.0 at commit 5869cbf, killed at step 20 of trial 1 on split 1; the weights in the
+checkpoint have two bits of mantissa, so that they are small compressed. ended.json: the evaluations of the whole study, finished
+from these files by that same version. No colours are changed in it, whose last bits differ between versions.
+"""
 
 
 def evaluations(events: list[dict[str, Any]]) -> dict[tuple[int, int, int], float]:
@@ -32,7 +37,10 @@ def ended(events: list[dict[str, Any]]) -> list[tuple[int, int]]:
 
 def test_a_study_begun_before_ends_as_the_version_that_began_it_ended_it(place: Place, data: Path) -> None:
     study = place.folder / "runs" / "begun-before"
-    shutil.copytree(BEFORE, study, ignore=shutil.ignore_patterns("undisturbed.json"))
+    shutil.copytree(BEFORE, study, ignore=shutil.ignore_patterns("ended.json"))
+    (packed,) = study.glob("checkpoints/*/*/state.pt.xz")
+    packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
+    packed.unlink()
     journal = study / "journal.jsonl"
     *lines, last = journal.read_text().replace("@DATA@", str(data)).splitlines()
     # Its last event is in a checkpoint, too: without its line in the journal it can come from there alone.
@@ -59,16 +67,14 @@ def test_a_study_begun_before_ends_as_the_version_that_began_it_ended_it(place: 
     assert first == saved
     assert [event["step"] for event in more if event["event"] == "run_evaluated"] == [30, 40, 50, 60]
     assert min(event["step"] for event in more) > 20
-    # All runs end, with the numbers of a study that was not disturbed.
+    # All runs end, with the numbers that the version before came to.
     assert ended(before + added) == [(trial, split) for trial in range(3) for split in range(2)]
     assert [event["status"] for event in added if event["event"] == "study_finished"] == ["finished"]
-    undisturbed = {
-        (each["trial"], each["split"], each["step"]): each["miou"]
-        for each in json.loads((BEFORE / "undisturbed.json").read_text())
+    theirs = {
+        (each["trial"], each["split"], each["step"]): each["miou"] for each in json.loads((BEFORE / "ended.json").read_text())
     }
-    assert evaluations([*before, saved]).items() <= undisturbed.items()
+    assert evaluations([*before, saved]).items() <= theirs.items()
     measured = evaluations(before + added)
-    assert measured.keys() == undisturbed.keys()
+    assert measured.keys() == theirs.keys()
     # Not to the last digit: it may be another processor, and another torch.
-    # What is trained after the resume differs by the last bits of the colour jitter's matrix, which a short training makes grow.
-    assert measured == pytest.approx(undisturbed, abs=4)
+    assert measured == pytest.approx(theirs, abs=0.5)
