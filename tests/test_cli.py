@@ -46,9 +46,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
     return root
 
 
-@pytest.fixture
-def file(tmp_path: Path, digits: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has a folder of its own, without the studies of whoever runs the tests."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def file(tmp_path: Path, digits: str) -> Path:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({**SPEC, "data": {**SPEC["data"], "root": digits}}))
     return path
@@ -320,9 +325,8 @@ def test_every_command_of_the_readme_exists() -> None:
         assert {word for word in rest if word.startswith("--")} <= options, words
 
 
-def test_the_problems_of_the_readme_are_what_plan_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_problems_of_the_readme_are_what_plan_prints(tmp_path: Path) -> None:
     (tmp_path / "studies").symlink_to(ROOT / "studies")
-    monkeypatch.chdir(tmp_path)
     blocks = (ROOT / "README.md").read_text().split("```text\n")[1:]
     (block,) = [block.split("```")[0] for block in blocks if block.startswith("$ css-ray study plan")]
     command, _, printed = block.partition("\n")

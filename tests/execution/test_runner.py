@@ -263,7 +263,7 @@ def test_a_finished_study_gets_more_splits_and_trials(place: Place, undisturbed:
     shutil.copytree(undisturbed.folder / "runs", place.folder / "runs")
     before = place.events()
     code, output = place.call("study", "resume", "small", "--set", "train.iterations=80")
-    assert code == 2 and "train: decides what was trained already" in output
+    assert code == 2 and "train: decides what has been trained already" in output
     assert place.events() == before
     code, output = place.call("study", "resume", "small", "--set", "splits=[0, 1, 7]", "--set", "search.trials=3")
     assert code == 0, output
