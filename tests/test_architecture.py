@@ -17,7 +17,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"css_ray": ROOT / "css_ray", "css_ray_cli": ROOT / "cli"}
 
-WORDS = {"types", "config", "views", "messages", "secrets", "storage", "distributed", "events", "clocks", "records", "standing"}
+WORDS = {
+    "types",
+    "config",
+    "views",
+    "messages",
+    "secrets",
+    "storage",
+    "distributed",
+    "temporary",
+    "events",
+    "clocks",
+    "records",
+    "standing",
+}
 LOWER = WORDS | {"functional", "models", "data", "methods", "training"}
 
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
@@ -30,6 +43,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "views": ({"config"}, set()),
     "distributed": (set(), {"torch"}),
     "storage": ({"messages", "secrets"}, {"pyarrow"}),
+    "temporary": (set(), set()),
     "clocks": ({"events"}, set()),
     "standing": ({"events", "clocks", "records"}, set()),
     "functional": ({"types", "views"}, {"torch"}),

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import pyarrow.fs
 
@@ -222,20 +222,38 @@ class _File:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
+        new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        with self._lock_file() as file:
+            try:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+                yield
+            finally:
+                if not self.path.exists():  # the study was refused: it leaves no trace
+                    os.unlink(file.name)
+                    for folder in new:
+                        with contextlib.suppress(OSError):  # somebody keeps something there
+                            folder.rmdir()
+
+    def _lock_file(self) -> IO[str]:
+        """The lock's open file, locked: by the process, so that it is free the moment a driver dies, however it dies."""
         import fcntl
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "driver.lock").open("a+") as file:
-            try:
-                # Held by the process, so it is free again the moment a driver dies, however it dies.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise StudyLockedError(f"another driver is at work on {self.folder} ({file.read().strip()})") from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            yield
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.ExitStack() as stack:
+                file = stack.enter_context((self.folder / "driver.lock").open("a+"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    file.seek(0)
+                    raise StudyLockedError(f"another driver is at work on {self.folder} ({file.read().strip()})") from None
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.stat(file.name), os.fstat(file.fileno())):
+                        stack.pop_all()
+                        return file
+                # A driver that was refused removed the file between the two calls: ours is not the one that others find.
 
 
 def _object(folder: str, number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +95,39 @@ def test_a_second_driver_is_refused_and_the_lock_dies_with_its_holder(tmp_path: 
         holder.wait()
     with Journal(str(tmp_path)).driving():
         pass
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_study_that_was_refused_leaves_no_trace(kept: bool, tmp_path: Path) -> None:
+    storage = tmp_path / "new" / "runs"
+    if kept:
+        storage.mkdir(parents=True)
+        (storage / "mlflow.db").touch()
+    with contextlib.suppress(ValueError), Journal(str(storage / "small")).driving():
+        assert (storage / "small" / "driver.lock").exists()
+        raise ValueError("no disk holds it")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == (["mlflow.db", "new", "runs"] if kept else [])
+
+
+def test_a_driver_that_waits_at_a_removed_lock_does_not_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its two calls, to open the lock's file and to lock it, a driver that was refused removes that file."""
+    import fcntl
+
+    locks: list[int] = []
+    flock = fcntl.flock
+
+    def late(file: Any, how: int) -> None:
+        if not locks:
+            (tmp_path / "small" / "driver.lock").unlink()
+        locks.append(os.fstat(file.fileno()).st_ino)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Journal(str(tmp_path / "small")).driving():
+        monkeypatch.undo()
+        assert locks[-1] == (tmp_path / "small" / "driver.lock").stat().st_ino and len(locks) == 2
+        with pytest.raises(StudyLockedError), Journal(str(tmp_path / "small")).driving():
+            pass
 
 
 def test_a_second_driver_is_refused_on_an_object_store(tmp_path: Path) -> None:
