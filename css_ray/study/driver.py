@@ -119,6 +119,7 @@ class Driver:
         self.pruners = study.pruners()
         self.unsent = 0
         self._tracker: Tracker | None = None
+        self._tracked = 0  # events that the tracker was given
         self._fold()
         self._sampling: Sampling | None = None
         self._drawn: list[dict[str, Any]] = []
@@ -150,8 +151,8 @@ class Driver:
             # Read again under the lock: what another driver wrote before it ended is part of the study.
             self._read_again()
             self._tracker = Tracker(tracking_uri(self.study, self.storage))
-            for event in self.journal.events:
-                self._tracker.record(event)
+            self._tracked = 0
+            self._track(self.journal.events)
             self.journal.forget()
             try:
                 yield
@@ -163,6 +164,12 @@ class Driver:
         tracker, self._tracker = self._tracker, None
         if tracker is not None:
             self.unsent = tracker.close(timeout)
+
+    def _track(self, events: Sequence[Event]) -> None:
+        if self._tracker is not None:
+            for event in events:
+                self._tracker.record(event)
+                self._tracked += 1
 
     def _read_again(self) -> None:
         self.journal.read()
@@ -227,8 +234,10 @@ class Driver:
 
     def interrupt(self) -> None:
         """Write that the user interrupted the study, if it had begun."""
-        # Read again: the interrupt may have come between an event's writing and its being noted here.
+        # Read again: the interrupt may have come between an event's writing and its being noted here. MLflow must not miss it:
+        # what it has is marked by its number in the journal.
         self._read_again()
+        self._track(self.journal.events[self._tracked :])
         if self.started:
             self.emit(StudyInterrupted.now(reason="interrupted by the user"))
 
@@ -274,8 +283,7 @@ class Driver:
             self.standing.add(event)
             if isinstance(event, TrialFinished) and self._may_have_files(self.standing.trials[event.trial]):
                 self._uncollected.add(event.trial)
-            if self._tracker is not None:
-                self._tracker.record(event)
+            self._track([event])
             if self.observer is not None:
                 self.observer.event(event)
 

@@ -140,6 +140,25 @@ def test_interrupted_at_any_event_and_resumed_it_is_the_same_study(spec: dict[st
         assert Told.events[-1] == journal(small)
 
 
+@pytest.mark.parametrize("number", [3, 8])
+def test_an_interrupt_between_the_writing_and_the_noting_of_an_event_costs_mlflow_nothing(
+    number: int, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, count = Journal.append, itertools.count()
+
+    def interrupted(self: Journal, event: Event) -> bool:
+        append(self, event)
+        if next(count) == number:
+            raise KeyboardInterrupt
+        return True
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    assert study(spec, "runs").run().status == "interrupted"
+    events = Journal("runs/small").events
+    assert len(events) == number + 2 and isinstance(events[-1], StudyInterrupted)
+    assert Told.events[-1] == events  # MLflow's bookmarks are numbers of events: one that is missing would shift the next ones
+
+
 def test_a_study_of_two_trials_side_by_side_draws_the_same_ones_after_an_interruption(spec: dict[str, Any]) -> None:
     spec["resources"] = {"concurrent_trials": 2}
     spec["search"] |= {"first": [], "startup_trials": 1, "trials": 5}
