@@ -15,8 +15,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from css_ray.execution import nodes
-from css_ray.execution.jobs import Cluster, is_jobs_address
+from css_ray.execution import jobs, nodes
+from css_ray.execution.jobs import Cluster, ClusterError, is_jobs_address
 from css_ray.execution.nodes import Node, Report
 from css_ray.study.code import code_version, copy_code
 from css_ray.study.definition import StudyError, parse
@@ -90,6 +90,30 @@ def test_an_override_with_a_secret_is_refused() -> None:
     (problem,) = caught.value.problems
     assert str(problem).startswith("--set tracking.uri: http://mlflow:5000 contains credentials (a user or a password); ")
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_job_waits_for_the_agent_of_a_head_that_has_just_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "Request failed with status code 500: No available agent to submit job, please try again later."
+    answers: list[Exception | None] = [RuntimeError(told), RuntimeError(told), None]
+    asked: list[str] = []
+
+    class Client:
+        def submit_job(self, submission_id: str, **settings: Any) -> None:
+            asked.append(submission_id)
+            if (answer := answers.pop(0)) is not None:
+                raise answer
+
+    cluster = Silent()
+    cluster._client = Client()  # type: ignore[assignment]
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+    assert cluster._start("job-1", ["cluster", "check"], None, {}) == "job-1"
+    assert asked == ["job-1"] * 3
+    for error, tries in ((RuntimeError("Request failed with status code 500: no"), 1), (RuntimeError(told), 2)):
+        answers[:], asked[:] = [error] * 5, []
+        monkeypatch.setattr(jobs, "AGENT_SECONDS", -1.0 if tries == 1 else 0.0)
+        with pytest.raises(ClusterError, match="status code 500"):
+            cluster._start("job-2", ["cluster", "check"], None, {})
+        assert len(asked) <= tries
 
 
 def test_the_code_that_travels_is_the_code_that_runs_here(tmp_path: Path) -> None:
