@@ -18,6 +18,7 @@ import ray
 
 from css_ray.execution import joining, session
 from css_ray.study.definition import parse
+from css_ray.temporary import private_folder
 from tests.places import SPEC, Place, evaluations
 
 STUDY = parse(SPEC | {"data": SPEC["data"] | {"root": "digits"}}, "study.yaml")
@@ -122,7 +123,7 @@ def test_auto_is_not_the_address_of_a_dashboard(place_for_ray: Path, monkeypatch
 def test_auto_is_the_cluster_that_this_user_started(place_for_ray: Path) -> None:
     note_address(place_for_ray, "10.0.0.2:6379\n")
     assert joining.found("auto") == "10.0.0.2:6379"
-    note_address(joining.private_folder(), "10.0.0.4:6379")
+    note_address(private_folder(), "10.0.0.4:6379")
     assert joining.found("auto") == "10.0.0.4:6379"
 
 
