@@ -290,13 +290,12 @@ def test_a_token_that_is_there_is_used(before: str, given: dict[str, str], mode:
     assert ended.stdout.strip() == mode
 
 
-def test_what_knows_no_ray_changes_nothing_in_the_process() -> None:
+def test_what_knows_no_ray_shows_no_token() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     program = (
-        "import os, sys, torch.distributed.nn.functional; before = dict(os.environ)\n"  # torch sets variables of its own
-        "import css_ray.api, css_ray.study.driver, css_ray.study.preflight\n"
-        "print(dict(os.environ) == before, 'ray' in sys.modules)"
+        "import os, sys, css_ray.api, css_ray.study.driver, css_ray.study.preflight\n"
+        "print('RAY_AUTH_MODE' in os.environ, 'ray' in sys.modules)"
     )
     environment["RAY_AUTH_TOKEN"] = "0" * 64
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "True False"
+    assert ended.stdout.strip() == "False False"
