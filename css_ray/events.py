@@ -1,8 +1,10 @@
 """The events of a journal: one frozen type per kind, from and to JSON. The only place that knows their names and fields.
 
-Every event has a `time`: unix seconds, set where it happened, never changed by a replay. Trials, splits and steps are counted
-from 0; `step` is the number of optimizer steps done. Metrics are in percent or in the unit of their name, and finite: those
-that are not are left out where they are made.
+Every event has a `time`: unix seconds, set where it happened, never changed by a replay. In a journal it also has `worked`: the
+seconds that the study's drivers had been at work when it was written, by a clock that neither jumps nor runs while the machine
+sleeps; journals of earlier versions lack it. Trials, splits and steps are counted from 0; `step` is the number of optimizer
+steps done. Metrics are in percent or in the unit of their name, and finite: those that are not are left out where they are
+made.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class Event:
 
     kind: ClassVar[str]
     time: float
+    worked: float | None = None
 
     @property
     def identity(self) -> tuple[Any, ...] | None:

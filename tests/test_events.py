@@ -68,7 +68,7 @@ def test_json_and_back(kind: str) -> None:
     line = json.dumps(plain(kind))
     event = from_json(json.loads(line))
     assert type(event) is KINDS[kind] and event.time == 1795704549.948
-    assert {field.name for field in dataclasses.fields(event)} == plain(kind).keys() - {"event"} | {"time"}
+    assert {field.name for field in dataclasses.fields(event)} == plain(kind).keys() - {"event"} | {"time", "worked"}
     assert json.dumps(event.to_json()) == line
     assert from_json(event.to_json()) == event
 

@@ -16,6 +16,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+from css_ray.clocks import Stopwatch
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.events import (
     Event,
@@ -120,6 +121,7 @@ class Driver:
         self.unsent = 0
         self._tracker: Tracker | None = None
         self._fold()
+        self._stopwatch = Stopwatch(self.standing.wall_seconds)
         self._sampling: Sampling | None = None
         self._drawn: list[dict[str, Any]] = []
         self._classes: dict[tuple[str, str], int] = {}
@@ -149,6 +151,7 @@ class Driver:
         with self.journal.driving():
             # Read again under the lock: what another driver wrote before it ended is part of the study.
             self._read_again()
+            self._stopwatch = Stopwatch(self.standing.wall_seconds)
             self._tracker = Tracker(tracking_uri(self.study, self.storage))
             for event in self.journal.events:
                 self._tracker.record(event)
@@ -269,7 +272,10 @@ class Driver:
     # ------------------------------------------------------------------------------------------------------------ the events
 
     def emit(self, event: Event) -> None:
-        """Write an event; report it to MLflow and the observer if it is new."""
+        """Write an event, stamped with the time worked; report it to MLflow and the observer if it is new."""
+        if isinstance(event, StudyStarted | StudyResumed):
+            self._stopwatch.start()
+        event = replace(event, worked=round(self._stopwatch.seconds, 3))
         if self.journal.append(event):
             self.standing.add(event)
             if isinstance(event, TrialFinished) and self._may_have_files(self.standing.trials[event.trial]):
