@@ -22,10 +22,11 @@ from css_ray.reports.pseudo_labels import pseudo_label_table
 from css_ray.reports.table import make_table, trial_table
 from css_ray.secrets import credentials_text, shown, without_secrets
 from css_ray.standing import Standing, TrialStanding
-from css_ray.storage import is_url
+from css_ray.storage import parted
 from css_ray.study.begun import begun_definition
-from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits, parse
-from css_ray.study.journal import Follower, Journal, study_folder
+from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits
+from css_ray.study.journal import Follower, Journal, JournalError, in_order, study_folder
+from css_ray.study.order import Order
 
 if TYPE_CHECKING:
     import pandas
@@ -76,8 +77,8 @@ class Study:
 
     def _forget(self) -> None:
         """Read the journal from its beginning the next time."""
-        self._follower = Follower(self.folder)
-        self._standing = Standing(parse, self.definition)
+        self._follower, self._order = Follower(self.folder), Order()
+        self._standing = Standing(self._order.parsed, self.definition)
 
     @classmethod
     def load(
@@ -110,12 +111,8 @@ class Study:
             return cls(read_and_check(text, _overrides(set), local=False), place)
         if set:
             raise ValueError(f"set is for a study file; {text} is a study that has begun, with the settings of its journal")
-        # The query of a URL belongs to the storage, whose last folder is the study's.
-        text, mark, query = text.partition("?") if is_url(text) else (text, "", "")
-        above, slash, name = text.rstrip("/").rpartition("/")
-        if slash and storage is None:
-            place = (above or "/") + mark + query
-        return cls.open(name if storage is None else text, place)
+        above, name = parted(text)
+        return cls.open(text, place) if storage is not None else cls.open(name, above or place)
 
     @classmethod
     def open(cls, name: str, storage: str = DEFAULT_STORAGE) -> Study:
@@ -387,7 +384,11 @@ class Study:
 
     def _read(self) -> Standing[StudyDefinition]:
         """Fold what was added to the journal since the last call."""
-        return self._standing.fold(self._follower.new())
+        try:
+            return self._standing.fold(in_order(self._follower.new(), self._order, self.folder))
+        except JournalError:
+            self._forget()  # the next call raises it again, rather than continue after what is damaged
+            raise
 
     @property
     def standing(self) -> Standing[StudyDefinition]:

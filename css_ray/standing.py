@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from css_ray.clocks import RunSizes, RunTimes, WallTime
 from css_ray.events import (
     Event,
+    EventLost,
     RunEvaluated,
     RunEvent,
     RunFailed,
@@ -250,6 +251,8 @@ class Standing(Generic[D]):
 
     def add(self, event: Event) -> None:
         """Take the next event into account."""
+        if isinstance(event, EventLost):
+            return
         self.latest = event.time
         self._wall.event(event)
         self._spend(event)

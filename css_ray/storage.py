@@ -37,6 +37,13 @@ def below(place: str | Path, *names: str) -> str:
     return "/".join([above.rstrip("/"), *names]) + mark + query
 
 
+def parted(place: str | Path) -> tuple[str, str]:
+    """The place above another, and the last of its names; what `below` puts together. The first is empty if there is none."""
+    text, mark, query = str(place).partition("?") if is_url(place) else (str(place), "", "")
+    above, slash, name = text.rstrip("/").rpartition("/")
+    return (above or slash) + (mark + query if slash else ""), name
+
+
 def locate(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     """The file system of a place, and the path in it.
 

@@ -194,30 +194,30 @@ def _watch(name: str, storage: str, console: Console) -> int:
     """Follow the study from its journal until it ends; returns the exit code for how it ended."""
     from css_ray.standing import Standing
     from css_ray.storage import is_url
-    from css_ray.study.definition import parse
-    from css_ray.study.journal import Follower, study_folder
+    from css_ray.study.journal import Follower, in_order, study_folder
+    from css_ray.study.order import Order
 
     from ..view import MAX_ROWS, View, Watcher
 
-    follower = Follower(study_folder(storage, name))
+    follower, order = Follower(study_folder(storage, name)), Order()
     pause = WATCH_SECONDS * (10 if is_url(storage) else 1)  # an object store is listed again each time
     watcher = None
 
     def look() -> list[Any]:
         time.sleep(pause)
         try:
-            return follower.new()
+            return list(in_order(follower.new(), order, follower.folder))
         except OSError as error:
             warn(f"{os_error_text(error, 'read')}; trying again")
             return []
 
     try:
         with bad_input():
-            if not (events := follower.new()):
+            if not (events := list(in_order(follower.new(), order, follower.folder))):
                 click.echo(f"waiting for the study {name} to begin in {storage} (Ctrl-C ends this)")
             while not events:
                 events = look()
-            watcher = Watcher(Standing(parse).fold(events), console)
+            watcher = Watcher(Standing(order.parsed).fold(events), console)
             if not watcher.moving:
                 watcher.summary()
             with watcher.live():

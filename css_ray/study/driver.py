@@ -20,6 +20,7 @@ from css_ray.clocks import Stopwatch
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.events import (
     Event,
+    EventError,
     RunEvaluated,
     RunFailed,
     RunFinished,
@@ -44,10 +45,11 @@ from css_ray.standing import Standing, TrialStanding
 from css_ray.storage import below, is_url
 from css_ray.study import budget, upkeep
 from css_ray.study.code import versions
-from css_ray.study.definition import StudyDefinition, TrialSpec, parse
+from css_ray.study.definition import StudyDefinition, TrialSpec
 from css_ray.study.inputs import prepare, split_key, write_ids
 from css_ray.study.job import Job, Lists, RunSpec
-from css_ray.study.journal import Journal, study_folder
+from css_ray.study.journal import Journal, JournalError, in_order, study_folder
+from css_ray.study.order import Order
 from css_ray.study.pruning import LEADERS, PruningContext
 from css_ray.study.run import method_config, run_spec
 from css_ray.study.sampling import Result, Sampling, suggestion_lag
@@ -131,7 +133,8 @@ class Driver:
 
     def _fold(self) -> None:
         """Fold the events of the journal, from the first on."""
-        self.standing = Standing(parse, self.study).fold(self.journal.events)
+        self._order = Order()
+        self.standing = Standing(self._order.parsed, self.study).fold(in_order(self.journal.events, self._order, self.folder))
         # Trials of the search that ended, and may have files.
         self._uncollected = {trial.index for trial in self.standing.ended.values() if self._may_have_files(trial)}
 
@@ -272,18 +275,31 @@ class Driver:
     # ------------------------------------------------------------------------------------------------------------ the events
 
     def emit(self, event: Event) -> None:
-        """Write an event, stamped with the time worked; report it to MLflow and the observer if it is new."""
+        """Write an event if it is new, stamped with the time worked; report it to MLflow and the observer.
+
+        Raises JournalError if it cannot have followed those before: the journal could not be read again.
+        """
+        if self.journal.knows(event):
+            return
         if isinstance(event, StudyStarted | StudyResumed):
             self._stopwatch.start()
         event = replace(event, worked=round(self._stopwatch.seconds, 3))
-        if self.journal.append(event):
-            self.standing.add(event)
-            if isinstance(event, TrialFinished) and self._may_have_files(self.standing.trials[event.trial]):
-                self._uncollected.add(event.trial)
-            if self._tracker is not None:
-                self._tracker.record(event)
-            if self.observer is not None:
-                self.observer.event(event)
+        try:
+            self._order.take(event)
+        except EventError as error:
+            self.journal.error = JournalError(
+                f"{event.kind} cannot be written to the journal of {self.study.name} ({error}); if a checkpoint was altered, "
+                f"remove the folder of its trial in {shown(below(self.folder, 'checkpoints'))}, and resume the study"
+            )
+            raise self.journal.error from None
+        self.journal.append(event)
+        self.standing.add(event)
+        if isinstance(event, TrialFinished) and self._may_have_files(self.standing.trials[event.trial]):
+            self._uncollected.add(event.trial)
+        if self._tracker is not None:
+            self._tracker.record(event)
+        if self.observer is not None:
+            self.observer.event(event)
 
     def hear(self, event: Event) -> Judgement | None:
         """Take an event of a run, and judge its trial if there is something to judge."""

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,8 +25,10 @@ from typing import Any, Protocol
 import pyarrow.fs
 
 from css_ray.events import Event, EventError, NewerEventError, from_json
+from css_ray.messages import study_command
 from css_ray.secrets import shown
-from css_ray.storage import below, is_url, locate, read_blocks
+from css_ray.storage import below, is_url, locate, parted, read_blocks
+from css_ray.study.order import Order, WrongStudyError
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class StudyLockedError(RuntimeError):
 
 
 class JournalError(RuntimeError):
-    """The journal is damaged in a place where no interrupted write can have left it so."""
+    """The journal cannot be used: it is damaged where no interrupted write can have left it so, or of a newer version."""
 
 
 class StudyMissingError(LookupError):
@@ -76,13 +78,14 @@ class Journal:
     Reading needs no lock; `append` needs the one of `driving`. Events of a run are identified by kind, trial, split and step:
     the same one reported again, as by a resumed run, is not written again.
 
-    error: what ended it for good, an append that failed or a lock that was lost; each later `append` raises it again.
+    error: what ended it for good, an append that failed, a lock that was lost or an event that cannot be; each later `append`
+    raises it again.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.error: OSError | StudyLockedError | None = None
-        self._store: _Store = _Objects(folder) if is_url(folder) else _File(Path(folder))
+        self.error: OSError | StudyLockedError | JournalError | None = None
+        self._store = store_of(folder)
         self.read()
 
     def read(self) -> None:
@@ -90,9 +93,7 @@ class Journal:
 
         Raises JournalError if one is damaged or missing, OSError if the storage cannot be reached.
         """
-        self.events: list[Event] = []
-        for number, line in enumerate(self._store.read(), 1):
-            self.events.append(_event(line, number, self.folder))
+        self.events = [_event(line, number, self.folder) for number, line in enumerate(self._store.read(), 1)]
         self._known = {event.identity for event in self.events} - {None}
         self._count = len(self.events)
         self._keeps = True
@@ -103,8 +104,7 @@ class Journal:
         Raises OSError if it cannot be written, StudyLockedError if another driver has taken over. Nothing can be written
         after that: on an object store it is unknown whether the event is there, and the next one might take its place.
         """
-        key = event.identity
-        if key is not None and key in self._known:
+        if self.knows(event):
             return False
         if self.error is not None:
             raise self.error
@@ -116,8 +116,12 @@ class Journal:
         self._count += 1
         if self._keeps:
             self.events.append(event)
-        self._known.add(key)
+        self._known.add(event.identity)
         return True
+
+    def knows(self, event: Event) -> bool:
+        """Whether an event is in the journal, as what a resumed run reports again is."""
+        return event.identity is not None and event.identity in self._known
 
     def forget(self) -> None:
         """Keep no event in memory from now on, only what identifies a new one: a driver folds them as they come."""
@@ -138,35 +142,82 @@ class Follower:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._store: _Store = _Objects(folder) if is_url(folder) else _File(Path(folder))
+        self._store = store_of(folder)
         self._mark: int | str | None = None
         self._count = 0
 
     def new(self) -> list[Event]:
         """The events that were written since the last call. An event that is being written comes with a later call.
 
-        Raises JournalError if one is not JSON, or the journal became shorter.
+        Raises JournalError if one is none, or the journal became shorter.
         """
-        lines, self._mark = self._store.read_from(self._mark)
-        events = []
-        for line in lines:
-            self._count += 1
-            events.append(_event(line, self._count, self.folder))
+        lines, mark = self._store.read_from(self._mark)
+        events = [_event(line, number, self.folder) for number, line in enumerate(lines, self._count + 1)]
+        self._mark, self._count = mark, self._count + len(events)
         return events
+
+
+def in_order(events: Iterable[Event], order: Order, folder: str) -> Iterator[Event]:
+    """The events one by one, each once it is known that it can have followed those before, which `order` has taken.
+
+    Raises JournalError at the first that cannot.
+    """
+    for event in events:
+        try:
+            order.take(event)
+        except WrongStudyError as error:
+            remedy = "install the packages that it was begun with, or restore the journal from a copy"
+            found = f"{where(folder, order.count + 1)} holds a study that is wrong here ({error})"
+            raise JournalError(f"{found}; {remedy}") from None
+        except EventError as error:
+            found = f"{where(folder, order.count + 1)} cannot have followed what is before it ({error})"
+            raise JournalError(f"{found}; {_remedy(folder)}") from None
+        yield event
+
+
+def where(folder: str, number: int) -> str:
+    """The place of an event in the journal of a study's folder, in words; its number is counted from 1."""
+    return f"event {number} of the journal in {shown(folder)}" if is_url(folder) else f"line {number} of {_path(folder)}"
+
+
+def event_of(line: str) -> Event:
+    """The event of a line. Raises EventError, and NewerEventError, if it is none."""
+    if "\ufffd" in line:  # before its kind is looked at: a damaged name is not one of a newer version
+        raise EventError("some bytes are not text")
+    try:
+        return from_json(json.loads(line))
+    except EventError:
+        raise
+    except RecursionError:
+        raise EventError("its values are nested too deep") from None
+    except ValueError as error:
+        raise EventError(f"it is not JSON: {error}") from None
 
 
 def _event(line: str, number: int, folder: str) -> Event:
     """The event of a line. Raises JournalError, with its number, if it is none."""
-    where = f"event {number} of the journal in {shown(folder)}"
     try:
-        if "\ufffd" in line:  # before its kind is looked at: a damaged name is not one of a newer version
-            raise EventError("some bytes are not text")
-        event = from_json(json.loads(line))
+        return event_of(line)
     except NewerEventError as error:
-        raise JournalError(f"{where} is of a newer version: {error}; use the version that wrote it, or a later one") from None
-    except (ValueError, RecursionError) as error:
-        raise JournalError(f"{where} is damaged ({error}); restore it from a copy, or remove that event") from None
-    return event
+        newer = f"{where(folder, number)} is of a newer version: {error}; use the version that wrote it, or a later one"
+        raise JournalError(newer) from None
+    except EventError as error:
+        raise JournalError(f"{where(folder, number)} is damaged ({error}); {_remedy(folder)}") from None
+
+
+def _remedy(folder: str) -> str:
+    storage, name = parted(folder)
+    return f"keep what is sound with: {study_command('repair', name, storage)}; or restore the journal from a copy"
+
+
+def _path(folder: str | Path) -> Path:
+    """The journal of a study whose folder is local."""
+    return Path(folder) / "journal.jsonl"
+
+
+def store_of(folder: str) -> _Store:
+    """Where the journal of a study's folder is read and written, line by line."""
+    return _Objects(folder) if is_url(folder) else _File(Path(folder))
 
 
 class _Store(Protocol):
@@ -179,7 +230,7 @@ class _Store(Protocol):
 class _File:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / "journal.jsonl"
+        self.path = _path(folder)
         self.descriptor: int | None = None
 
     def read(self) -> list[str]:
@@ -245,7 +296,7 @@ def _object(folder: str, number: int) -> str:
 
 class _Objects:
     def __init__(self, uri: str) -> None:
-        self.uri = shown(uri)
+        self.folder, self.uri = uri, shown(uri)
         self.filesystem, self.root = locate(uri)
         self.begun = False
         self.lost: StudyLockedError | None = None
@@ -254,7 +305,7 @@ class _Objects:
         paths = self._paths()
         for number, path in enumerate(paths):
             if path != _object(self.root, number):
-                raise JournalError(f"event {number + 1} of the journal in {self.uri} is missing; restore it from a copy")
+                raise JournalError(f"{where(self.folder, number + 1)} is missing; {_remedy(self.folder)}")
         lines = self._lines(paths)
         # A last object cut short is a write that was interrupted, as a last line without its end is.
         return lines[:-1] if lines and not _is_whole(lines[-1]) else lines
