@@ -149,7 +149,7 @@ class TrialStanding:
     @property
     def curve(self) -> list[float]:
         """The evaluations of the split that was evaluated last, in percent."""
-        return [] if self.curve_split is None else list(self.curves[self.curve_split].values())
+        return [] if self.curve_split is None else [score for _, score in sorted(self.curves[self.curve_split].items())]
 
     @property
     def partial(self) -> tuple[float | None, float | None]:
@@ -404,7 +404,8 @@ class Standing(Generic[D]):
         ended_before = run.status != "running"
         if isinstance(event, StepEvent):
             run.step = max(run.step, event.step)
-        if isinstance(event, RunStarted | RunLogged | RunEvaluated) and trial.status == "running":
+        late = run.status == "finished"  # what it reports once more was lost with a damaged journal
+        if isinstance(event, RunStarted | RunLogged | RunEvaluated) and trial.status == "running" and not late:
             run.status, run.reason = "running", ""
         match event:
             case RunEvaluated():
@@ -426,7 +427,8 @@ class Standing(Generic[D]):
         return None
 
     def _evaluated(self, trial: TrialStanding, run: RunStanding, split: int, step: int, score: float) -> None:
-        run.score = score
+        if run.status != "finished":
+            run.score = score
         trial.curves.setdefault(split, {})[step] = score
         trial.curve_split = split
         if trial.source == "search":

@@ -1,4 +1,4 @@
-"""`css-ray study status | list | table | compare | pseudo-labels | sync`: how far a study is, and what came of it."""
+"""`css-ray study status | list | table | compare | pseudo-labels | sync | repair`: how far a study is, and what came of it."""
 
 from __future__ import annotations
 
@@ -90,8 +90,9 @@ def list_(storage: str, address: str | None) -> None:
         click.echo(f"{storage} holds no study yet; start one with: {run}")
     for name in names:
         try:
-            standing = open_study(name, storage).standing
-        except BadInput as error:  # one of them may name a method whose package is no longer installed
+            with bad_input():
+                standing = open_study(name, storage).standing
+        except BadInput as error:  # one may be damaged, or name a method whose package is no longer installed
             warn(f"{name} is not listed: {error.message}")
             continue
         best = standing.best
@@ -188,6 +189,32 @@ def sync(name: str, storage: str) -> None:
         f"{done.events} events read, {done.runs_created} MLflow runs created, {done.points_sent} metric points sent "
         f"to {shown(uri)}"
     )
+
+
+@click.command()
+@click.argument("name")
+@storage_option
+@click.option(
+    "--drop-unknown",
+    is_flag=True,
+    help="Give up what this version does not know, too. Only if no newer version of css-ray has worked on the study.",
+)
+def repair(name: str, storage: str, drop_unknown: bool) -> None:
+    """Repair the journal of the study NAME, if it is damaged: what is sound is kept.
+
+    Prints what is given up, and what `resume` trains to its end then. The journal as it was is kept beside it. Nothing is
+    changed while a driver is at work on the study.
+    """
+    from css_ray.api import Study
+
+    try:
+        with bad_input():
+            repaired = Study.repair(name, storage, drop_unknown=drop_unknown)
+    except OSError as error:
+        raise BadInput(os_error_text(error, "repair", storage)) from None
+    click.echo(repaired)
+    if repaired.lost:
+        click.echo(f"\nnext: {study_command('resume', name, storage)}")
 
 
 def _watch(name: str, storage: str, console: Console) -> int:

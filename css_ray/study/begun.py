@@ -24,19 +24,22 @@ def begun_definition(name: str, storage: str) -> StudyDefinition:
     # To the end: a study may have been extended since it began.
     deque(in_order(Journal(folder).events, order, folder), maxlen=0)
     if order.definition is None:
-        known = studies_in(storage) if is_url(storage) or Path(storage).exists() else []
-        if name in known:
-            raise StudyMissingError(
-                f"{shown(name)} in {shown(storage)} never began, its journal is empty; begin it with: "
-                f"{study_command('run', 'FILE', storage)}"
-            )
-        raise StudyMissingError(
-            f"no study {shown(name)} in {shown(storage)}; "
-            + (f"there are: {', '.join(known)}" if known else "it holds none yet")
-        )
+        raise missing_study(name, storage)
     if order.definition.name != name:
         raise JournalError(
             f"{where(folder, 1)} is of the study {order.definition.name}, in the folder of {shown(name)}; give the folder the "
             "name of its study"
         )
     return order.definition
+
+
+def missing_study(name: str, storage: str) -> StudyMissingError:
+    """The error for a study that a storage does not hold, with those that it does."""
+    known = studies_in(storage) if is_url(storage) or Path(storage).exists() else []
+    if name in known:
+        return StudyMissingError(
+            f"{shown(name)} in {shown(storage)} never began, its journal is empty; begin it with: "
+            f"{study_command('run', 'FILE', storage)}"
+        )
+    there = f"there are: {', '.join(known)}" if known else "it holds none yet"
+    return StudyMissingError(f"no study {shown(name)} in {shown(storage)}; {there}")

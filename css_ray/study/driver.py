@@ -133,7 +133,7 @@ class Driver:
 
     def _fold(self) -> None:
         """Fold the events of the journal, from the first on."""
-        self._order = Order()
+        self._order, self._next = Order(), 0
         self.standing = Standing(self._order.parsed, self.study).fold(in_order(self.journal.events, self._order, self.folder))
         # Trials of the search that ended, and may have files.
         self._uncollected = {trial.index for trial in self.standing.ended.values() if self._may_have_files(trial)}
@@ -321,7 +321,10 @@ class Driver:
             return None
         if waiting := self.standing.running.keys() - running:
             return self.study.trial_begun(trials[min(waiting)].start)
-        index, grid = len(trials), self.grid
+        grid = self.grid
+        while self._next in trials:
+            self._next += 1
+        index = self._next  # the number of those that have begun, unless one of them was lost with a damaged journal
         if (
             index >= self.study.num_trials
             or not budget.affordable(self.study, self.standing, len(running))

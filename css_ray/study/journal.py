@@ -13,11 +13,12 @@ import itertools
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ import pyarrow.fs
 from css_ray.events import Event, EventError, NewerEventError, from_json
 from css_ray.messages import study_command
 from css_ray.secrets import shown
-from css_ray.storage import below, is_url, locate, parted, read_blocks
+from css_ray.storage import below, is_url, locate, parted, read_blocks, sync
 from css_ray.study.order import Order, WrongStudyError
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ STALE_SECONDS = 60.0
 
 SETTLE_SECONDS = 2.0
 """How long a driver waits before it looks whether another one took the lock in the same moment."""
+
+_EVENT = re.compile(r"\d{9}\.json")  # the object of an event
 
 _STREAMS = 24  # events fetched at the same time; each costs the store two answers
 
@@ -222,6 +225,8 @@ def store_of(folder: str) -> _Store:
 
 class _Store(Protocol):
     def read(self) -> list[str]: ...
+    def read_all(self) -> list[str | None]: ...
+    def rewrite(self, lines: Sequence[str]) -> str: ...
     def read_from(self, mark: Any) -> tuple[list[str], Any]: ...
     def append(self, line: str, number: int) -> None: ...
     def lock(self) -> contextlib.AbstractContextManager[None]: ...
@@ -241,6 +246,20 @@ class _File:
         # A last line without its end is a write that was cut off: the run that it is about reports it again.
         self.end = len(whole) + len(newline)
         return whole.decode(errors="replace").split("\n") if newline else []
+
+    def read_all(self) -> list[str | None]:
+        """The lines, as `read` returns them."""
+        return list(self.read())
+
+    def rewrite(self, lines: Sequence[str]) -> str:
+        """Replace the lines, as a whole; returns where a copy of those before is, which is written first."""
+        before = _free(str(self.path), os.path.exists)
+        _write_durably(Path(before), self.path.read_bytes())
+        new = self.path.with_name(f"{self.path.name}.new")
+        _write_durably(new, "".join(f"{line}\n" for line in lines).encode())
+        new.replace(self.path)
+        sync(self.folder)
+        return before
 
     def read_from(self, mark: int | None) -> tuple[list[str], int]:
         """The whole lines from byte `mark` on, and where they end."""
@@ -302,13 +321,38 @@ class _Objects:
         self.lost: StudyLockedError | None = None
 
     def read(self) -> list[str]:
+        lines = self.read_all()
+        for number, line in enumerate(lines, 1):
+            if line is None:
+                raise JournalError(f"{where(self.folder, number)} is missing; {_remedy(self.folder)}")
+        return [line for line in lines if line is not None]
+
+    def read_all(self) -> list[str | None]:
+        """The lines by their numbers, None for one that is missing."""
         paths = self._paths()
-        for number, path in enumerate(paths):
-            if path != _object(self.root, number):
-                raise JournalError(f"{where(self.folder, number + 1)} is missing; {_remedy(self.folder)}")
-        lines = self._lines(paths)
+        contents = dict(zip(paths, self._lines(paths), strict=True))
         # A last object cut short is a write that was interrupted, as a last line without its end is.
-        return lines[:-1] if lines and not _is_whole(lines[-1]) else lines
+        if paths and not _is_whole(contents[paths[-1]]):
+            del contents[paths.pop()]
+        count = int(Path(paths[-1]).stem) + 1 if paths else 0
+        return [contents.get(_object(self.root, number)) for number in range(count)]
+
+    def rewrite(self, lines: Sequence[str]) -> str:
+        """Replace the lines; returns where a copy of those before is, which is written first."""
+        paths = self._paths()
+        before = _free(f"{self.root}/journal", self._is_folder)
+        self.filesystem.create_dir(before, recursive=True)
+        wanted = {_object(self.root, number): line for number, line in enumerate(lines)}
+        contents = dict(zip(paths, self._lines(paths), strict=True))
+        for path in paths:
+            self._put(f"{before}/{Path(path).name}", self._get(path))
+        for path, line in wanted.items():
+            if contents.get(path) != line:
+                self._put(path, line.encode())
+        for path in paths:
+            if path not in wanted:
+                self.filesystem.delete_file(path)
+        return below(self.folder, before.rpartition("/")[2])
 
     def read_from(self, mark: str | None) -> tuple[list[str], str | None]:
         """The objects after the one at the path `mark`, and the path of the last of them."""
@@ -413,7 +457,10 @@ class _Objects:
     def _paths(self) -> list[str]:
         """The paths of all events, in order."""
         infos = self.filesystem.get_file_info(pyarrow.fs.FileSelector(f"{self.root}/journal", allow_not_found=True))
-        return sorted(info.path for info in infos if info.base_name.endswith(".json"))
+        return sorted(info.path for info in infos if _EVENT.fullmatch(info.base_name))
+
+    def _is_folder(self, path: str) -> bool:
+        return bool(self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory)
 
     def _lines(self, paths: list[str]) -> list[str]:
         with ThreadPoolExecutor(_STREAMS) as pool:
@@ -429,3 +476,20 @@ class _Objects:
 
 def _is_whole(line: str) -> bool:
     return line.endswith("}")
+
+
+def _free(path: str, exists: Callable[[str], bool]) -> str:
+    """The first name after a path's own that nothing has, for a copy of what is there."""
+    return next(name for number in itertools.count(1) if not exists(name := f"{path}.before-repair-{number}"))
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    """Write a file that is on the disk when this returns; nothing is left of one that cannot be written."""
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -73,7 +73,7 @@ def test_a_study_that_got_more_has_more() -> None:
         {**extended, "spec": parse({**telling.spec, "study": "other", "splits": [0, 1, 2, 3]}).resolved()},
         {**extended, "spec": parse(mixed().spec | {"splits": [0, 1, 2, 3]}).resolved()},
     ):
-        with pytest.raises(EventError, match="num_splits is 3|not those of the study with more of it"):
+        with pytest.raises(EventError, match=r"num_splits is 3|not those of the study with more of it"):
             taken(more(telling, wrong))
 
 
