@@ -17,6 +17,7 @@ from css_ray.execution.checkpoints import Checkpoints
 from css_ray.execution.handover import News
 from css_ray.execution.ray_internals import put_without_waiting
 from css_ray.execution.verdicts import Verdicts
+from css_ray.storage import write_whole
 from css_ray.study.job import Job
 
 TRIAL_FILE = "trial.json"
@@ -35,7 +36,8 @@ class SlotReporter:
     def __init__(self, job: Job, number: int, queue: Queue, device: torch.device, alive: Callable[[], None]) -> None:
         self.trial = job.trial
         self.verdicts = Verdicts(job.verdicts) if job.verdicts else None
-        self.checkpoints = Checkpoints(job.checkpoints, device, min_free=job.min_free, waiting=alive)
+        self.checkpoints = Checkpoints(job.checkpoints, device, min_free=job.min_free, waiting=self._wait)
+        self.alive = alive
         self.number = number
         self.queue = queue
         self.device = device
@@ -44,6 +46,7 @@ class SlotReporter:
         self.events: list[RunEvent] = []
         self.known: set[Any] = set()
         self.told = 0
+        self.waits = False
 
     def remember(self, events: list[RunEvent]) -> None:
         """Take over what an earlier life of this trial reported; the next message reports it again."""
@@ -59,9 +62,24 @@ class SlotReporter:
 
     def send(self, *, over: bool = False) -> None:
         """Send the new events without waiting for their arrival: what matters of them is in the next checkpoint."""
-        if distributed.rank() == 0:
-            put_without_waiting(self.queue, News(self.number, list(self.events[self.told :]), over))
+        self._put(News(self.number, list(self.events[self.told :]), over))
         self.told = len(self.events)
+        self.waits = False
+
+    def _put(self, news: News) -> None:
+        if distributed.rank() == 0:
+            put_without_waiting(self.queue, news)
+
+    def _wait(self, reason: str) -> None:
+        """Sign of life of a rank that waits for room; the slot is told why, once."""
+        self.alive()
+        if not self.waits:
+            self._put(News(self.number, [], over=False, waits=reason))
+        self.waits = True
+
+    def keep_best(self, write: Callable[[], None], folder: str) -> None:
+        """Have rank 0 call `write`, which writes best weights into `folder`; all ranks wait if there is no room for them."""
+        self.checkpoints.together(write if distributed.rank() == 0 else lambda: None, folder, "the best weights")
 
     def save(self, write_checkpoint: Callable[[Path], None]) -> None:
         """Keep a checkpoint, on all ranks together, then send the new events."""
@@ -69,7 +87,7 @@ class SlotReporter:
         def write(folder: Path) -> None:
             write_checkpoint(folder)
             if distributed.rank() == 0:
-                (folder / TRIAL_FILE).write_text(json.dumps([event.to_json() for event in self.events]))
+                write_whole(folder / TRIAL_FILE, json.dumps([event.to_json() for event in self.events]).encode())
 
         self.checkpoints.save(write)
         self.send()

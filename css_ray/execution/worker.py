@@ -119,7 +119,7 @@ def train_splits(job: Job, reporter: SlotReporter, device: torch.device, beat: C
                     reporter,
                     device=device,
                     checkpoint=resumed,
-                    keep_best=keeper(below(job.models, f"split_{split}")),
+                    keep_best=keeper(below(job.models, f"split_{split}"), reporter.keep_best),
                     beat=beat,
                 )
             except PrunedError:
@@ -181,10 +181,15 @@ def workers_of(events: list[RunEvent], split: int) -> int | None:
     return told[-1] if told else None
 
 
-def keeper(folder: str) -> Callable[[dict[str, Tensor], BestDescription], None]:
-    """Writes the best weights of a run and their description into `folder`, a path or a URL."""
+def keeper(
+    folder: str, with_room: Callable[[Callable[[], None], str], None] = lambda write, folder: write()
+) -> Callable[[dict[str, Tensor], BestDescription], None]:
+    """Keeps the best weights of a run and their description in `folder`, a path or a URL.
 
-    def keep(weights: dict[str, Tensor], best: BestDescription) -> None:
+    with_room: calls the function that writes them, again if there is no room for them there.
+    """
+
+    def write(weights: dict[str, Tensor], best: BestDescription) -> None:
         if not is_url(folder):
             write_best(Path(folder), weights, best)
             return
@@ -195,4 +200,4 @@ def keeper(folder: str) -> Callable[[dict[str, Tensor], BestDescription], None]:
             for name in BEST_FILES:
                 send(Path(scratch) / name, filesystem, f"{path}/{name}")
 
-    return keep
+    return lambda weights, best: with_room(lambda: write(weights, best), folder)

@@ -7,13 +7,13 @@ knows nothing of Ray: `execution.runner` asks it for trials and reports to it wh
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import os
 import time
 import uuid
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from css_ray.clocks import Stopwatch
@@ -40,6 +40,7 @@ from css_ray.events import (
 from css_ray.messages import study_command
 from css_ray.methods import METHODS
 from css_ray.records import Record, mean_std
+from css_ray.room import has_no_room, write_with_room
 from css_ray.secrets import shown
 from css_ray.standing import Standing, TrialStanding
 from css_ray.storage import below, is_url
@@ -70,6 +71,7 @@ class Observer(Protocol):
     """Who watches a study while it runs. Called on the driver's thread, after an event is in the journal."""
 
     def event(self, event: Event) -> None: ...
+    def warn(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ class Driver:
         self._classes: dict[tuple[str, str], int] = {}
         self._lists: dict[Hashable, Lists | None] = {}
         self._paused = False
+        self._waits: dict[int, str] = {}
+        self._told_to_wait = False
         self._looked = -math.inf
 
     def _fold(self) -> None:
@@ -232,11 +236,15 @@ class Driver:
             self.emit(StudyFinished.now(status=status, best_trial=None if best is None else best.index))
 
     def interrupt(self) -> None:
-        """Write that the user interrupted the study, if it had begun."""
+        """Write that the user interrupted the study, if it had begun, and if there is room."""
         # Read again: the interrupt may have come between an event's writing and its being noted here.
         self._read_again()
         if self.started:
-            self.emit(StudyInterrupted.now(reason="interrupted by the user"))
+            try:
+                self.emit(StudyInterrupted.now(reason="interrupted by the user"), patient=False)
+            except OSError as error:
+                if not has_no_room(error):
+                    raise
 
     def outcome(self, *, interrupted: bool = False) -> Outcome:
         """The outcome of the study as the driver leaves it."""
@@ -244,7 +252,7 @@ class Driver:
         if interrupted:
             return Outcome("interrupted", self.study, records, self.unsent)
         whole = len(self.standing.ended) == self.study.num_trials
-        more = functools.partial(study_command, "resume", self.study.name, self.storage, "--set")
+        more = partial(study_command, "resume", self.study.name, self.storage, "--set")
         if self.standing.status == "budget":
             spent = self.overdrawn() or "what is left of the budget is less than another trial takes"
             return Outcome("budget", self.study, records, self.unsent, f"{spent}; to continue: {more('budget.KEY=MORE')}")
@@ -274,8 +282,10 @@ class Driver:
 
     # ------------------------------------------------------------------------------------------------------------ the events
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: Event, *, patient: bool = True) -> None:
         """Write an event if it is new, stamped with the time worked; report it to MLflow and the observer.
+
+        patient: Wait if there is no room for it.
 
         Raises JournalError if it cannot have followed those before: the journal could not be read again.
         """
@@ -292,7 +302,10 @@ class Driver:
                 f"remove the folder of its trial in {shown(below(self.folder, 'checkpoints'))}, and resume the study"
             )
             raise self.journal.error from None
-        self.journal.append(event)
+        if patient:
+            self._with_room(lambda: self.journal.append(event), "the journal")
+        else:
+            self.journal.append(event)
         self.standing.add(event)
         if isinstance(event, TrialFinished) and self._may_have_files(self.standing.trials[event.trial]):
             self._uncollected.add(event.trial)
@@ -300,6 +313,18 @@ class Driver:
             self._tracker.record(event)
         if self.observer is not None:
             self.observer.event(event)
+
+    def _with_room(self, write: Callable[[], object], what: str) -> None:
+        """Call `write`, again if there is no room for what it writes; the observer is told."""
+        write_with_room(write, self.folder, what, waiting=self._wait)
+        if self._told_to_wait and self.observer is not None:
+            self.observer.warn("there is room again: the study continues")
+        self._told_to_wait = False
+
+    def _wait(self, reason: str) -> None:
+        if not self._told_to_wait and self.observer is not None:
+            self.observer.warn(f"{reason}: the study pauses, and continues when there is room; Ctrl-C ends it")
+        self._told_to_wait = True
 
     def hear(self, event: Event) -> Judgement | None:
         """Take an event of a run, and judge its trial if there is something to judge."""
@@ -408,7 +433,7 @@ class Driver:
             if key not in self._lists:
                 try:
                     prepared = prepare(spec)
-                    write_ids(prepared, below(self.folder, "splits"))
+                    self._with_room(partial(write_ids, prepared, below(self.folder, "splits")), "the ids of a split")
                 except (OSError, ValueError) as error:
                     raise RuntimeError(f"split {split} of trial {trial.index}: {error}") from error
                 self._lists[key] = prepared.spec.lists
@@ -452,6 +477,7 @@ class Driver:
         finished: on all splits; partial: some failed for reasons of their own; pruned: by a verdict; failed: its machinery did,
         with the reason `error`.
         """
+        self._waits.pop(trial, None)
         records = self.standing.records_of(trial)
         verdict = self.standing.pruned.get(trial)
         status: Literal["finished", "partial", "pruned", "failed"]
@@ -511,12 +537,18 @@ class Driver:
         """What is short of space, in words; empty if nothing is."""
         return upkeep.full_disk(self.study.keep, self.storage, self.folder)
 
+    def waits(self, trial: int, reason: str) -> None:
+        """Note that the ranks of a trial wait for room, for this reason, or with an empty one that they do not."""
+        self._waits.pop(trial, None)
+        if reason:
+            self._waits[trial] = f"trial {trial}: {reason}"
+
     def watch_disk(self) -> None:
-        """Pause the study while its disk is full: no trial starts, and those that run wait at their next checkpoint."""
+        """Pause the study while its disk is full: no trial starts, and those that run wait for room for what they write."""
         if time.monotonic() - self._looked < DISK_SECONDS:
             return
         self._looked = time.monotonic()
-        full = self.full_disk()
+        full = self.full_disk() or next(iter(self._waits.values()), "")
         if full and not self._paused:
             self.emit(StudyPaused.now(reason=full))
         elif self._paused and not full:

@@ -27,8 +27,9 @@ import pyarrow.fs
 
 from css_ray.events import Event, EventError, NewerEventError, from_json
 from css_ray.messages import study_command
+from css_ray.room import has_no_room
 from css_ray.secrets import shown
-from css_ray.storage import below, is_url, locate, parted, read_blocks, sync
+from css_ray.storage import below, is_url, locate, parted, read_blocks, sync, write_whole
 from css_ray.study.order import Order, WrongStudyError
 
 _log = logging.getLogger(__name__)
@@ -105,7 +106,8 @@ class Journal:
         """Write one event durably; False, and nothing written, if it is in the journal already.
 
         Raises OSError if it cannot be written, StudyLockedError if another driver has taken over. Nothing can be written
-        after that: on an object store it is unknown whether the event is there, and the next one might take its place.
+        after that: on an object store it is unknown whether the event is there, and the next one might take its place. But if
+        there was no room for it on a disk, nothing of it is there, and it may be written again.
         """
         if self.knows(event):
             return False
@@ -114,7 +116,8 @@ class Journal:
         try:
             self._store.append(json.dumps(event.to_json(), allow_nan=False, separators=(",", ":")), self._count)
         except (OSError, StudyLockedError) as error:
-            self.error = error
+            if not has_no_room(error):
+                self.error = error
             raise
         self._count += 1
         if self._keeps:
@@ -254,10 +257,12 @@ class _File:
     def rewrite(self, lines: Sequence[str]) -> str:
         """Replace the lines, as a whole; returns where a copy of those before is, which is written first."""
         before = _free(str(self.path), os.path.exists)
-        _write_durably(Path(before), self.path.read_bytes())
-        new = self.path.with_name(f"{self.path.name}.new")
-        _write_durably(new, "".join(f"{line}\n" for line in lines).encode())
-        new.replace(self.path)
+        write_whole(Path(before), self.path.read_bytes())
+        try:
+            write_whole(self.path, "".join(f"{line}\n" for line in lines).encode())
+        except BaseException:
+            Path(before).unlink()
+            raise
         sync(self.folder)
         return before
 
@@ -283,12 +288,14 @@ class _File:
             self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.ftruncate(self.descriptor, getattr(self, "end", 0))
         data, start = line.encode() + b"\n", os.lseek(self.descriptor, 0, os.SEEK_END)
-        if os.write(self.descriptor, data) != len(data):
-            os.ftruncate(self.descriptor, start)
-            raise OSError(
-                errno.ENOSPC, "the disk is full, an event could not be written whole; free some space", str(self.path)
-            )
-        os.fsync(self.descriptor)
+        try:
+            if os.write(self.descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(self.descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.descriptor, start)
+            raise
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -302,9 +309,9 @@ class _File:
             except BlockingIOError:
                 file.seek(0)
                 raise StudyLockedError(f"another driver is at work on {self.folder} ({file.read().strip()})") from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            # For whoever is refused; a full disk may have no room for it.
+            with contextlib.suppress(OSError), open(self.folder / "driver.lock", "w") as name:
+                name.write(f"process {os.getpid()} on {socket.gethostname()}")
             yield
 
 
@@ -481,15 +488,3 @@ def _is_whole(line: str) -> bool:
 def _free(path: str, exists: Callable[[str], bool]) -> str:
     """The first name after a path's own that nothing has, for a copy of what is there."""
     return next(name for number in itertools.count(1) if not exists(name := f"{path}.before-repair-{number}"))
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    """Write a file that is on the disk when this returns; nothing is left of one that cannot be written."""
-    try:
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise

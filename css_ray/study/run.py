@@ -70,7 +70,7 @@ def execute(
 ) -> Fit:
     """Train the run, from `checkpoint` if given, as this rank of the process group (or alone). Raises as `loop.fit` does.
 
-    keep_best: called on rank 0 with the predictor's weights and their description, as `write_best` takes them, after each
+    keep_best: called on every rank with the predictor's weights and their description, as `write_best` takes them, after each
     evaluation that is better than all before. beat: called before each batch, of training and of an evaluation alike: a sign of
     life.
     """

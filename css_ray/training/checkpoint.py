@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import torch
 
 from css_ray import distributed
+from css_ray.storage import whole_file
 
 STATE_FILE = "state.pt"
 
@@ -29,13 +29,36 @@ class DamagedError(RuntimeError):
 
 
 def write_tensors(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` so that `path` holds all of it or does not exist, also when the machine stops half-way."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Write `state` so that `path` holds all of it or is as it was, also when the machine stops half-way.
+
+    Raises OSError if it cannot be written, of a full disk with its errno.
+    """
+    with whole_file(path) as file:
+        kept = _KeepsError(file)
+        try:
+            torch.save(state, cast(BinaryIO, kept))
+        except RuntimeError:
+            if kept.error is not None:
+                raise kept.error from None
+            raise
+
+
+class _KeepsError:
+    """A file for torch to write to, which of an error in between raises one of its own that names no cause."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def fit(
     crop: side in pixels of the training crop, which is the window if `config.evaluation` is sliding_window.
     checkpoint: a folder that the reporter's `write_checkpoint` filled; the run continues from there, bit for bit if
     the number of ranks is the same and the device computes deterministically (the CPU does, with the same number of threads).
-    keep_best(predictor, step, metrics): called on rank 0 after an evaluation that is better than all before.
+    keep_best(predictor, step, metrics): called on every rank after an evaluation that is better than all before, so that all
+    wait if there is no room for what one writes.
 
     Raises NonFiniteLossError with the step, the loss's name and where the last good checkpoint is; ValueError, before the
     first step, if the evaluation needs a crop and has none.
@@ -122,8 +123,7 @@ def fit(
             progress.last = metrics
             if not progress.best or metrics["val/miou"] > progress.best["val/miou"]:
                 progress.best, progress.best_step = metrics, progress.step
-                if distributed.rank() == 0:
-                    keep_best(method.predictor(), progress.step, metrics)
+                keep_best(method.predictor(), progress.step, metrics)
 
             def write(folder: Path) -> None:
                 shared = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress.state()}

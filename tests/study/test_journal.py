@@ -149,7 +149,7 @@ def test_nothing_is_written_after_an_append_that_failed(kind: str, tmp_path: Pat
     journal = Journal(folder)
     journal.append(STARTED)
     with monkeypatch.context() as broken:
-        broken.setattr(os, "write", lambda descriptor, data: 0)
+        broken.setattr(os, "write", lambda descriptor, data: os.stat("/nowhere/at/all"))
         broken.setattr(module._Objects, "_put", lambda self, path, data: os.stat("/nowhere/at/all"))
         with pytest.raises(OSError) as first:
             journal.append(logged(0, 1))
