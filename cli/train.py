@@ -68,6 +68,7 @@ def train(
     from css_ray.study.inputs import prepare
     from css_ray.study.run import execute, run_spec
     from css_ray.training.best import write_best
+    from css_ray.training.checkpoint import DamagedError
     from css_ray.training.loop import NonFiniteLossError
     from css_ray.training.reporter import FolderReporter, PrintingReporter
 
@@ -109,6 +110,8 @@ def train(
         )
     except NonFiniteLossError as error:
         raise click.ClickException(str(error)) from None
+    except DamagedError as error:
+        raise BadInput(str(error)) from None
     except KeyboardInterrupt:
         click.echo("\ninterrupted" + ("; the same command continues from the last evaluation" if out else ""), err=True)
         sys.exit(130)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +15,9 @@ from css_ray.events import RunEvaluated, RunEvent, RunLogged
 from css_ray.execution.checkpoints import Checkpoints
 from css_ray.execution.handover import News
 from css_ray.execution.ray_internals import put_without_waiting
+from css_ray.execution.trial_file import write_trial
 from css_ray.execution.verdicts import Verdicts
-from css_ray.storage import write_whole
 from css_ray.study.job import Job
-
-TRIAL_FILE = "trial.json"
 
 VERDICT_SECONDS = 30.0
 """How long a trial waits between two splits for a driver that is slow to judge."""
@@ -35,6 +32,7 @@ class SlotReporter:
 
     def __init__(self, job: Job, number: int, queue: Queue, device: torch.device, alive: Callable[[], None]) -> None:
         self.trial = job.trial
+        self.settings = job.runs[0].settings
         self.verdicts = Verdicts(job.verdicts) if job.verdicts else None
         self.checkpoints = Checkpoints(job.checkpoints, device, min_free=job.min_free, waiting=self._wait)
         self.alive = alive
@@ -50,7 +48,7 @@ class SlotReporter:
 
     def remember(self, events: list[RunEvent]) -> None:
         """Take over what an earlier life of this trial reported; the next message reports it again."""
-        self.events = events
+        self.events, self.told = events, 0
         self.known = {event.identity for event in events}
 
     def tell(self, kind: type[RunEvent], **content: Any) -> None:
@@ -87,7 +85,7 @@ class SlotReporter:
         def write(folder: Path) -> None:
             write_checkpoint(folder)
             if distributed.rank() == 0:
-                write_whole(folder / TRIAL_FILE, json.dumps([event.to_json() for event in self.events]).encode())
+                write_trial(folder, self.events, self.settings)
 
         self.checkpoints.save(write)
         self.send()

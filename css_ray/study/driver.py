@@ -413,12 +413,12 @@ class Driver:
             for section, values in trial.settings.items()
             for key, value in values.items()
         }
-        runs = self.runs_of(trial)
+        runs, new = self.runs_of(trial), trial.index not in self.standing.trials
         self.emit(TrialStarted.now(trial=trial.index, row=trial.row, source=trial.source, params=trial.params, config=config))
         job = make_job(self.study, trial.index, runs, self.folder, verdicts if trial.source == "search" else None)
         # None are left of a trial whose driver was stopped when all its runs, but not yet the trial, had ended.
         finished = {record.split for record in self.standing.records_of(trial.index) if record.status == "finished"}
-        return replace(job, runs=[run for run in job.runs if run.split not in finished])
+        return replace(job, new=new, runs=[run for run in job.runs if run.split not in finished])
 
     def runs_of(self, trial: TrialSpec) -> list[RunSpec]:
         """The run of `trial` on each split of the study.
@@ -560,6 +560,7 @@ def make_job(study: StudyDefinition, trial: int, runs: list[RunSpec], folder: st
     """What the ranks of a slot need to train `runs` of a trial; `folder` is where its checkpoints and weights go."""
     return Job(
         trial=trial,
+        new=False,
         runs=runs,
         sizes=study.resources.sizes(runs[0].settings["data"]),
         checkpoints=upkeep.checkpoints_of(folder, trial),

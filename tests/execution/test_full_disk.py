@@ -23,7 +23,8 @@ from css_ray.events import Event, RunEvaluated, StudyContinued, StudyInterrupted
 from css_ray.execution import rank_reporter
 from css_ray.execution.checkpoints import COMPLETE, Checkpoints
 from css_ray.execution.handover import Message, News
-from css_ray.execution.rank_reporter import TRIAL_FILE, SlotReporter
+from css_ray.execution.rank_reporter import SlotReporter
+from css_ray.execution.trial_file import TRIAL_FILE
 from css_ray.execution.worker import keeper
 from css_ray.room import has_no_room
 from css_ray.study.definition import parse
@@ -92,7 +93,7 @@ def test_a_checkpoint_waits_for_room_at_every_fill_level(disk: SmallDisk) -> Non
         disk.clear()
         expected = kept.newest_first()
         newest = trial / expected[0]
-        check_checkpoint(newest)
+        check_checkpoint(newest, step=1)
         assert read_tensors(newest / STATE_FILE)["level"] == level
         assert sorted(path.name for path in newest.iterdir()) == [COMPLETE, "random_rank0.pt", STATE_FILE, TRIAL_FILE]
         assert len(list(trial.iterdir())) == len(expected) <= 2
@@ -143,7 +144,7 @@ def test_a_disk_without_room_for_another_file_is_full_too(tmp_path: Path, monkey
             for _ in range(left):
                 others.pop().unlink()
             kept.save(lambda folder: write_checkpoint(folder, {"step": 1}))
-            check_checkpoint(disk.path / "trial" / kept.newest_first()[0])
+            check_checkpoint(disk.path / "trial" / kept.newest_first()[0], step=1)
             while others:
                 others.pop().unlink()
         assert len(waits) >= 4
@@ -171,7 +172,7 @@ def on_rank(rank: int, directory: str, disk_path: str, levels: list[int]) -> Non
         kept.save(lambda folder, level=level: write_checkpoint(folder, {"method": WEIGHTS, "level": level}))  # type: ignore[misc]
         newest = Path(disk_path, "trial", kept.newest_first()[0])
         assert read_tensors(newest / STATE_FILE)["level"] == level
-        check_checkpoint(newest)
+        check_checkpoint(newest, step=1)
         dist.barrier()
         disk.clear()
         dist.barrier()
