@@ -168,6 +168,7 @@ class _Listener(ray.tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         driver, verdicts = self.hand.link.driver, self.hand.link.verdicts
         message = Message.from_json(result)
+        driver.waits(trial.config["trial"], message.waits)
         for event in message.events:
             judgement = driver.hear(event)
             if judgement is not None and verdicts is not None:

@@ -73,7 +73,7 @@ def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path) -> None:
 
 def test_damage_elsewhere_is_refused_by_place(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text('{"event": oops}\n' + LINE + "\n")
-    with pytest.raises(JournalError, match="event 1 of the journal"):
+    with pytest.raises(JournalError, match=rf"^line 1 of {tmp_path}/journal.jsonl is damaged"):
         Journal(str(tmp_path))
 
 
@@ -184,7 +184,7 @@ def test_nothing_is_written_after_an_append_that_failed(kind: str, tmp_path: Pat
     journal = Journal(folder)
     journal.append(STARTED)
     with monkeypatch.context() as broken:
-        broken.setattr(os, "write", lambda descriptor, data: 0)
+        broken.setattr(os, "write", lambda descriptor, data: os.stat("/nowhere/at/all"))
         broken.setattr(module._Objects, "_put", lambda self, path, data: os.stat("/nowhere/at/all"))
         with pytest.raises(OSError) as first:
             journal.append(logged(0, 1))
@@ -219,7 +219,7 @@ def test_damage_in_the_middle_is_refused_by_place(damage: bytes, tmp_path: Path)
     (tmp_path / "journal.jsonl").write_bytes(
         line + b"\n" + damage + b"\n" + json.dumps(logged(0, 1).to_json()).encode() + b"\n"
     )
-    with pytest.raises(JournalError, match=r"event 2 of the journal in .* is damaged .*restore it from a copy"):
+    with pytest.raises(JournalError, match=r"^line 2 of .* is damaged .*; keep what is sound with: css-ray study repair .*"):
         Journal(str(tmp_path))
 
 
@@ -228,7 +228,9 @@ def test_an_object_that_is_gone_is_missed_and_not_written_over(tmp_path: Path) -
     for step in range(5):
         journal.append(logged(0, step))
     (tmp_path / "s" / "journal" / "000000002.json").unlink()
-    with pytest.raises(JournalError, match=r"event 3 of the journal in .* is missing"):
+    with pytest.raises(
+        JournalError, match=r"^event 3 of the journal in .* is missing; keep what is sound with: css-ray study repair s "
+    ):
         Journal(f"file://{tmp_path}/s")
 
 
@@ -246,7 +248,7 @@ def test_what_a_newer_version_wrote_is_refused_with_the_remedy(more: dict[str, s
     assert len(Journal(str(tmp_path)).events) == 2
     path.write_text(f"{LINE}\n{json.dumps(paused | more)}\n")
     remedy = "use the version that wrote it, or a later one"
-    said = rf"^event 2 of the journal in {tmp_path} is of a newer version: this version of css-ray {what}; {remedy}$"
+    said = rf"^line 2 of {path} is of a newer version: this version of css-ray {what}; {remedy}$"
     for read in (lambda: Journal(str(tmp_path)), lambda: Follower(str(tmp_path)).new()):
         with pytest.raises(JournalError, match=said):
             read()
