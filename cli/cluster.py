@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from css_ray.messages import printable
+
 from .errors import BadInput
+from .output import echo
 
 if TYPE_CHECKING:
     from css_ray.execution.nodes import Report
@@ -72,13 +75,14 @@ def _check_remotely(address: str, typed: dict[str, str | None]) -> None:
         succeeded, output = Cluster(address).call("cluster", "check", *(str(part) for pair in typed.items() for part in pair))
     except ClusterError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(output, nl=False)
+    echo(output, nl=False)
     sys.exit(0 if succeeded else 1)
 
 
 def _show(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for heading in ("node", "host", "CPUs", "GPUs", "python", "ray", "torch", "css-ray", "clock"):
@@ -86,15 +90,16 @@ def _show(report: Report) -> None:
     for node in report.nodes:
         kinds = ", ".join(f"{node.gpus.count(kind)} x {kind}" for kind in dict.fromkeys(node.gpus))
         ahead, exactly = node.clock
-        table.add_row(
+        texts = (
             node.address, node.host, f"{node.cpus:g}", kinds or "–", node.python, node.versions["ray"], node.versions["torch"],
             node.code, f"{ahead:+.3f} s" if abs(ahead) > exactly else "0 s",
         )  # fmt: skip
+        table.add_row(*(Text(printable(text)) for text in texts))
     Console().print(table)
-    click.echo()
+    echo()
     for (first, second), speed in report.bandwidth.items():
-        click.echo(f"ok     all-reduce {first} – {second}: {speed:.2f} GB/s")
+        echo(f"ok     all-reduce {first} – {second}: {speed:.2f} GB/s")
     for line in report.passed:
-        click.echo(f"ok     {line}")
+        echo(f"ok     {line}")
     for problem in report.problems:
-        click.echo(f"WRONG  {problem}")
+        echo(f"WRONG  {problem}")

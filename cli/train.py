@@ -15,6 +15,7 @@ from css_ray.messages import os_error_text
 from css_ray.secrets import shown
 
 from .errors import BadInput, bad_input
+from .output import echo
 from .study.options import open_study, read_study, set_option, storage_option, warn
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def train(
         end = _train_with_ray(definition, prepared.spec, Path(str(out)), address)
         _show(known, end.last, end.best, end.best_step, end.seconds)
         return
-    reporter = PrintingReporter(click.echo) if out is None else FolderReporter(Path(out), click.echo)
+    reporter = PrintingReporter(echo) if out is None else FolderReporter(Path(out), echo)
     checkpoint = reporter.checkpoint if isinstance(reporter, FolderReporter) else None
-    click.echo(
+    echo(
         f"{definition.name} trial {trial} ({known.trial.row}) split {known.split} on {device}"
         + (", continuing from its checkpoint" if checkpoint else "")
     )
@@ -102,7 +103,7 @@ def train(
     except NonFiniteLossError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
-        click.echo("\ninterrupted" + ("; the same command continues from the last evaluation" if out else ""), err=True)
+        echo("\ninterrupted" + ("; the same command continues from the last evaluation" if out else ""), err=True)
         sys.exit(130)
     _show(known, fit.last, fit.best, fit.best_step, fit.seconds)
 
@@ -151,9 +152,9 @@ def _show(known: KnownRun, last: Mapping[str, float], best: Mapping[str, float],
     """Print the values of the run, and beside them those that the study recorded."""
     from css_ray.study.rerun import comparison
 
-    click.echo(f"last {last['val/miou']:.2f} %, best {best['val/miou']:.2f} % at step {best_step}, {seconds:.0f} s")
+    echo(f"last {last['val/miou']:.2f} %, best {best['val/miou']:.2f} % at step {best_step}, {seconds:.0f} s")
     if known.finished is not None:
-        click.echo("\n" + "\n".join(comparison(known.finished, last, best)))
+        echo("\n" + "\n".join(comparison(known.finished, last, best)))
 
 
 def _claim(folder: Path, spec: RunSpec) -> None:

@@ -11,6 +11,7 @@ import click
 from css_ray.messages import DEFAULT_STORAGE, os_error_text
 
 from ..errors import BadInput
+from ..output import echo
 
 if TYPE_CHECKING:
     from css_ray.api import Study
@@ -157,8 +158,8 @@ def show_commands(commands: Mapping[str, str]) -> None:
     """Print commands to paste, each with what it does beside it."""
     width = max(map(len, commands))
     for line, text in commands.items():
-        click.echo(f"  {line:{width}}   {text}")
+        echo(f"  {line:{width}}   {text}")
 
 
 def warn(text: str) -> None:
-    click.echo(f"warning: {text}", err=True)
+    echo(f"warning: {text}", err=True)

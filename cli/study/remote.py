@@ -12,6 +12,7 @@ import click
 from css_ray.messages import DEFAULT_STORAGE, study_command
 
 from ..errors import BadInput
+from ..output import echo
 from .options import bad_input, read_study, set_option, show_commands, storage_option
 
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ def stop(name: str, address: str) -> None:
         before = cluster.find(name)
         after = cluster.stop(name)
     if not before.active:
-        click.echo(f"{name} was not running: its job {before.job} is {before.status.lower()}")
+        echo(f"{name} was not running: its job {before.job} is {before.status.lower()}")
         return
     if after.active:
         logs = study_command("logs", name, DEFAULT_STORAGE, "--address", address)
         raise click.ClickException(f"the job {after.job} of {name} is still {after.status.lower()}; look at its logs: {logs}")
-    click.echo(f"{name} was stopped; it continues with:")
-    click.echo(f"  {study_command('resume', name, after.storage, '--address', address)}")
+    echo(f"{name} was stopped; it continues with:")
+    echo(f"  {study_command('resume', name, after.storage, '--address', address)}")
 
 
 @click.command()
@@ -121,7 +122,7 @@ def show_submitted(cluster: Cluster, submitted: Submitted, follow: bool) -> None
     def there(verb: str, *more: str) -> str:
         return study_command(verb, submitted.name, DEFAULT_STORAGE, "--address", cluster.address, *more)
 
-    click.echo(f"{submitted.name} was submitted as the job {submitted.job}; you can disconnect this machine. From here:")
+    echo(f"{submitted.name} was submitted as the job {submitted.job}; you can disconnect this machine. From here:")
     show_commands(
         {
             there("logs", "--follow"): "the output of its driver",
@@ -137,9 +138,9 @@ def show_submitted(cluster: Cluster, submitted: Submitted, follow: bool) -> None
 def print_logs(cluster: Cluster, submitted: Submitted, follow: bool) -> None:
     try:
         for piece in cluster.logs(submitted, follow=follow):
-            click.echo(piece, nl=False)
+            echo(piece, nl=False)
     except KeyboardInterrupt:
-        click.echo("\nthe study continues; only the printing has ended", err=True)
+        echo("\nthe study continues; only the printing has ended", err=True)
         return
     if not follow:
         return
@@ -162,10 +163,10 @@ def remote_status(name: str, storage: str, address: str) -> None:
                 raise
         else:
             storage = submitted.storage
-            click.echo(f"job {submitted.job}: {submitted.status.lower()}")
+            echo(f"job {submitted.job}: {submitted.status.lower()}")
             if submitted.reason:
-                click.echo(f"  {submitted.reason}")
+                echo(f"  {submitted.reason}")
         succeeded, output = cluster.call("study", "status", name, "--storage", storage)
-    click.echo(output, nl=False)
+    echo(output, nl=False)
     if not succeeded:
         sys.exit(1)
