@@ -9,6 +9,7 @@ import click
 
 from css_ray.messages import printable
 
+from .address import any_address
 from .errors import BadInput
 from .output import echo
 
@@ -27,6 +28,7 @@ def cluster() -> None:
     default="auto",
     show_default=True,
     metavar="ADDRESS",
+    callback=any_address,
     help="Of the cluster: auto on one of its nodes, host:port, or its dashboard (http://host:8265) from another machine.",
 )
 @click.option(
@@ -41,7 +43,7 @@ def cluster() -> None:
 @click.pass_context
 def check(ctx: click.Context, address: str, storage: str | None, tracking_uri: str | None) -> None:
     """Look at each node: versions, clocks, storage, MLflow, and the all-reduce between nodes; exit 1 if something is wrong."""
-    from css_ray.execution.jobs import is_jobs_address
+    from css_ray.execution.address import is_jobs_address
 
     if is_jobs_address(address):
         # The environment of this machine holds here; the cluster has its own.

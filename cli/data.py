@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .address import joining_address
 from .download import download
 from .errors import bad_input
 from .output import echo
@@ -49,7 +50,10 @@ processes_option = click.option(
 @click.option("--resize", callback=_size, metavar="WxH", help="Size of all images and masks, in pixels; kept if not given.")
 @processes_option
 @click.option(
-    "--address", metavar="ADDRESS", help="Share the work among the nodes of this Ray cluster; all must see --root and --out."
+    "--address",
+    metavar="ADDRESS",
+    callback=joining_address,
+    help="Share the work among the nodes of this Ray cluster; all must see --root and --out.",
 )
 def prepare(
     name_or_yaml: str, root: str | None, out: str, resize: tuple[int, int] | None, processes: int | None, address: str | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ import click
 from css_ray.messages import os_error_text
 from css_ray.secrets import shown
 
+from .address import joining_address
 from .errors import BadInput, bad_input
 from .output import echo
 from .study.options import open_study, read_study, set_option, storage_option, warn
@@ -40,7 +42,9 @@ if TYPE_CHECKING:
 )
 @click.option("--device", help="cpu or cuda; by default cuda if there is one.")
 @click.option("--ray", "with_ray", is_flag=True, help="Train on the study's workers under Ray Train; needs --out.")
-@click.option("--address", metavar="ADDRESS", help="With --ray: join a cluster instead of starting Ray here.")
+@click.option(
+    "--address", metavar="ADDRESS", callback=joining_address, help="With --ray: join a cluster instead of starting Ray here."
+)
 @set_option
 def train(
     study: str,
@@ -70,8 +74,13 @@ def train(
     from css_ray.training.reporter import FolderReporter, PrintingReporter
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", device) is None:
+        raise BadInput(f"--device {device}: must be cpu, cuda, or cuda:N for the GPU of that number")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput(f"--device {device}: torch sees no CUDA device; use --device cpu")
+    if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise BadInput(f"--device {device}: torch sees the GPUs 0 to {last}; use one of them")
     torch.set_num_threads(definition.resources.cpus_per_worker)
     try:
         prepared = prepare(run_spec(definition, known.trial, known.split))

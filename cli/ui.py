@@ -30,6 +30,7 @@ def ui(storage: str, uri: str | None, port: int, host: str) -> None:
     from css_ray.secrets import shown
     from css_ray.storage import is_url
 
+    uri = uri or None
     if uri is not None and uri.startswith("http"):
         raise BadInput(f"MLflow is a server already: open {uri}")
     if is_url(storage):

@@ -191,7 +191,8 @@ class Study:
             StudyError: Something is wrong with the study; nothing was started.
             StudyExistsError: The storage has a study of that name.
             StudyLockedError: Another driver is at work on it.
-            RuntimeError: No trial fits on the machine, or no cluster answers.
+            RuntimeError: No trial fits on the machine.
+            ConnectionError: No Ray cluster answers at `address`.
             ValueError: The webhook is not a URL.
         """
         if storage is not None and os.fspath(storage) != self.storage:
@@ -259,10 +260,13 @@ class Study:
         self, address: str | None, audience: Audience, on_finish: str | None, webhook: str | None, *, resume: bool
     ) -> Outcome:
         """Run the study, and then its confirmation, if it has one."""
+        from css_ray.execution.address import check_address
         from css_ray.study.hooks import check_webhook
 
         if webhook is not None:
             check_webhook(webhook)
+        if address is not None:
+            check_address(address)
         outcome = self._run_and_tell(address, audience, on_finish, webhook, resume=resume)
         confirming = self._confirming() if outcome.status == "finished" else None
         if confirming is None:

@@ -11,6 +11,7 @@ import click
 
 from css_ray.messages import DEFAULT_STORAGE, study_command
 
+from ..address import dashboard_address
 from ..errors import BadInput
 from ..output import echo
 from .options import bad_input, read_study, set_option, show_commands, storage_option
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path())
 @set_option
 @storage_option
-@click.option("--address", metavar="URL", required=True, help="The dashboard of a Ray cluster: http://host:8265.")
+@click.option(
+    "--address",
+    metavar="URL",
+    required=True,
+    callback=dashboard_address,
+    help="The dashboard of a Ray cluster: http://host:8265.",
+)
 @click.option("--follow", is_flag=True, help="Print its driver's output until it ends; Ctrl-C ends only the printing.")
 def submit(file: str, overrides: tuple[str, ...], storage: str, address: str, follow: bool) -> None:
     """Have a Ray cluster run the study in FILE: its driver runs there, and you can disconnect this machine.
@@ -39,7 +46,13 @@ def submit(file: str, overrides: tuple[str, ...], storage: str, address: str, fo
 
 @click.command()
 @click.argument("name")
-@click.option("--address", metavar="URL", required=True, help="The dashboard of the cluster that it was submitted to.")
+@click.option(
+    "--address",
+    metavar="URL",
+    required=True,
+    callback=dashboard_address,
+    help="The dashboard of the cluster that it was submitted to.",
+)
 def stop(name: str, address: str) -> None:
     """Stop the study NAME on the cluster that it was submitted to. Nothing that was trained is lost."""
     with cluster_answers():
@@ -58,7 +71,13 @@ def stop(name: str, address: str) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--address", metavar="URL", required=True, help="The dashboard of the cluster that it was submitted to.")
+@click.option(
+    "--address",
+    metavar="URL",
+    required=True,
+    callback=dashboard_address,
+    help="The dashboard of the cluster that it was submitted to.",
+)
 @click.option("--follow", is_flag=True, help="Until the driver ends; Ctrl-C ends only the printing.")
 def logs(name: str, address: str, follow: bool) -> None:
     """Print the output of the driver of the study NAME on the cluster that it was submitted to."""
@@ -107,7 +126,7 @@ def cluster_answers() -> Iterator[None]:
 
 
 def is_dashboard(address: str | None) -> bool:
-    from css_ray.execution.jobs import is_jobs_address
+    from css_ray.execution.address import is_jobs_address
 
     return is_jobs_address(address)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from css_ray.audience import Audience
-from css_ray.messages import at_storage, command, os_error_text, study_command
+from css_ray.messages import at_storage, command, file_argument, os_error_text, study_command
 
 from ..errors import BadInput
 from ..output import echo
@@ -67,7 +67,7 @@ def plan(file: str, overrides: tuple[str, ...], address: str | None, measure: bo
     nodes = "(no --address: Ray starts here)" if address is None else f"on {there.nodes} node{'s' * (there.nodes != 1)}"
     echo(f"{there.where}: {there} {nodes}")
     sets = [word for override in overrides for word in ("--set", override)]
-    echo(f"\nnext: {command('study', 'run', file, *sets, *(('--address', address) if address else ()))}")
+    echo(f"\nnext: {command('study', 'run', file_argument(file), *sets, *(('--address', address) if address else ()))}")
 
 
 @click.command()
@@ -82,7 +82,7 @@ def run(
 ) -> None:
     """Run the study in FILE to its end."""
     if is_dashboard(address):
-        submit = command("study", "submit", file, "--address", str(address))
+        submit = command("study", "submit", file_argument(file), "--address", str(address))
         raise BadInput(f"--address {address}: is a dashboard; send the study there with: {submit}")
     study_ = load_study(file, overrides, storage, local=address is None)
     conduct(study_, address, on_finish, webhook)

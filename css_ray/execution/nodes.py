@@ -18,6 +18,7 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from css_ray.execution.address import check_address
 from css_ray.messages import last_line
 from css_ray.secrets import shown
 from css_ray.storage import below, is_url
@@ -72,6 +73,7 @@ class Report:
 @contextlib.contextmanager
 def joined(address: str) -> Iterator[None]:
     """Be a member of the Ray cluster at `address`. Raises ConnectionError if none answers."""
+    check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

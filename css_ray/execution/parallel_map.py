@@ -11,6 +11,7 @@ import ray
 import ray.exceptions
 
 from css_ray.data.writing import ParallelMap
+from css_ray.execution.address import check_address
 from css_ray.execution.token import guard_token
 
 T = TypeVar("T")
@@ -29,6 +30,8 @@ def on_cluster(address: str | None) -> Iterator[ParallelMap]:
     """
     if address is None:
         guard_token()
+    else:
+        check_address(address)
     ray.init(
         address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False if address is None else None
     )

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 import torch
 
-from css_ray.execution.address import remember_address
+from css_ray.execution.address import check_address, remember_address
 from css_ray.execution.nodes import check_code, joined
 from css_ray.execution.ray_internals import keep_from_trials, machine_cpus
 from css_ray.execution.reclaim import driver_config
@@ -29,10 +29,11 @@ def connect(study: StudyDefinition, address: str | None) -> int:
     """Start Ray here, or join the cluster at `address`; returns how many trials run side by side.
 
     On this machine the number that fits; on a cluster the number that the study asks for, since an autoscaler may bring nodes.
-    Raises RuntimeError if not even one trial fits on this machine, with what it needs and what is there.
+    Raises RuntimeError if not even one trial fits on this machine, with what it needs and what is there; ConnectionError if no
+    cluster answers.
     """
-    if address is not None and address.startswith("ray://"):
-        raise RuntimeError(f"--address {address}: a Ray Client cannot drive a study; run this on the head with --address auto")
+    if address is not None:
+        check_address(address)
     settings = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2" if address is None else "2",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0" if address is None else "1",
