@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -151,17 +150,10 @@ class Study:
             ConnectionError: No Ray cluster answers at `address`.
         """
         from css_ray.execution.session import capacity
-        from css_ray.study.cost import estimate, needed_bytes
-        from css_ray.study.plan import Plan, side_by_side
-        from css_ray.study.preflight import check
+        from css_ray.study.plan import make_plan
 
-        definition, there = self.definition, capacity(address)
-        local = address is None
-        with tempfile.TemporaryDirectory() as scratch:
-            warned = check(definition, local=local, capacity=there if local else None, folder=self.folder, scratch=scratch)
-        # On a cluster that is empty now the study waits until one trial fits.
-        timed = estimate(definition, max(1, side_by_side(definition, there))) if measure else None
-        return Plan(definition, tuple(definition.grid_trials()), needed_bytes(definition), tuple(warned), there, timed)
+        there = capacity(address)
+        return make_plan(self.definition, there, local=address is None, folder=self.folder, measure=measure)
 
     def run(
         self,

@@ -21,6 +21,7 @@ from css_ray.secrets import BY_ENVIRONMENT, BY_MLFLOW, credentials_text
 from css_ray.study.definition.fields import checker_of, problems_of
 from css_ray.study.definition.problems import intact, unknown_key, within
 from css_ray.study.definition.sections import (
+    MAX_LISTED,
     MAX_SPLITS,
     MAX_TRIALS,
     Budget,
@@ -68,6 +69,16 @@ _CONFIRM = "-confirm"
 _MAX_SEED, _MAX_SPLIT = 2**32, 10**9  # torch's generators take seeds of 64 bits, of which the ranks need some
 _MAX_NUMBER = 2**63
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def is_study_name(name: str) -> bool:
+    """Whether a study may have this name, which is that of its folder in a storage."""
+    return _NAME.fullmatch(name) is not None and not taken_by_mlflow(name)
+
+
+def taken_by_mlflow(name: str) -> bool:
+    """Whether MLflow has something of this name in a storage; SQLite keeps mlflow.db-wal and others beside its file."""
+    return name == ARTIFACTS or name.startswith(DATABASE)
 
 
 class Checker:
@@ -134,9 +145,8 @@ class Checker:
             return None
         self.add(*(unknown_key(str(key), key, SECTIONS) for key in spec if key not in SECTIONS))
         name = spec.get("study")
-        # SQLite keeps others beside its file: mlflow.db-wal and the like.
-        if isinstance(name, str) and _NAME.fullmatch(name) and (name == ARTIFACTS or name.startswith(DATABASE)):
-            self.fault("study", f"{name} is what MLflow calls its files in a storage; choose another name")
+        if isinstance(name, str) and taken_by_mlflow(name):
+            self.fault("study", f"{name!r} is what MLflow calls its files in a storage; choose another name")
         elif not isinstance(name, str) or not _NAME.fullmatch(name):
             self.fault(
                 "study",
@@ -165,13 +175,7 @@ class Checker:
         grid = self.grid()
         listed = self.listed()
         search, space = self.search(objective)
-        in_grid = math.prod(map(len, grid.values())) if grid else 0
-        trials = in_grid + len(listed) + (search.trials if search else 0)
-        if trials > MAX_TRIALS:
-            part, remedy = (
-                ("grid", "list fewer values, or draw trials by a search") if in_grid else ("search.trials", "lower it")
-            )
-            self.fault(part, f"the study has {trials} trials, at most {MAX_TRIALS}; {remedy}")
+        self.count(math.prod(map(len, grid.values())) if grid else 0, len(listed), search.trials if search else 0)
         if search and search.confirm and isinstance(name, str) and len(name) > 63 - len(_CONFIRM):
             most = 63 - len(_CONFIRM)
             self.fault("study", f"has {len(name)} characters, at most {most} if it is confirmed as NAME{_CONFIRM}; shorten it")
@@ -195,6 +199,16 @@ class Checker:
             train=train, seed=seed, splits=splits, grid=grid, trials=listed, search=search, space=space, resources=resources,
             budget=budget, keep=keep, table=table, tracking=tracking, spec=spec,
         )  # fmt: skip
+
+    def count(self, in_grid: int, listed: int, searched: int) -> None:
+        """Check how many trials the study has."""
+        known = in_grid + listed
+        if known > MAX_LISTED:
+            both = f", {known} with those of trials" if listed else ""
+            remedy = "list fewer values, or have a search draw them (its sampler `grid` goes through all)"
+            self.fault("grid", f"has {in_grid} trials{both}, at most {MAX_LISTED}; {remedy}")
+        elif searched and known + searched > MAX_TRIALS:
+            self.fault("search.trials", f"the study has {known + searched} trials, at most {MAX_TRIALS}; lower it")
 
     def plain(self, path: str, kind: type, default: Any) -> Any:
         value = self.spec.get(path, default)
@@ -295,8 +309,8 @@ class Checker:
             if not isinstance(values, list) or not values:
                 self.fault(f"grid.{path}", f"must be a list with at least one entry, got {values!r}")
                 continue
-            if len(values) > MAX_TRIALS:
-                self.fault(f"grid.{path}", f"must have at most {MAX_TRIALS} entries, got {len(values)}")
+            if len(values) > MAX_LISTED:
+                self.fault(f"grid.{path}", f"must have at most {MAX_LISTED} entries, got {len(values)}")
                 continue
             grid[path] = tuple(values)
             if path == "method":
@@ -321,8 +335,8 @@ class Checker:
         if not isinstance(value, list) or not all(isinstance(point, dict) and point for point in value):
             self.fault("trials", f"must be a list of mappings, such as [{{train.lr: 0.1}}]; got {value!r}")
             return ()
-        if len(value) > MAX_TRIALS:
-            self.fault("trials", f"must have at most {MAX_TRIALS} entries, got {len(value)}")
+        if len(value) > MAX_LISTED:
+            self.fault("trials", f"must have at most {MAX_LISTED} entries, got {len(value)}")
             return ()
         for index, point in enumerate(value):
             where = f"trials[{index}]"

@@ -17,10 +17,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-MAX_TRIALS = 10_000
-"""Of the grid, the listed ones and the search together: each is an entry of tables, of MLflow and of the journal."""
+MAX_TRIALS, MAX_SPLITS = 10_000, 1_000
+"""Trials of the grid, the listed ones and the search together: each is an entry of tables, of MLflow and of the journal."""
 
-MAX_SPLITS = 1_000
+MAX_LISTED = 1_000
+"""Trials of the grid and the listed ones together, all of which are checked and printed before a study starts."""
 
 MAX_WORKERS, MAX_CPUS, MAX_BATCH, MAX_CROP, MAX_LOADER_WORKERS = 4_096, 1_024, 65_536, 16_384, 1_024
 """Larger than any machine or image that a study means: a number beyond is a slip, to be found before it takes all memory."""
