@@ -27,7 +27,7 @@ def begun_definition(name: str, storage: str) -> StudyDefinition:
     definition = parse(stages[-1], f"the journal of {name}")
     if definition.name != name:
         raise StudyMissingError(
-            f"the folder {shown(study_folder(storage, name))} holds the journal of the study {definition.name}; give the folder "
-            "that name, or remove it"
+            f"the folder {shown(study_folder(storage, name))} holds the journal of the study {definition.name}; give it that "
+            "name, or remove it"
         )
     return definition

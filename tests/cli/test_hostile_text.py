@@ -41,8 +41,8 @@ def harmless(text: str) -> bool:
 
 
 def studied(row: str, reason: str) -> Study:
-    """A study whose journal is another's: a row and reasons that are hostile."""
-    method = {**SPEC["grid"]["method"][0], "row": row}
+    """A study whose journal is another's: a row and reasons that are hostile. What no study may hold is in the reason alone."""
+    method = {**SPEC["grid"]["method"][0], "row": re.sub("[\x00\udcff]", "", row)}
     journal = Journal(grid={"method": [method, {**method, "row": "Sup."}]})
     journal.begin(0)
     journal.run(0, 0, end="failed")
