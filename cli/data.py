@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .address import joining_address
 from .download import download
 from .errors import bad_input
+from .output import echo
 from .splits import splits
 
 if TYPE_CHECKING:
@@ -48,7 +50,10 @@ processes_option = click.option(
 @click.option("--resize", callback=_size, metavar="WxH", help="Size of all images and masks, in pixels; kept if not given.")
 @processes_option
 @click.option(
-    "--address", metavar="ADDRESS", help="Share the work among the nodes of this Ray cluster; all must see --root and --out."
+    "--address",
+    metavar="ADDRESS",
+    callback=joining_address,
+    help="Share the work among the nodes of this Ray cluster; all must see --root and --out.",
 )
 def prepare(
     name_or_yaml: str, root: str | None, out: str, resize: tuple[int, int] | None, processes: int | None, address: str | None
@@ -78,7 +83,7 @@ def prepare(
         except (OSError, ValueError) as error:
             raise bad_input(error) from None
     if not written:
-        click.echo(f"{shown(out)} contains this data set already; nothing was done")
+        echo(f"{shown(out)} contains this data set already; nothing was done")
     _describe(out)
 
 
@@ -115,7 +120,7 @@ def check(place: str, processes: int | None) -> None:
         raise click.ClickException("\n  ".join([f"{count} in {shown(place)}:", *problems.lines()]))
     bare = 0 if described is None else described["subsets"]["train"]["images"] - described["subsets"]["train"]["masks"]
     unlabelled = f", {bare} of them unlabelled" if bare else ""
-    click.echo(f"{shown(place)}: {images} images read{unlabelled}, nothing is wrong")
+    echo(f"{shown(place)}: {images} images read{unlabelled}, nothing is wrong")
 
 
 @data.command()
@@ -131,18 +136,18 @@ def info(place: str, sheet: str | None) -> None:
     about = dataset.info
     train, val = (count_classes(subset, about.num_classes) for subset in (dataset.train, dataset.val))
     width = max(12, *map(len, about.class_names))
-    click.echo(f"\n{'class':>{width + 4}}   share of pixels   images with it")
-    click.echo(f"{'':>{width + 4}}     train     val      train    val")
+    echo(f"\n{'class':>{width + 4}}   share of pixels   images with it")
+    echo(f"{'':>{width + 4}}     train     val      train    val")
     for index, name in enumerate(about.class_names):
         shares = f"{train.shares[index]:7.2f} % {val.shares[index]:6.2f} %"
-        click.echo(f"{index:3} {name:>{width}} {shares} {train.images[index]:8} {val.images[index]:6}")
-    click.echo(f"{'ignored':>{width + 4}} {train.ignored_share:7.2f} % {val.ignored_share:6.2f} %")
+        echo(f"{index:3} {name:>{width}} {shares} {train.images[index]:8} {val.images[index]:6}")
+    echo(f"{'ignored':>{width + 4}} {train.ignored_share:7.2f} % {val.ignored_share:6.2f} %")
     if sheet is not None:
         try:
             contact_sheet(dataset).save(sheet, "PNG")
         except OSError as error:
             raise bad_input(error, "write", sheet) from None
-        click.echo(f"\ncontact sheet: {sheet}")
+        echo(f"\ncontact sheet: {sheet}")
 
 
 def _describe(place: str) -> DataSet:
@@ -155,7 +160,7 @@ def _describe(place: str) -> DataSet:
     except (OSError, ValueError) as error:
         raise bad_input(error) from None
     about = dataset.info
-    click.echo(f"{about.name}: {about.num_classes} classes, content {about.content[:12]}, in {shown(place)}")
+    echo(f"{about.name}: {about.num_classes} classes, content {about.content[:12]}, in {shown(place)}")
     for name, subset in (("train", dataset.train), ("val", dataset.val)):
         heights, widths = zip(*subset.sizes, strict=True)
         size = f"{min(widths)}x{min(heights)}"
@@ -163,7 +168,7 @@ def _describe(place: str) -> DataSet:
             size += f" to {max(widths)}x{max(heights)}"
         masks, bare = subset.num_masks, len(subset) - subset.num_masks
         parts = f"{masks} with masks" + (f", the other {bare} unlabelled" if bare else "")
-        click.echo(f"  {name:5} {len(subset):6} image{'s' * (len(subset) != 1)}, {parts}, {size} (width x height)")
+        echo(f"  {name:5} {len(subset):6} image{'s' * (len(subset) != 1)}, {parts}, {size} (width x height)")
     return dataset
 
 

@@ -14,6 +14,8 @@ import click
 
 from css_ray.messages import DEFAULT_STORAGE
 
+from .output import echo
+
 MIN_FREE_GB = 5
 
 
@@ -41,10 +43,10 @@ def doctor(storage: str, tracking_uri: str | None) -> None:
     wrong = 0
     for name, check in checks:
         try:
-            click.echo(f"ok     {name:9} {check()}")
+            echo(f"ok     {name:9} {check()}")
         except Exception as error:
             wrong += 1
-            click.echo(f"WRONG  {name:9} {without_secrets(error)}")
+            echo(f"WRONG  {name:9} {without_secrets(error)}")
     sys.exit(1 if wrong else 0)
 
 

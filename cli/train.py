@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,7 +15,9 @@ import click
 from css_ray.messages import os_error_text
 from css_ray.secrets import shown
 
+from .address import joining_address
 from .errors import BadInput, bad_input
+from .output import echo
 from .study.options import open_study, read_study, set_option, storage_option, warn
 
 if TYPE_CHECKING:
@@ -42,7 +45,9 @@ if TYPE_CHECKING:
 )
 @click.option("--device", help="cpu or cuda; by default cuda if there is one.")
 @click.option("--ray", "with_ray", is_flag=True, help="Train on the study's workers under Ray Train; needs --out.")
-@click.option("--address", metavar="ADDRESS", help="With --ray: join a cluster instead of starting Ray here.")
+@click.option(
+    "--address", metavar="ADDRESS", callback=joining_address, help="With --ray: join a cluster instead of starting Ray here."
+)
 @set_option
 def train(
     study: str,
@@ -73,8 +78,13 @@ def train(
     from css_ray.training.reporter import FolderReporter, PrintingReporter
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", device) is None:
+        raise BadInput(f"--device {device}: must be cpu, cuda, or cuda:N for the GPU of that number")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput(f"--device {device}: torch sees no CUDA device; use --device cpu")
+    if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise BadInput(f"--device {device}: torch sees the GPUs 0 to {last}; use one of them")
     torch.set_num_threads(definition.resources.cpus_per_worker)
     try:
         prepared = prepare(run_spec(definition, known.trial, known.split))
@@ -89,9 +99,9 @@ def train(
         end = _train_with_ray(definition, prepared.spec, Path(str(out)), address)
         _show(known, end.last, end.best, end.best_step, end.seconds)
         return
-    reporter = PrintingReporter(click.echo) if out is None else FolderReporter(Path(out), click.echo)
+    reporter = PrintingReporter(echo) if out is None else FolderReporter(Path(out), echo)
     checkpoint = reporter.checkpoint if isinstance(reporter, FolderReporter) else None
-    click.echo(
+    echo(
         f"{definition.name} trial {trial} ({known.trial.row}) split {known.split} on {device}"
         + (", continuing from its checkpoint" if checkpoint else "")
     )
@@ -113,7 +123,7 @@ def train(
     except DamagedError as error:
         raise BadInput(str(error)) from None
     except KeyboardInterrupt:
-        click.echo("\ninterrupted" + ("; the same command continues from the last evaluation" if out else ""), err=True)
+        echo("\ninterrupted" + ("; the same command continues from the last evaluation" if out else ""), err=True)
         sys.exit(130)
     _show(known, fit.last, fit.best, fit.best_step, fit.seconds)
 
@@ -162,9 +172,9 @@ def _show(known: KnownRun, last: Mapping[str, float], best: Mapping[str, float],
     """Print the values of the run, and beside them those that the study recorded."""
     from css_ray.study.rerun import comparison
 
-    click.echo(f"last {last['val/miou']:.2f} %, best {best['val/miou']:.2f} % at step {best_step}, {seconds:.0f} s")
+    echo(f"last {last['val/miou']:.2f} %, best {best['val/miou']:.2f} % at step {best_step}, {seconds:.0f} s")
     if known.finished is not None:
-        click.echo("\n" + "\n".join(comparison(known.finished, last, best)))
+        echo("\n" + "\n".join(comparison(known.finished, last, best)))
 
 
 def _claim(folder: Path, spec: RunSpec) -> None:

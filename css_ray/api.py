@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -149,17 +148,10 @@ class Study:
             ConnectionError: No Ray cluster answers at `address`.
         """
         from css_ray.execution.session import capacity
-        from css_ray.study.cost import estimate, needed_bytes
-        from css_ray.study.plan import Plan, side_by_side
-        from css_ray.study.preflight import check
+        from css_ray.study.plan import make_plan
 
-        definition, there = self.definition, capacity(address)
-        local = address is None
-        with tempfile.TemporaryDirectory() as scratch:
-            warned = check(definition, local=local, capacity=there if local else None, folder=self.folder, scratch=scratch)
-        # On a cluster that is empty now the study waits until one trial fits.
-        timed = estimate(definition, max(1, side_by_side(definition, there))) if measure else None
-        return Plan(definition, tuple(definition.grid_trials()), needed_bytes(definition), tuple(warned), there, timed)
+        there = capacity(address)
+        return make_plan(self.definition, there, local=address is None, folder=self.folder, measure=measure)
 
     def run(
         self,
@@ -189,7 +181,8 @@ class Study:
             StudyError: Something is wrong with the study; nothing was started.
             StudyExistsError: The storage has a study of that name.
             StudyLockedError: Another driver is at work on it.
-            RuntimeError: No trial fits on the machine, or no cluster answers.
+            RuntimeError: No trial fits on the machine.
+            ConnectionError: No Ray cluster answers at `address`.
             ValueError: The webhook is not a URL.
         """
         if storage is not None and os.fspath(storage) != self.storage:
@@ -257,10 +250,13 @@ class Study:
         self, address: str | None, audience: Audience, on_finish: str | None, webhook: str | None, *, resume: bool
     ) -> Outcome:
         """Run the study, and then its confirmation, if it has one."""
+        from css_ray.execution.address import check_address
         from css_ray.study.hooks import check_webhook
 
         if webhook is not None:
             check_webhook(webhook)
+        if address is not None:
+            check_address(address)
         outcome = self._run_and_tell(address, audience, on_finish, webhook, resume=resume)
         confirming = self._confirming() if outcome.status == "finished" else None
         if confirming is None:

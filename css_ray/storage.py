@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
+import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,14 +63,17 @@ def locate(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     except (OSError, ValueError) as error:
         secret = str(place).partition("://")[2]
         raise ValueError(f"{shown(place)} is not a place that css-ray can open: {str(error).replace(secret, '...')}") from None
-    if isinstance(filesystem, pyarrow.fs.S3FileSystem):
+    if filesystem.type_name in ("s3", "gcs"):
         filesystem = _patient(filesystem)
     return filesystem, path.rstrip("/")
 
 
-def _patient(filesystem: pyarrow.fs.S3FileSystem) -> pyarrow.fs.S3FileSystem:
+def _patient(filesystem: pyarrow.fs.FileSystem) -> pyarrow.fs.FileSystem:
     """The same with our bounds. A URL cannot name them, so it is made again from the arguments that pickle would keep of it."""
     _, (arguments,) = filesystem.__reduce__()
+    if filesystem.type_name == "gcs":  # without a bound it tries for ever
+        limit = datetime.timedelta(seconds=ATTEMPTS * CONNECT_SECONDS)
+        return pyarrow.fs.GcsFileSystem(**arguments | {"retry_time_limit": limit})
     return pyarrow.fs.S3FileSystem(
         **arguments
         | {
@@ -164,6 +170,16 @@ def existing_folder(place: str | Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     return folder
+
+
+def check_folder(place: str | Path) -> None:
+    """Raise OSError if a local path is a file or cannot be looked at. It need not exist yet."""
+    try:
+        mode = os.stat(place).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
 
 
 def check_writable_folder(place: str | Path) -> None:

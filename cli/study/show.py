@@ -15,6 +15,7 @@ import click
 from css_ray.messages import DEFAULT_STORAGE, at_storage, command, os_error_text, study_command
 
 from ..errors import BadInput
+from ..output import echo
 from .options import (
     EXIT_CODES,
     at_option,
@@ -75,10 +76,10 @@ def list_(storage: str, address: str | None) -> None:
         with cluster_answers():
             there = cluster_at(address).studies()
         if not there:
-            click.echo(f"no study was submitted to the cluster at {address} since its head started")
+            echo(f"no study was submitted to the cluster at {address} since its head started")
         for each in there:
             begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.started))
-            click.echo(f"{each.name:32} {each.status.lower():12} {begun}  {each.storage}  {each.job}")
+            echo(f"{each.name:32} {each.status.lower():12} {begun}  {each.storage}  {each.job}")
         return
     from css_ray.study.journal import studies_in
 
@@ -87,7 +88,7 @@ def list_(storage: str, address: str | None) -> None:
     names = studies_in(storage)
     if not names:
         run = command("study", "run", "studies/quickstart.yaml", *at_storage(storage))
-        click.echo(f"{storage} holds no study yet; start one with: {run}")
+        echo(f"{storage} holds no study yet; start one with: {run}")
     for name in names:
         try:
             with bad_input():
@@ -98,7 +99,7 @@ def list_(storage: str, address: str | None) -> None:
         best = standing.best
         label = "" if best is None else labels_of(standing).get(best.index, best.row)
         value = "" if best is None else f"  best {best.mean:.2f} (trial {best.index}, {label})"
-        click.echo(f"{name:32} {standing.status:12} trials {standing.trials_ended}/{standing.num_trials}{value}")
+        echo(f"{name:32} {standing.status:12} trials {standing.trials_ended}/{standing.num_trials}{value}")
 
 
 @click.command()
@@ -185,7 +186,7 @@ def sync(name: str, storage: str) -> None:
         raise click.ClickException(str(error)) from None
     except Exception as error:
         raise click.ClickException(f"MLflow at {shown(uri)} did not take the events: {without_secrets(error)}") from None
-    click.echo(
+    echo(
         f"{done.events} events read, {done.runs_created} MLflow runs created, {done.points_sent} metric points sent "
         f"to {shown(uri)}"
     )
@@ -241,7 +242,7 @@ def _watch(name: str, storage: str, console: Console) -> int:
     try:
         with bad_input():
             if not (events := list(in_order(follower.new(), order, follower.folder))):
-                click.echo(f"waiting for the study {name} to begin in {storage} (Ctrl-C ends this)")
+                echo(f"waiting for the study {name} to begin in {storage} (Ctrl-C ends this)")
             while not events:
                 events = look()
             watcher = Watcher(Standing(order.parsed).fold(events), console)
@@ -252,7 +253,7 @@ def _watch(name: str, storage: str, console: Console) -> int:
                     for event in look():
                         watcher.event(event)
     except KeyboardInterrupt:
-        click.echo("", err=True)
+        echo("", err=True)
     if watcher is None:
         return 130
     if watcher.moving:
@@ -287,10 +288,10 @@ def text_width(out: str | None = None) -> int:
 
 def print_or_write(text: str, out: str | None) -> None:
     if out is None:
-        click.echo(text)
+        echo(text)
         return
     try:
         Path(out).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise BadInput(f"--out: {os_error_text(error, 'write', out)}") from None
-    click.echo(f"wrote {out}")
+    echo(f"wrote {out}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from css_ray.data.remote import DESCRIPTION
-from css_ray.messages import did_you_mean
+from css_ray.messages import command, did_you_mean, file_argument
 from css_ray.secrets import shown
 from css_ray.storage import is_url
 
@@ -111,8 +111,8 @@ def ensure_dataset(name: str, root: str | Path, scratch: str | Path | None = Non
         elif name not in DATASETS:
             raise FileNotFoundError(f"{root} holds no prepared data set; {_unknown(name, root)}")
         elif name != "folder":
-            command = f"css-ray data prepare {name} --root ORIGINAL_FILES --out {root}"
-            raise FileNotFoundError(f"{root} holds no prepared data set; make it with: {command}")
+            make = command("data", "prepare", name, "--root", "ORIGINAL_FILES", "--out", str(root))
+            raise FileNotFoundError(f"{root} holds no prepared data set; make it with: {make}")
     dataset = open_dataset(root)
     if name not in ("folder", dataset.info.name):
         remedy = f"name {dataset.info.name} or folder to use it" if name in DATASETS else _unknown(name, "ANOTHER_FOLDER")
@@ -122,8 +122,8 @@ def ensure_dataset(name: str, root: str | Path, scratch: str | Path | None = Non
 
 def _unknown(name: str, out: str | Path) -> str:
     """Why css-ray cannot make the data set `name` by itself, and how to have it all the same."""
+    prepare = command("data", "prepare", file_argument(f"{name}.yaml"), "--root", "ORIGINAL_FILES", "--out", str(out))
     return (
         f"{name} is not a built-in data set{did_you_mean(name, DATASETS)}; describe its folders and classes in a YAML file as "
-        f"studies/data/camvid.yaml does, with `name: {name}`, then run: "
-        f"css-ray data prepare {name}.yaml --root ORIGINAL_FILES --out {out}"
+        f"studies/data/camvid.yaml does, with `name: {name}`, then run: {prepare}"
     )

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from css_ray.messages import command
 from css_ray.secrets import shown
 from css_ray.storage import locate, locked, plain_name, read_blocks, sync, unfinished
 
@@ -60,7 +61,7 @@ def local_copy(url: str) -> Path:
     if described is None:
         raise FileNotFoundError(
             f"{shown(url)} holds no prepared data set (no {DESCRIPTION}); make one with: "
-            f"css-ray data prepare NAME_OR_YAML --out {shown(url)}"
+            + command("data", "prepare", "NAME_OR_YAML", "--out", shown(url))
         )
     # The description may come from an untrusted source: no part of it leads out of the cache.
     folder = cache_folder() / re.sub(r"[^\w-]", "_", f"{described['name']}-{described['content'][:16]}")

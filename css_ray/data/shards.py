@@ -24,6 +24,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from css_ray.data.remote import DESCRIPTION, local_copy, read_description
+from css_ray.messages import command
 from css_ray.storage import is_url, plain_name
 
 FORMAT = 2
@@ -195,7 +196,7 @@ def open_dataset(root: str | Path) -> DataSet:
     if described is None:
         raise FileNotFoundError(
             f"{folder} holds no prepared data set (no {DESCRIPTION}); make one with: "
-            f"css-ray data prepare NAME_OR_YAML --out {folder}"
+            + command("data", "prepare", "NAME_OR_YAML", "--out", str(folder))
         )
     if described.get("format") != FORMAT:
         raise ValueError(

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from css_ray.messages import command
+
 from ..types import IGNORE_INDEX
 from .files import FileItem, Mask, Problems, files_source
 from .lists import read_lines, stem
@@ -158,4 +160,4 @@ def _ids(file: Path) -> Iterator[str]:
 
 
 def _download(what: str, root: Path) -> str:
-    return f"css-ray data download {what} --root {root} fetches {'them' if what == 'voc' else 'SBD'}"
+    return f"{command('data', 'download', what, '--root', str(root))} fetches {'them' if what == 'voc' else 'SBD'}"

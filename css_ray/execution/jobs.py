@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from css_ray.messages import DEFAULT_STORAGE, command, study_command
+from css_ray.execution.address import dashboard_problem
+from css_ray.messages import DEFAULT_STORAGE, command, quoted, study_command
 from css_ray.secrets import BY_CLUSTER, credentials_text, shown
 from css_ray.storage import is_url
 from css_ray.study.code import code_version, copy_code
@@ -69,17 +70,12 @@ class Submitted:
         return self.status in ACTIVE
 
 
-def is_jobs_address(address: str | None) -> bool:
-    """Whether an address is that of a cluster's dashboard, through which jobs are submitted: `http://host:8265`."""
-    return address is not None and address.startswith(("http://", "https://"))
-
-
 class Cluster:
     """The jobs of the Ray cluster whose dashboard is at `address`. Raises ClusterError if it does not answer."""
 
     def __init__(self, address: str) -> None:
-        if not is_jobs_address(address):
-            raise ClusterError(f"--address {shown(address)}: must be that of the dashboard, such as http://127.0.0.1:8265")
+        if problem := dashboard_problem(address):
+            raise ClusterError(problem)
         self.address = address
         with self._answering():
             self._client = _client(address)
@@ -279,7 +275,7 @@ def _homely(study: StudyDefinition) -> list[Problem]:
         Problem(
             path,
             f"{value} is a path of this machine; give an absolute one that all nodes see, or a URL "
-            f"(--set {path}=/mnt/shared/{Path(value).name})",
+            f"(--set {quoted(f'{path}=/mnt/shared/{Path(value).name}')})",
         )
         for path, value in sorted(found)
     ]

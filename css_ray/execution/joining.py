@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from css_ray.execution.address import check_address
 from css_ray.execution.token import guard_token
 from css_ray.messages import last_line
 from css_ray.secrets import shown
@@ -46,6 +47,7 @@ def join(address: str, **settings: Any) -> None:
 
     Raises ConnectionError if none answers there.
     """
+    check_address(address)
     place = found(address)
     guard_token()
     try:

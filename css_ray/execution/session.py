@@ -29,10 +29,9 @@ def connect(study: StudyDefinition, address: str | None) -> int:
     """Start Ray here, or join the cluster at `address`; returns how many trials run side by side.
 
     On this machine the number that fits; on a cluster the number that the study asks for, since an autoscaler may bring nodes.
-    Raises RuntimeError if not even one trial fits on this machine, with what it needs and what is there.
+    Raises RuntimeError if not even one trial fits on this machine, with what it needs and what is there; ConnectionError if no
+    cluster answers.
     """
-    if address is not None and address.startswith("ray://"):
-        raise RuntimeError(f"--address {address}: a Ray Client cannot drive a study; run this on the head with --address auto")
     settings = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2" if address is None else "2",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0" if address is None else "1",

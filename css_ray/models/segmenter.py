@@ -27,16 +27,21 @@ class ModelConfig(Config):
     )
     output_stride: Literal[4, 8, 16] = knob(8, help="stride of the deep feature; 4 serves the tiny encoder on small images")
     pretrained: bool | str = knob(True, help="true downloads timm's weights; a path loads a .safetensors or .pth file")
-    decoder_channels: int = knob(256, help="channels of the pyramid pooling and of the heads", ge=1)
-    low_level_channels: int = knob(48, help="channels that the stride-4 feature is reduced to", ge=1)
-    representation_dim: int = knob(256, help="channels of a representation (D)", ge=1)
+    decoder_channels: int = knob(256, help="channels of the pyramid pooling and of the heads", ge=1, le=65_536)
+    low_level_channels: int = knob(48, help="channels that the stride-4 feature is reduced to", ge=1, le=65_536)
+    representation_dim: int = knob(256, help="channels of a representation (D)", ge=1, le=65_536)
     aspp_rates: tuple[int, ...] | None = knob(
-        None, help="dilations of the pyramid; null: 12, 24, 36 at output stride 8, 6, 12, 18 at 16, 1, 2, 4 at 4", ge=1
+        None,
+        help="dilations of the pyramid; null: 12, 24, 36 at output stride 8, 6, 12, 18 at 16, 1, 2, 4 at 4",
+        ge=1,
+        le=1_024,
     )
 
     def problems(self) -> Iterator[Problem]:
-        """Adds to the bounds: there are no trained weights of the tiny encoder."""
+        """Adds to the bounds: there are no trained weights of the tiny encoder, and a pyramid has some dilations."""
         yield from super().problems()
+        if self.aspp_rates is not None and not 1 <= len(self.aspp_rates) <= 16:
+            yield Problem("aspp_rates", f"must have 1 to 16 entries, got {len(self.aspp_rates)}")
         if self.encoder == "tiny" and self.pretrained:
             yield Problem("pretrained", f"must be false (the encoder tiny has no pretrained weights), got {self.pretrained!r}")
 

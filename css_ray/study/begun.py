@@ -8,7 +8,7 @@ from pathlib import Path
 from css_ray.messages import study_command
 from css_ray.secrets import shown
 from css_ray.storage import is_url
-from css_ray.study.definition import StudyDefinition
+from css_ray.study.definition import StudyDefinition, is_study_name
 from css_ray.study.journal import Journal, JournalError, StudyMissingError, in_order, studies_in, study_folder, where
 from css_ray.study.order import Order
 
@@ -20,6 +20,8 @@ def begun_definition(name: str, storage: str) -> StudyDefinition:
         StudyMissingError: There is none; with the names that exist.
         JournalError: Its journal cannot be used, or is that of another study.
     """
+    if not is_study_name(name):  # a path would lead out of the storage
+        raise missing_study(name, storage)
     folder, order = study_folder(storage, name), Order()
     # To the end: a study may have been extended since it began.
     deque(in_order(Journal(folder).events, order, folder), maxlen=0)

@@ -16,7 +16,8 @@ import yaml
 from click.testing import CliRunner
 
 from css_ray.execution import jobs, nodes
-from css_ray.execution.jobs import Cluster, ClusterError, is_jobs_address
+from css_ray.execution.address import is_jobs_address
+from css_ray.execution.jobs import Cluster, ClusterError
 from css_ray.execution.nodes import Node, Report
 from css_ray.study.code import code_version, copy_code
 from css_ray.study.definition import StudyError, parse
@@ -63,7 +64,7 @@ def test_a_dashboard_is_no_place_to_run_from(tmp_path: Path) -> None:
     code, output = call("study", "run", str(tmp_path / "study.yaml"), "--address", NOBODY)
     assert code == 2 and "study submit" in output
     code, output = call("study", "submit", str(tmp_path / "study.yaml"), "--address", "10.0.0.1:6379", "--storage", "/s")
-    assert code == 1 and "http://127.0.0.1:8265" in output
+    assert code == 2 and "http://127.0.0.1:8265" in output
 
 
 class Silent(Cluster):
