@@ -213,9 +213,9 @@ def repair(name: str, storage: str, drop_unknown: bool) -> None:
             repaired = Study.repair(name, storage, drop_unknown=drop_unknown)
     except OSError as error:
         raise BadInput(os_error_text(error, "repair", storage)) from None
-    click.echo(repaired)
+    echo(repaired)
     if repaired.lost:
-        click.echo(f"\nnext: {study_command('resume', name, storage)}")
+        echo(f"\nnext: {study_command('resume', name, storage)}")
 
 
 def _watch(name: str, storage: str, console: Console) -> int:
