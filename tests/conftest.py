@@ -40,3 +40,22 @@ def place(tmp_path: Path, data: Path) -> Iterator[Place]:
     yield place
     for process in place.processes():
         os.kill(process, signal.SIGKILL)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What became of the inputs of the fuzzers."""
+    from tests.fuzz.mutate import FIGURES
+
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    rows = [
+        value
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == FIGURES
+    ]
+    if rows:
+        terminalreporter.section(FIGURES)
+        terminalreporter.write_line(f"{'kind':40} {'tried':>7} {'refused well':>13} {'accepted':>9} {'failed':>7}")
+        for kind, tried, refused, accepted, failed in sorted(rows):
+            terminalreporter.write_line(f"{kind:40} {tried:7} {refused:13} {accepted:9} {failed:7}")
