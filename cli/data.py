@@ -62,7 +62,7 @@ def prepare(
     css-ray data prepare studies/data/camvid.yaml --root PATH/TO/camvid --out data/camvid --resize 160x120
     """
     from css_ray.data import catalogue
-    from css_ray.data.writing import in_processes, num_cores
+    from css_ray.data.processes import in_processes, num_cores
     from css_ray.secrets import shown
 
     with contextlib.ExitStack() as stack:
@@ -92,8 +92,8 @@ def check(place: str, processes: int | None) -> None:
     classes, ids that are listed twice, and validation images among the training images. It exits with 1 if it finds anything.
     """
     from css_ray.data.check import check_dataset
+    from css_ray.data.processes import in_processes, num_cores
     from css_ray.data.remote import read_description
-    from css_ray.data.writing import in_processes, num_cores
     from css_ray.secrets import shown
 
     try:

@@ -14,9 +14,10 @@ from css_ray.storage import is_url
 from .cityscapes import cityscapes_source
 from .digits import digits_source
 from .folder import folder_source
+from .processes import ParallelMap, in_processes
 from .shards import DataSet, open_dataset
 from .voc import voc_source
-from .writing import ParallelMap, Source, in_processes, write_dataset
+from .writing import Source, write_dataset
 
 Reader = Callable[[Path | None, tuple[int, int] | None], Source]
 """(where the original files lie, (width, height) to resize to) -> source; None if the user gave nothing."""

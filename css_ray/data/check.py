@@ -21,8 +21,8 @@ from css_ray.storage import is_url, plain_name
 from ..types import IGNORE_INDEX
 from .files import image_size
 from .problems import Problems
+from .processes import ParallelMap, in_processes
 from .shards import FORMAT, SCHEMA, SUBSETS, Shards, decode_rgb
-from .writing import ParallelMap, in_processes
 
 
 class _File(NamedTuple):

@@ -11,18 +11,12 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import re
-import threading
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, signal
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +31,7 @@ from css_ray.storage import is_url, locate, locked, sync, unfinished
 
 from ..types import IGNORE_INDEX
 from .problems import Problems
+from .processes import ParallelMap
 from .shards import FORMAT, SCHEMA, SUBSETS, DatasetInfo
 
 SHARD_BYTES = 16 * 2**20
@@ -110,57 +105,6 @@ def rows_source(info: DatasetInfo, subsets: Mapping[str, Sequence[Row]], version
     """A source of rows that are in memory already."""
     sizes = {name: [len(row.image) for row in rows] for name, rows in subsets.items()}
     return Source(info, version, subsets, sizes, _RowReader(), info.name)
-
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class ParallelMap(Protocol):
-    """Applies a function to tasks, here or elsewhere; results come in the order of the tasks."""
-
-    def __call__(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]: ...
-
-
-def in_processes(count: int) -> ParallelMap:
-    """A map over `count` processes of this machine; over this one alone if 1 suffices.
-
-    Raises ValueError if count < 1.
-    """
-    if count < 1:
-        raise ValueError(f"processes must be >= 1, got {count}")
-
-    def run(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
-        workers = min(count, len(tasks))
-        if workers <= 1:
-            yield from map(function, tasks)
-            return
-        # A forked process has torch imported already; a fresh one would take seconds for it.
-        context = get_context("fork" if "fork" in get_all_start_methods() else None)
-        with ProcessPoolExecutor(workers, context, _follow, (os.getpid(),)) as pool:
-            try:
-                yield from pool.map(function, tasks)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-    return run
-
-
-def num_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _follow(parent: int) -> None:
-    """Make a process of the pool leave Ctrl-C to its parent, and end when that was killed."""
-    signal(SIGINT, SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_dataset(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 
-from css_ray.data.writing import ParallelMap
+from css_ray.data.processes import ParallelMap
 from css_ray.execution.token import guard_token
 
 T = TypeVar("T")

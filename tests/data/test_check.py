@@ -18,8 +18,9 @@ from PIL import Image
 from css_ray.data import writing
 from css_ray.data.check import check_dataset
 from css_ray.data.digits import digits_source
+from css_ray.data.processes import in_processes
 from css_ray.data.shards import SCHEMA, DatasetInfo
-from css_ray.data.writing import Row, in_processes, rows_source, write_dataset
+from css_ray.data.writing import Row, rows_source, write_dataset
 
 INFO = DatasetInfo("small", ("a", "b", "c"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)))
 

@@ -24,8 +24,9 @@ from PIL import Image
 
 from css_ray.data import shards, writing
 from css_ray.data.digits import digits_source
+from css_ray.data.processes import in_processes
 from css_ray.data.shards import DatasetInfo, open_dataset
-from css_ray.data.writing import Row, Source, in_processes, rows_source, write_dataset
+from css_ray.data.writing import Row, Source, rows_source, write_dataset
 from css_ray.types import IGNORE_INDEX
 
 INFO = DatasetInfo("small", ("a", "b", "c"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)))
