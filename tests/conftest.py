@@ -16,6 +16,15 @@ os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 from tests.places import Place
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Copies of remote data sets, and stamps of local ones, are not kept in the user's own cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CSS_RAY_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from css_ray.data.catalogue import ensure_dataset

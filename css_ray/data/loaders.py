@@ -120,7 +120,7 @@ class Loader(Generic[Loaded]):
         if pool is None:
             return
         workers, self._workers = self._workers, []
-        impatient = threading.Timer(CLOSE_SECONDS, lambda: [worker.kill() for worker in workers])
+        impatient = threading.Timer(CLOSE_SECONDS, _kill, [workers])
         impatient.start()
         pool.shutdown(wait=True, cancel_futures=True)
         impatient.cancel()
@@ -143,6 +143,11 @@ def _begin_loading(batches: Dataset[Any]) -> None:
 
 def _load(number: int) -> Any:
     return _loading[number]
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 def _exit(code: int | None) -> str:

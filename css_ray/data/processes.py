@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_all_start_methods, get_context
 from signal import SIG_IGN, SIGINT, signal
 from typing import Any, Protocol, TypeVar
@@ -24,7 +25,7 @@ class ParallelMap(Protocol):
 def in_processes(count: int) -> ParallelMap:
     """A map over `count` processes of this machine; over this one alone if 1 suffices.
 
-    Raises ValueError if count < 1.
+    Raises ValueError if count < 1; while it is iterated, what the function raises, and OSError if a process dies.
     """
     if count < 1:
         raise ValueError(f"processes must be >= 1, got {count}")
@@ -37,6 +38,11 @@ def in_processes(count: int) -> ParallelMap:
         with make_pool(workers) as pool:
             try:
                 yield from pool.map(function, tasks)
+            except BrokenProcessPool:
+                raise OSError(
+                    f"one of the {workers} processes that share the work was killed or crashed; usually memory ran out: share "
+                    "it among fewer with --processes, or give the machine more memory"
+                ) from None
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 

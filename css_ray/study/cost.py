@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from css_ray.data.remote import read_description
+from css_ray.data.description import read_description
 from css_ray.methods import Method
 from css_ray.study.definition import StudyDefinition, TrialSpec, ends
 from css_ray.study.run import build_method
@@ -64,8 +64,7 @@ def num_classes(data: Mapping[str, Any]) -> int:
         described = read_description(data["root"])
     except (OSError, ValueError):  # which the check of the study reports
         described = None
-    names = (described or {}).get("class_names")
-    return len(names) if names else ASSUMED_CLASSES
+    return ASSUMED_CLASSES if described is None else described.info.num_classes
 
 
 def _untrained(trial: TrialSpec, num_classes: int) -> Method:

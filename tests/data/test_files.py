@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from css_ray.data.files import image_size
+from css_ray.data.images import image_size
 
 
 def encoded(kind: str, mode: str = "RGB") -> bytes:

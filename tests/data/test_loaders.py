@@ -22,6 +22,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from css_ray.data import loaders, shards
+from css_ray.data.images import decode_mask
 from css_ray.data.loaders import (
     Loader,
     StoredBatch,
@@ -220,8 +221,8 @@ def test_supervised_reads_no_unlabelled_image(dataset: DataSet, split: Split, mo
 def test_unlabelled_masks_are_never_decoded(dataset: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     # Images 1..4 have masks that the split hides.
     decoded: list[int] = []
-    decode = shards._decode_mask
-    monkeypatch.setattr(shards, "_decode_mask", lambda data: decoded.append(1) or decode(data))  # type: ignore[func-returns-value]
+    decode = decode_mask
+    monkeypatch.setattr(shards, "decode_mask", lambda data: decoded.append(1) or decode(data))  # type: ignore[func-returns-value]
     ids = dataset.train.ids
     batches = load(dataset, Split(0, ids[:1], ids[1:], ""), num_steps=20)
     assert set(unlabelled_numbers(batches)) == set(range(1, 12))
@@ -238,17 +239,22 @@ def test_workers_change_nothing_and_torchs_generator_stays(dataset: DataSet, spl
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_unlabelled_images_are_trained_on_with_masks_that_cannot_be_read(tmp_path: Any) -> None:
-    rows = [row(f"train-{n}", n, (12, 10)) for n in range(4)]
-    broken = [rows[0], *(item._replace(png=b"no PNG") for item in rows[1:])]
-    info = DatasetInfo("broken", ("a", "b", "c", "d"), ((0, 0, 0),) * 4)
-    write_dataset(tmp_path / "broken", rows_source(info, {"train": broken, "val": rows}))
-    planted = open_dataset(tmp_path / "broken")
-    with pytest.raises(RuntimeError):  # what opening one of them does
-        planted.train.sample(1)
-    ids = planted.train.ids
-    batches = load(planted, Split(0, ids[:1], ids[1:], ""), num_workers=1)
-    assert set(unlabelled_numbers(batches)) == {1, 2, 3}
+def test_unlabelled_images_are_trained_on_with_masks_that_cannot_be_read(
+    dataset: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled, decode = dataset.train.encoded(0)[1], decode_mask
+
+    def refuse_others(encoded: Any) -> torch.Tensor:
+        if encoded != labelled:
+            raise ValueError("no PNG")
+        return decode(encoded)
+
+    monkeypatch.setattr(shards, "decode_mask", refuse_others)  # in worker processes too, which are forked
+    with pytest.raises(ValueError, match=r"train-00000-.*\.arrow: the mask of train-01 cannot be decoded .*css-ray data check"):
+        dataset.train.sample(1)
+    ids = dataset.train.ids
+    batches = load(dataset, Split(0, ids[:1], ids[1:], ""), num_workers=1)
+    assert set(unlabelled_numbers(batches)) == set(range(1, NUM_TRAIN))
 
 
 class Told(Dataset[tuple[int, int, int]]):
@@ -394,7 +400,7 @@ class DiesHoldingLocks(Dataset[int]):
             SemLock.__enter__ = watched  # type: ignore[method-assign]
         if len(self.taken) > 3:
             for lock in self.taken:
-                lock.acquire(False)  # type: ignore[attr-defined]
+                lock.acquire(False)
             os.kill(os.getpid(), signal.SIGKILL)
         return number
 
