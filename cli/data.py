@@ -148,7 +148,10 @@ def info(place: str, sheet: str | None) -> None:
 
     dataset = _describe(place)
     about = dataset.info
-    train, val = (count_classes(subset, about.num_classes) for subset in (dataset.train, dataset.val))
+    try:
+        train, val = (count_classes(subset, about.num_classes) for subset in (dataset.train, dataset.val))
+    except ValueError as error:
+        raise bad_input(error) from None
     width = max(12, *map(len, about.class_names))
     click.echo(f"\n{'class':>{width + 4}}   share of pixels   images with it")
     click.echo(f"{'':>{width + 4}}     train     val      train    val")
@@ -159,7 +162,7 @@ def info(place: str, sheet: str | None) -> None:
     if sheet is not None:
         try:
             contact_sheet(dataset).save(sheet, "PNG")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise bad_input(error, "write", sheet) from None
         click.echo(f"\ncontact sheet: {sheet}")
 
