@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 
-from css_ray.data.writing import ParallelMap
+from css_ray.data.processes import ParallelMap
 from css_ray.execution.joining import join, start_here
 
 T = TypeVar("T")
