@@ -89,8 +89,11 @@ def _patient(filesystem: pyarrow.fs.FileSystem) -> pyarrow.fs.FileSystem:
 def read_blocks(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[bytes]:
     """The content of a file, bit by bit, so that it need not fit into memory.
 
-    Raises FileNotFoundError if there is none, OSError that names it if it cannot be read to its end.
+    Raises FileNotFoundError if there is none, OSError that names it if it cannot be read to its end, or is a FIFO or a device.
     """
+    local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+    if local and filesystem.get_file_info(path).type == pyarrow.fs.FileType.Unknown:  # to open a FIFO is to wait
+        raise OSError(f"{path} is neither a file nor a folder; give the path of a file")
     try:
         with filesystem.open_input_stream(path) as stream:
             while block := stream.read(_BLOCK):

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs
 
-from css_ray.data.problems import joined
+from css_ray.data.problems import joined, quoted
 from css_ray.secrets import shown
 from css_ray.storage import locate, plain_name, read_blocks
 
@@ -95,14 +94,10 @@ class SetDescription:
 def read_description(place: str | Path) -> SetDescription | None:
     """The description of the data set in a folder or at a URL; None if there is none.
 
-    Raises ValueError with everything that is wrong in it, OSError if the place cannot be reached.
+    Raises ValueError with everything that is wrong in it, OSError if it cannot be read.
     """
     filesystem, path = locate(place)
     where = f"{shown(place)}/{DESCRIPTION}"
-    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        kind = filesystem.get_file_info(f"{path}/{DESCRIPTION}").type
-        if kind not in (pyarrow.fs.FileType.File, pyarrow.fs.FileType.NotFound):  # to open a FIFO is to wait
-            raise ValueError(f"{where} is not a file; {_AGAIN}")
     text = b""
     try:
         for block in read_blocks(filesystem, f"{path}/{DESCRIPTION}"):
@@ -127,14 +122,14 @@ def parse(text: bytes, where: str) -> SetDescription:
         raise ValueError(f"{where} describes no data set; {_AGAIN}")
     if (found := described.get("format")) != FORMAT or isinstance(found, bool | float):
         raise ValueError(
-            f"{where} has format {_brief(found)}, this version reads {FORMAT}; delete it and prepare the data set again"
+            f"{where} has format {quoted(found)}, this version reads {FORMAT}; delete it and prepare the data set again"
         )
     problems: list[str] = []
     fields = _Fields(described, "", problems)
     info = DatasetInfo(fields.name("name"), fields.class_names(), fields.palette(), fields.digest("content"))
     source = fields.digest("source")
     if described.get("ignore_index", IGNORE_INDEX) != IGNORE_INDEX:
-        problems.append(f"ignore_index must be {IGNORE_INDEX}, got {_brief(described['ignore_index'])}")
+        problems.append(f"ignore_index must be {IGNORE_INDEX}, got {quoted(described['ignore_index'])}")
     if len(info.palette) != len(info.class_names) and not problems:
         problems.append(f"palette has {len(info.palette)} colours for {len(info.class_names)} classes")
     parts = fields.object("subsets")
@@ -172,13 +167,13 @@ class _Fields:
         self.path = path
         self._problems = problems
         if not isinstance(value, dict):
-            problems.append(f"{path.rstrip('.')} must be an object, got {_brief(value)}")
+            problems.append(f"{path.rstrip('.')} must be an object, got {quoted(value)}")
         self._value: dict[Any, Any] = value if isinstance(value, dict) else {}
         self._known = isinstance(value, dict)
 
     def _wrong(self, key: str, wanted: str) -> None:
         if self._known:  # else that was said already
-            got = _brief(self._value[key]) if key in self._value else "nothing"
+            got = quoted(self._value[key]) if key in self._value else "nothing"
             self._problems.append(f"{self.path}{key} must be {wanted}, got {got}")
 
     def object(self, key: str) -> _Fields:
@@ -245,12 +240,3 @@ def is_name(text: str) -> bool:
 def is_byte(value: object) -> bool:
     """Whether a value is a whole number in 0..255."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
-
-
-def _brief(value: object) -> str:
-    """A value of a description as a message shows it."""
-    try:
-        text = ascii(value)
-    except RecursionError:
-        return "deeply nested values"
-    return text if len(text) <= 60 else f"{text[:60]}..."

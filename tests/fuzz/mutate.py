@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from css_ray.messages import os_error_text
+
 FIGURES = "hostile inputs"
 """The property of a test's report that has its figures; tests/conftest.py prints them after the last test."""
 
@@ -281,9 +283,9 @@ def outcome_of(act: Callable[[], object], refusals: tuple[type[Exception], ...] 
     except MemoryError:
         return "failed: it took more memory than it may"
     except refusals as error:
-        if isinstance(error, UnicodeError) or (isinstance(error, OSError) and error.errno is not None):
-            return f"failed: {_place(error)}"  # a user reads neither codecs nor numbers of errors
-        return f"refused: {error}"
+        if isinstance(error, UnicodeError):
+            return f"failed: {_place(error)}"  # a user reads no codecs
+        return f"refused: {os_error_text(error, 'read') if isinstance(error, OSError) else error}"
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -299,14 +301,14 @@ def _place(error: BaseException) -> str:
 # In a process of its own, which may die
 
 
-def apart(judge: Callable[[Any], str], cases: Sequence[Any], preload: Sequence[str] = ()) -> list[str]:
+def apart(judge: Callable[[Any], str], cases: Sequence[Any]) -> list[str]:
     """What `judge` returns for each case, run one after another in a process of their own.
 
     If it dies or hangs, `failed: ...` is the outcome of the case that it was at, and a new process continues with the next one.
-    judge: a function of a module, given a case that can be pickled. preload: modules that it needs, imported once.
+    judge: a function of a module, given a case that can be pickled.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.fuzz.mutate", *preload])
+    context.set_forkserver_preload(["tests.fuzz.mutate", "css_ray.data.catalogue"])  # and with it torch, once for all
     outcomes: list[str] = []
     while len(outcomes) < len(cases):
         here, there = context.Pipe()
