@@ -55,7 +55,8 @@ def check(ctx: click.Context, address: str, storage: str | None, tracking_uri: s
         }
         _check_remotely(address, typed)
         return
-    from css_ray.execution.nodes import check_cluster, joined
+    from css_ray.execution.joining import joined
+    from css_ray.execution.nodes import check_cluster
 
     try:
         with joined(address):

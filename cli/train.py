@@ -21,11 +21,14 @@ from .output import echo
 from .study.options import open_study, read_study, set_option, storage_option, warn
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from css_ray.events import RunFinished
     from css_ray.study.definition import StudyDefinition
     from css_ray.study.inputs import Prepared
     from css_ray.study.job import RunSpec
     from css_ray.study.rerun import KnownRun
+    from css_ray.training.best import BestDescription
 
 
 @click.command()
@@ -70,6 +73,7 @@ def train(
     from css_ray.study.inputs import prepare
     from css_ray.study.run import execute, run_spec
     from css_ray.training.best import write_best
+    from css_ray.training.checkpoint import DamagedError
     from css_ray.training.loop import NonFiniteLossError
     from css_ray.training.reporter import FolderReporter, PrintingReporter
 
@@ -101,16 +105,23 @@ def train(
         f"{definition.name} trial {trial} ({known.trial.row}) split {known.split} on {device}"
         + (", continuing from its checkpoint" if checkpoint else "")
     )
+
+    def keep_best(weights: dict[str, Tensor], best: BestDescription) -> None:
+        if isinstance(reporter, FolderReporter):
+            reporter.keep(partial(write_best, reporter.folder, weights, best), "the best weights")
+
     try:
         fit = execute(
             prepared,
             reporter,
             device=device,
             checkpoint=checkpoint,
-            keep_best=(lambda weights, best: None) if out is None else partial(write_best, Path(out)),
+            keep_best=keep_best,
         )
     except NonFiniteLossError as error:
         raise click.ClickException(str(error)) from None
+    except DamagedError as error:
+        raise BadInput(str(error)) from None
     except KeyboardInterrupt:
         echo("\ninterrupted" + ("; the same command continues from the last evaluation" if out else ""), err=True)
         sys.exit(130)

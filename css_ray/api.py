@@ -21,10 +21,11 @@ from css_ray.reports.pseudo_labels import pseudo_label_table
 from css_ray.reports.table import make_table, trial_table
 from css_ray.secrets import credentials_text, shown, without_secrets
 from css_ray.standing import Standing, TrialStanding
-from css_ray.storage import is_url
+from css_ray.storage import parted
 from css_ray.study.begun import begun_definition
-from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits, parse
-from css_ray.study.journal import Follower, Journal, study_folder
+from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits
+from css_ray.study.journal import Follower, Journal, JournalError, in_order, study_folder
+from css_ray.study.order import Order
 
 if TYPE_CHECKING:
     import pandas
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from css_ray.execution.jobs import Submitted
     from css_ray.study.driver import Outcome
     from css_ray.study.plan import Plan
+    from css_ray.study.repair import Repaired
     from css_ray.tracking import SyncSummary
 
 Format = Literal["text", "md", "csv", "latex", "html"]
@@ -40,13 +42,6 @@ Source = Literal["journal", "mlflow"]
 
 FORMATS: dict[str, str] = {"text": "txt", "md": "md", "csv": "csv", "latex": "tex", "html": "html"}
 """The formats of a table, and the suffix of a file of each."""
-
-_RENDERERS = {
-    "md": render.to_markdown,
-    "csv": render.to_csv,
-    "latex": render.to_latex,
-    "html": render.to_html,
-}
 
 
 class Study:
@@ -75,8 +70,8 @@ class Study:
 
     def _forget(self) -> None:
         """Read the journal from its beginning the next time."""
-        self._follower = Follower(self.folder)
-        self._standing = Standing(parse, self.definition)
+        self._follower, self._order = Follower(self.folder), Order()
+        self._standing = Standing(self._order.parsed, self.definition)
 
     @classmethod
     def load(
@@ -97,7 +92,7 @@ class Study:
             StudyError: (a ValueError) With every problem of a file.
             FileNotFoundError: There is no such file.
             StudyMissingError: (a LookupError) The storage has no such study.
-            JournalError: The study's journal is damaged.
+            JournalError: The study's journal is damaged; `repair` keeps what is sound.
             ValueError: `set` is given for a study that has begun: its settings are those of its journal.
         """
         text = os.fspath(source)
@@ -109,17 +104,20 @@ class Study:
             return cls(read_and_check(text, _overrides(set), local=False), place)
         if set:
             raise ValueError(f"set is for a study file; {text} is a study that has begun, with the settings of its journal")
-        # The query of a URL belongs to the storage, whose last folder is the study's.
-        text, mark, query = text.partition("?") if is_url(text) else (text, "", "")
-        above, slash, name = text.rstrip("/").rpartition("/")
-        if slash and storage is None:
-            place = (above or "/") + mark + query
-        return cls.open(name if storage is None else text, place)
+        above, name = parted(text)
+        return cls.open(text, place) if storage is not None else cls.open(name, above or place)
 
     @classmethod
     def open(cls, name: str, storage: str = DEFAULT_STORAGE) -> Study:
         """Load the study of that name in `storage`. Raises as `load` does."""
         return cls(begun_definition(name, storage), storage)
+
+    @staticmethod
+    def repair(name: str, storage: str = DEFAULT_STORAGE, *, drop_unknown: bool = False) -> Repaired:
+        """Keep what is sound in a damaged journal; see `css_ray.study.repair.repair` for what it returns and raises."""
+        from css_ray.study.repair import repair
+
+        return repair(name, storage, drop_unknown=drop_unknown)
 
     @property
     def name(self) -> str:
@@ -383,7 +381,11 @@ class Study:
 
     def _read(self) -> Standing[StudyDefinition]:
         """Fold what was added to the journal since the last call."""
-        return self._standing.fold(self._follower.new())
+        try:
+            return self._standing.fold(in_order(self._follower.new(), self._order, self.folder))
+        except JournalError:
+            self._forget()  # the next call raises it again, rather than continue after what is damaged
+            raise
 
     @property
     def standing(self) -> Standing[StudyDefinition]:
@@ -473,14 +475,14 @@ class Study:
         if kind == "pseudo_labels":
             scale: dict[str, Any] = {"at": at or definition.objective.at, "ddof": ddof, "splits": len(definition.splits)}
             names = tuple(self._standing.class_names)
-            return _drawn(pseudo_label_table(records, class_names=names, **shown_params, **scale), format, width)
+            return render.draw(pseudo_label_table(records, class_names=names, **shown_params, **scale), format, width)
         settings = _scoring(definition, at, ddof)
         if kind == "trials":
-            return _drawn(trial_table(records, **shown_params, **settings), format, width)
+            return render.draw(trial_table(records, **shown_params, **settings), format, width)
         compared = definition.table.compare_with
         published = None if compared is None else paper.paper_table(compared.removeprefix("paper/"))
         columns = definition.table.columns
-        return _drawn(make_table(records, columns=columns, compare_with=published, **settings), format, width)
+        return render.draw(make_table(records, columns=columns, compare_with=published, **settings), format, width)
 
     def compare(
         self,
@@ -515,9 +517,11 @@ class Study:
         definition, records = self._read().definition, self._records(source)
         settings: dict[str, Any] = {"columns": definition.table.columns, "only": rows, **_scoring(definition, at, ddof)}
         if other is None:
-            return _drawn(compare(records, against, **settings), format, width)
+            return render.draw(compare(records, against, **settings), format, width)
         theirs, other_splits = other._records(source), len(other.standing.definition.splits)
-        return _drawn(compare_studies(records, theirs, against=against, other_splits=other_splits, **settings), format, width)
+        return render.draw(
+            compare_studies(records, theirs, against=against, other_splits=other_splits, **settings), format, width
+        )
 
     def summary(self) -> dict[str, Any]:
         """The study in one mapping that survives JSON.
@@ -573,10 +577,6 @@ def _scoring(definition: StudyDefinition, at: Literal["last", "best"] | None, dd
     weight = {"std_weight": objective.std_weight} if objective.aggregate == "mean_minus_std" else {}
     scale = {"at": at or objective.at, "ddof": ddof, "splits": len(definition.splits)}
     return {"metric": objective.metric, "mode": objective.mode, **scale, **weight}
-
-
-def _drawn(table: render.Drawable, format: Format, width: int) -> str:
-    return render.to_text(table, width) if format == "text" else _RENDERERS[format](table)
 
 
 def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.fs
@@ -38,6 +39,13 @@ def below(place: str | Path, *names: str) -> str:
     """The place `names` below another, a path or a URL, whose query stays at its end."""
     above, mark, query = str(place).partition("?") if is_url(place) else (str(place), "", "")
     return "/".join([above.rstrip("/"), *names]) + mark + query
+
+
+def parted(place: str | Path) -> tuple[str, str]:
+    """The place above another, and the last of its names; what `below` puts together. The first is empty if there is none."""
+    text, mark, query = str(place).partition("?") if is_url(place) else (str(place), "", "")
+    above, slash, name = text.rstrip("/").rpartition("/")
+    return (above or slash) + (mark + query if slash else ""), name
 
 
 def locate(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -92,6 +100,36 @@ def read_blocks(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[bytes]
     except OSError as error:  # of a connection that was cut in the middle, pyarrow names no place
         why = os_error_text(error, "read", path) if error.errno is not None else f"{path} could not be read: {error}"
         raise OSError(why) from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a local file so that `path` holds all of `data` or is as it was, also when the machine stops half-way."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the name `path` at the end of the block, once it is on the disk; nothing is left if that fails."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def put(filesystem: pyarrow.fs.FileSystem, path: str, data: bytes) -> None:
+    """Write a small file whole, or not at all, as stores do by themselves."""
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        write_whole(Path(path), data)
+        return
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(data)
 
 
 def send(file: Path, filesystem: pyarrow.fs.FileSystem, path: str) -> None:

@@ -110,7 +110,8 @@ def drive(file: str | None, name: str | None, overrides: tuple[str, ...], storag
         raise BadInput("--file, --name: give exactly one of them")
     begun = name or read_study(str(file), overrides).name
     run_, resume_ = drive_commands(storage, file, begun, overrides)
-    sys.exit(keep_driving(run_, resume_, study_folder(storage, begun)))
+    with bad_input():
+        sys.exit(keep_driving(run_, resume_, study_folder(storage, begun)))
 
 
 @contextmanager

@@ -36,11 +36,12 @@ import yaml
 from css_ray.messages import did_you_mean
 
 from ..types import IGNORE_INDEX
-from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, FileItem, files_source
+from .description import DatasetInfo
+from .files import MASK_SUFFIXES, FileItem, files_source
+from .images import IMAGE_SUFFIXES, MAX_PIXELS
 from .lists import read_lines, resolve
 from .masks import Colour, MaskCoding, make_coding
 from .problems import Problems, joined
-from .shards import DatasetInfo
 from .writing import Source
 
 _VERSION = 2  # of this reader: a change of what it makes of the same files must raise it
@@ -176,10 +177,16 @@ def _colour(index: int) -> list[int]:
     return [round(255 * share) for share in colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 1 - 0.2 * (index % 3))]
 
 
-def folder_source(description: str | Path, root: str | Path | None, resize: tuple[int, int] | None = None) -> Source:
+def folder_source(
+    description: str | Path,
+    root: str | Path | None,
+    resize: tuple[int, int] | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> Source:
     """The data set that the YAML file `description` describes, whose files lie in `root` (beside the description if None).
 
-    resize: as for `files_source`.
+    resize, max_pixels: as for `files_source`.
 
     Raises FileNotFoundError with the folders and lists that are absent, ValueError with every problem of the description.
     What is wrong with the files is raised when the source is written.
@@ -190,7 +197,16 @@ def folder_source(description: str | Path, root: str | Path | None, resize: tupl
     subsets = _listed(described, root, problems)
     coding = described.coding
     version = f"folder {_VERSION} {sorted(coding.values.items())} {sorted(coding.colours.items())}"
-    return files_source(described.info, subsets, coding, root=root, version=version, resize=resize, problems=problems)
+    return files_source(
+        described.info,
+        subsets,
+        coding,
+        root=root,
+        version=version,
+        resize=resize,
+        max_pixels=max_pixels,
+        problems=problems,
+    )
 
 
 def _listed(described: Description, root: Path, problems: Problems) -> dict[str, list[FileItem]]:

@@ -29,7 +29,7 @@ from css_ray.messages import os_error_text
 from css_ray.secrets import shown
 from css_ray.storage import locate
 
-from .files import IMAGE_SUFFIXES
+from .images import IMAGE_SUFFIXES
 from .problems import Problems, joined
 from .shards import DataSet
 

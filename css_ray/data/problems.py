@@ -43,6 +43,18 @@ class Problems:
             raise ValueError(joined(title, self.lines()))
 
 
+def find_twins(images: Mapping[str, Sequence[tuple[str, bytes]]], problems: Problems) -> None:
+    """Find validation images that are trained on under another id.
+
+    images: of train and val, the id of each and the hash of its encoded image.
+    """
+    trained = {digest: id for id, digest in images["train"]}
+    known = {id for id, _ in images["train"]}
+    for id, digest in images["val"]:
+        if id not in known and (twin := trained.get(digest)) is not None:
+            problems.add(f"is in val, and byte for byte the training image {twin}", id)
+
+
 def joined(title: str, lines: Iterable[str]) -> str:
     """A message of several lines."""
     return "\n  ".join([f"{title}:", *lines])

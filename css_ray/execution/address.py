@@ -1,11 +1,7 @@
-"""Addresses of Ray clusters: which can be one, what answers there, and to which one a process belongs.
-
-Every process of a study imports this file as it starts, so it imports little.
-"""
+"""Addresses of Ray clusters: which can be one, and what answers there."""
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 
@@ -74,14 +70,3 @@ def check_address(address: str) -> None:
         raise ConnectionError(
             f"no Ray cluster answers at {address}: {why}; is Ray started there, and the port open to this machine?"
         ) from None
-
-
-def remember_address() -> None:
-    """What Ray's own parts ask of "the" cluster, they ask of this one.
-
-    Without it the guard of a placement group looks for the one Ray of the machine, and gives up if there are two: the cores
-    of a trial whose process died would be held forever.
-    """
-    import ray
-
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

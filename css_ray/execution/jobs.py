@@ -40,6 +40,9 @@ STUDY_FILE = "study.yaml"
 STOP_SECONDS = 30
 """How long a driver that is to stop may take to write down what it has; it needs a few."""
 
+AGENT_SECONDS = 60.0
+"""How long a job waits for a head that started a moment ago."""
+
 FRUITLESS = 3
 """The number of drivers in a row that may die without an event in the journal, before no other one is started."""
 
@@ -157,20 +160,29 @@ class Cluster:
         return status == "SUCCEEDED", printed.partition(f"{shlex.join(arguments)}\n")[2] or printed
 
     def _start(self, job: str, command: Sequence[str], study: StudyDefinition | str | None, metadata: dict[str, str]) -> str:
+        from css_ray.execution.ray_internals import NO_AGENT
+
         with tempfile.TemporaryDirectory() as scratch, self._answering():
             copy_code(Path(scratch))
             if isinstance(study, StudyDefinition):
                 (Path(scratch) / STUDY_FILE).write_text(to_yaml(study))
-            self._client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "css_ray_cli", *command]),
-                submission_id=job,
-                runtime_env={
-                    "working_dir": scratch,
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONDONTWRITEBYTECODE": "1"},
-                },
-                metadata={**metadata, CODE: code_version()},
-            )
-        return job
+            limit = time.monotonic() + AGENT_SECONDS
+            while True:
+                try:
+                    self._client.submit_job(
+                        entrypoint=shlex.join(["python", "-m", "css_ray_cli", *command]),
+                        submission_id=job,
+                        runtime_env={
+                            "working_dir": scratch,
+                            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONDONTWRITEBYTECODE": "1"},
+                        },
+                        metadata={**metadata, CODE: code_version()},
+                    )
+                    return job
+                except RuntimeError as error:
+                    if NO_AGENT not in str(error) or time.monotonic() > limit:
+                        raise
+                    time.sleep(1.0)
 
     def _wait(self, job: str, timeout: float) -> str:
         limit = time.monotonic() + timeout

@@ -160,3 +160,9 @@ def to_html(table: Drawable) -> str:
         f"<style>{_STYLE}</style></head><body>\n<table><caption>{plain(grid.caption)}</caption>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n{notes}</body></html>\n"
     )
+
+
+def draw(table: Drawable, format: str, width: int = TEXT_WIDTH) -> str:
+    """A table in a format by its name: text, md, csv, latex or html. width: as of `to_text`."""
+    renderers = {"md": to_markdown, "csv": to_csv, "latex": to_latex, "html": to_html}
+    return to_text(table, width) if format == "text" else renderers[format](table)

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
-from css_ray.events import specs
+from css_ray.messages import study_command
 from css_ray.secrets import shown
 from css_ray.storage import is_url
-from css_ray.study.definition import StudyDefinition, is_study_name, parse
-from css_ray.study.journal import Journal, StudyMissingError, studies_in, study_folder
+from css_ray.study.definition import StudyDefinition, is_study_name
+from css_ray.study.journal import Journal, JournalError, StudyMissingError, in_order, studies_in, study_folder, where
+from css_ray.study.order import Order
 
 
 def begun_definition(name: str, storage: str) -> StudyDefinition:
-    """The study of that name as its journal has it.
+    """The study of that name as its journal has it, which is read to its end.
 
-    Raises StudyMissingError with the names that exist, or if the journal is that of another study.
+    Raises:
+        StudyMissingError: There is none; with the names that exist.
+        JournalError: Its journal cannot be used, or is that of another study.
     """
-    # The latest: a study may have been extended since it began. A path instead of a name would lead out of the storage.
-    stages = specs(Journal(study_folder(storage, name)).events) if is_study_name(name) else []
-    if not stages:
-        known = studies_in(storage) if is_url(storage) or Path(storage).exists() else []
-        raise StudyMissingError(
-            f"no study {shown(name)} in {shown(storage)}; "
-            + (f"there are: {', '.join(known)}" if known else "it holds none yet")
+    if not is_study_name(name):  # a path would lead out of the storage
+        raise missing_study(name, storage)
+    folder, order = study_folder(storage, name), Order()
+    # To the end: a study may have been extended since it began.
+    deque(in_order(Journal(folder).events, order, folder), maxlen=0)
+    if order.definition is None:
+        raise missing_study(name, storage)
+    if order.definition.name != name:
+        raise JournalError(
+            f"{where(folder, 1)} is of the study {order.definition.name}, in the folder of {shown(name)}; give the folder the "
+            "name of its study"
         )
-    definition = parse(stages[-1], f"the journal of {name}")
-    if definition.name != name:
-        raise StudyMissingError(
-            f"the folder {shown(study_folder(storage, name))} holds the journal of the study {definition.name}; give it that "
-            "name, or remove it"
+    return order.definition
+
+
+def missing_study(name: str, storage: str) -> StudyMissingError:
+    """The error for a study that a storage does not hold, with those that it does."""
+    known = studies_in(storage) if is_url(storage) or Path(storage).exists() else []
+    if name in known:
+        return StudyMissingError(
+            f"{shown(name)} in {shown(storage)} never began, its journal is empty; begin it with: "
+            f"{study_command('run', 'FILE', storage)}"
         )
-    return definition
+    there = f"there are: {', '.join(known)}" if known else "it holds none yet"
+    return StudyMissingError(f"no study {shown(name)} in {shown(storage)}; {there}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from css_ray.data.remote import read_description
+from css_ray.data.description import read_description
 from css_ray.methods import METHODS, Method
 from css_ray.models.segmenter import make_segmenter
 from css_ray.study.capacity import step_memory
@@ -100,8 +100,7 @@ def num_classes(data: Mapping[str, Any]) -> int:
         described = read_description(data["root"])
     except (OSError, ValueError):  # which the check of the study reports
         described = None
-    names = (described or {}).get("class_names")
-    return len(names) if names else ASSUMED_CLASSES
+    return ASSUMED_CLASSES if described is None else described.info.num_classes
 
 
 def _untrained(trial: TrialSpec, num_classes: int) -> Method:

@@ -30,7 +30,6 @@ HOSTILE = [
     "\x9b31m",  # an escape sequence in one character
     "up\x1b[1A\rdown",
     "\u202emoc.elpmaxe",  # reads from right to left
-    "a byte \udcff that is not UTF-8",
     "bell\x07\x00\x7f",
 ]
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -42,7 +41,7 @@ def harmless(text: str) -> bool:
 
 def studied(row: str, reason: str) -> Study:
     """A study whose journal is another's: a row and reasons that are hostile. What no study may hold is in the reason alone."""
-    method = {**SPEC["grid"]["method"][0], "row": re.sub("[\x00\udcff]", "", row)}
+    method = {**SPEC["grid"]["method"][0], "row": row.replace("\x00", "")}
     journal = Journal(grid={"method": [method, {**method, "row": "Sup."}]})
     journal.begin(0)
     journal.run(0, 0, end="failed")
