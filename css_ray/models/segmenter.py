@@ -42,6 +42,8 @@ class ModelConfig(Config):
         yield from super().problems()
         if self.aspp_rates is not None and not 1 <= len(self.aspp_rates) <= 16:
             yield Problem("aspp_rates", f"must have 1 to 16 entries, got {len(self.aspp_rates)}")
+        if self.pretrained == "":
+            yield Problem("pretrained", "must be true, false or the path of a file, got ''")
         if self.encoder == "tiny" and self.pretrained:
             yield Problem("pretrained", f"must be false (the encoder tiny has no pretrained weights), got {self.pretrained!r}")
 

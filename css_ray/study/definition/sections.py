@@ -111,8 +111,8 @@ class Data(Section):
         unlabelled_list: The same for the unlabelled images; None takes all other training images.
     """
 
-    dataset: str
-    root: str
+    dataset: typing.Annotated[str, Field(min_length=1)]
+    root: typing.Annotated[str, Field(min_length=1)]
     labelled: Count
     num_classes: Count | None = None
     crop: typing.Annotated[int, Field(ge=8, le=MAX_CROP)]

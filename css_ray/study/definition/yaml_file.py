@@ -83,6 +83,8 @@ class StudyLoader(yaml.SafeLoader):
             raise _refusal(f"this cannot be read as a value of the type {kind}", node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):  # one that its tag calls a mapping
+            return super().construct_mapping(node, deep)
         # `<<` takes over another mapping, whose keys may be given here again.
         own = [key for key, _ in node.value if key.tag != f"{_TAG}merge"]
         known = set()
