@@ -52,7 +52,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "models": ({"types", "config", "messages"}, {"torch", "timm", "safetensors"}),
     "data": (
         {"types", "config", "views", "messages", "secrets", "storage"},
-        {"torch", "torchvision", "pyarrow", "numpy", "PIL", "sklearn", "scipy", "yaml"},
+        {"torch", "torchvision", "pyarrow", "numpy", "PIL", "sklearn", "yaml"},
     ),
     "methods": ({"types", "config", "views", "messages", "distributed", "functional", "models"}, {"torch"}),
     "testing": ({"types", "config", "views", "functional", "models", "methods"}, {"torch", "pytest"}),

@@ -35,7 +35,7 @@ from torchvision.datasets import SBDataset, VOCSegmentation, voc
 from css_ray.storage import locked, unfinished
 
 from .description import SUBSETS
-from .problems import joined
+from .problems import brief, joined
 
 STALL_SECONDS = 30.0
 """How long a server may send nothing before it is asked again."""
@@ -102,6 +102,8 @@ def _absent(archive: _Archive, base: Path, *, unpack: bool = False) -> list[str]
         datasets = archive.read(base, unpack)
     except (RuntimeError, FileNotFoundError) as error:  # of torchvision for a folder, of Python for a list that is not there
         return [getattr(error, "filename", None) or str(base / archive.folder.relative_to(archive.base))]
+    except UnicodeDecodeError:
+        return [f"a list in {base / archive.folder.relative_to(archive.base)} that is text"]
     wanted = {str(path) for dataset in datasets for path in (*dataset.images, *dataset.masks)}
     return sorted(path for path in wanted if not (os.path.isfile(path) and os.path.getsize(path)))
 
@@ -397,17 +399,14 @@ def _unpack(archive: _Archive, packed: Path, folder: Path) -> None:
 
     Raises ValueError if it holds others, or if a member is not to be trusted; nothing is unpacked then.
     """
-    try:
-        with tarfile.open(packed) as tar:
-            members = tar.getmembers()
-        _refuse_escapes(members, packed, folder)
-        _check_space(folder, sum(member.size for member in members))
-        link = folder / archive.filename
-        link.symlink_to(packed.absolute())  # torchvision finds its archive, with the right MD5, and asks no server
-        with _data_filter():
-            absent = _absent(archive, folder, unpack=True)
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{packed} cannot be unpacked: {error}") from None
+    with _damage_in_words(packed), tarfile.open(packed) as tar:
+        members = tar.getmembers()
+    _refuse_escapes(members, packed, folder)
+    _check_space(folder, sum(member.size for member in members))
+    link = folder / archive.filename
+    link.symlink_to(packed.absolute())  # torchvision finds its archive, with the right MD5, and asks no server
+    with _damage_in_words(packed), _data_filter():
+        absent = _absent(archive, folder, unpack=True)
     if absent:
         raise ValueError(f"{packed} does not hold what its lists name: absent or empty: {_some(absent)}")
     link.unlink()
@@ -416,6 +415,17 @@ def _unpack(archive: _Archive, packed: Path, folder: Path) -> None:
         for entry in inner.iterdir():
             entry.rename(folder / entry.name)
     shutil.rmtree(folder / archive.top)
+
+
+@contextmanager
+def _damage_in_words(packed: Path) -> Iterator[None]:
+    """What a damaged archive leads tarfile and its decompressors into is a ValueError that names the archive."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk
+        raise ValueError(f"{packed} cannot be unpacked: {brief(str(error)) or type(error).__name__}") from None
 
 
 def _refuse_escapes(members: Sequence[tarfile.TarInfo], packed: Path, folder: Path) -> None:
@@ -428,7 +438,7 @@ def _refuse_escapes(members: Sequence[tarfile.TarInfo], packed: Path, folder: Pa
         try:
             tarfile.data_filter(member, str(folder))
         except tarfile.FilterError as error:
-            found.append(str(error))
+            found.append(brief(str(error)))
     if found:
         more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
         raise ValueError(joined(f"{packed} is not to be trusted, nothing was unpacked", found[:_SHOWN] + more))

@@ -3,21 +3,18 @@
 - A grey 8-bit PNG holds class indices, or other values that `MaskCoding.values` names.
 - So does a palette PNG; its colours are for the eye alone.
 - An RGB PNG holds colours, all of which `MaskCoding.colours` must name.
-- A `.mat` file of SBD, the Semantic Boundaries Dataset, holds class indices and no void.
 
 If the values are the class indices already, the file's pixels are kept as they are compressed.
 """
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from ..types import IGNORE_INDEX
@@ -156,22 +153,6 @@ def make_coding(
     values = {index: index for index in range(num_classes)} | dict.fromkeys(void, IGNORE_INDEX)
     colours = {colour: index for index, colour in enumerate(palette)} | dict.fromkeys(void_colours, IGNORE_INDEX)
     return MaskCoding(values, colours, remedy)
-
-
-def read_mat(encoded: bytes) -> NDArray[np.uint8]:
-    """The class indices uint8 [H, W] of a MATLAB file of SBD's folder `cls`.
-
-    Raises ValueError if it is not such a file.
-    """
-    from scipy.io import loadmat  # only SBD needs it
-
-    try:
-        indices = loadmat(io.BytesIO(encoded), variable_names=["GTcls"])["GTcls"][0]["Segmentation"][0]
-    except Exception:  # scipy raises whatever the damaged bytes lead it into
-        indices = None
-    if not isinstance(indices, np.ndarray) or indices.dtype != np.uint8 or indices.ndim != 2:
-        raise ValueError("is not a .mat file of SBD (GTcls.Segmentation, uint8 [H, W]); fetch it again")
-    return indices
 
 
 def _grey(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:

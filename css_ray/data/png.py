@@ -103,12 +103,14 @@ def check_pixels(header: Header, chunks: Sequence[Chunk]) -> None:
 
 def _check_rows(header: Header, deflated: bytes) -> None:
     wanted = sum(count * length for count, length in header.rows())
+    inflate = zlib.decompressobj()
     try:
-        rows = zlib.decompressobj().decompress(deflated, wanted)
+        rows = inflate.decompress(deflated, wanted + 1)  # one more, to reach the end
     except zlib.error:
         raise ValueError("its pixels are damaged") from None
-    if len(rows) < wanted:
-        raise ValueError(f"its pixels are cut off: {len(rows):,} bytes of {wanted:,}")
+    if len(rows) != wanted or not inflate.eof:
+        found = f"{len(rows):,} bytes" if len(rows) <= wanted else "more"
+        raise ValueError(f"its pixels are cut off, or do not end: {found} of {wanted:,}")
     start = 0
     for count, length in header.rows():
         if max(rows[start : start + count * length : length]) > _MOST_FILTER:

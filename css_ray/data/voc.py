@@ -26,7 +26,8 @@ from .description import DatasetInfo
 from .files import FileItem, Mask, Problems, files_source
 from .images import MAX_PIXELS
 from .lists import read_lines, stem
-from .masks import MaskCoding, make_coding, read_mat, voc_palette
+from .masks import MaskCoding, make_coding, voc_palette
+from .mat import START, read_mat
 from .writing import Source
 
 CLASS_NAMES = (
@@ -132,7 +133,7 @@ class VocMasks:
 
     def __call__(self, encoded: bytes) -> Mask:
         """Read a mask. Raises ValueError with what is wrong."""
-        if not encoded.startswith(b"MATLAB"):
+        if not encoded.startswith(START):
             return self.coding(encoded)
         indices = read_mat(encoded)
         self.coding.check_values(set(indices.ravel().tolist()))

@@ -13,10 +13,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
+from scipy.sparse import csc_array
 from torchvision.io import ImageReadMode, decode_image
 
-from css_ray.data.masks import MaskCoding, make_coding, read_mat, voc_palette
+from css_ray.data.masks import MaskCoding, make_coding, voc_palette
+from css_ray.data.mat import read_mat
 from css_ray.types import IGNORE_INDEX
 
 # From the documentation of VOC 2012.
@@ -289,14 +291,14 @@ def test_a_reader_travels_to_other_processes() -> None:
     assert copy == VOC and np.array_equal(copy(coloured(indices())).indices, indices())
 
 
-def mat(segmentation: object, name: str = "GTcls") -> bytes:
+def mat(segmentation: object, name: str = "GTcls", compressed: bool = True) -> bytes:
     """A file as SBD has them: a struct with the boundaries of each class, the mask, and the classes present."""
     boundaries = np.empty((20, 1), object)
     for index in range(20):
-        boundaries[index, 0] = np.zeros((2, 2), np.uint8)
+        boundaries[index, 0] = csc_array(np.eye(5) > index) if index % 3 else np.zeros((2, 2), np.uint8)
     fields = {"Boundaries": boundaries, "Segmentation": segmentation, "CategoriesPresent": np.array([[1], [15]], np.uint8)}
     target = io.BytesIO()
-    savemat(target, {name: fields}, do_compression=True)
+    savemat(target, {"first": np.arange(3), name: fields, "last": "a text"}, do_compression=compressed)
     return target.getvalue()
 
 
@@ -306,6 +308,14 @@ def test_mat_files_of_sbd() -> None:
     assert encoded.startswith(b"MATLAB 5.0 MAT-file")
     read = read_mat(encoded)
     assert read.dtype == np.uint8 and np.array_equal(read, values)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_mat_files_are_read_as_scipy_reads_them(compressed: bool) -> None:
+    for seed, shape in enumerate([(1, 1), (1, 3), (2, 2), (4, 1), (3, 5), (375, 500)]):  # up to four bytes lie in the tag
+        encoded = mat(np.random.RandomState(seed).randint(0, 21, shape).astype(np.uint8), compressed=compressed)
+        expected = loadmat(io.BytesIO(encoded))["GTcls"][0]["Segmentation"][0]
+        assert np.array_equal(read_mat(encoded), expected) and read_mat(encoded).shape == shape
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def judge_set(case: tuple[Path, bytes, dict[str, str]]) -> str:
     return checked if checked.startswith("failed") else outcome_of(act)
 
 
-@share_and_whole(200, 20_000)
+@share_and_whole(200, 6_000)
 def test_descriptions_of_prepared_sets(count: int, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     folder = tmp_path / "set"
     write_dataset(folder, digits_source(num_train=6, num_val=3))
@@ -84,7 +84,7 @@ def judge_folder(case: tuple[Path, bytes]) -> str:
         shutil.rmtree(out, ignore_errors=True)
 
 
-@share_and_whole(150, 15_000)
+@share_and_whole(150, 6_000)
 def test_descriptions_of_folders(count: int, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     root = tmp_path / "root"
     for name in ("images", "masks"):

@@ -18,7 +18,8 @@ from scipy.io import savemat
 
 from css_ray.data.catalogue import prepare
 from css_ray.data.images import decode_mask, decode_rgb, image_size
-from css_ray.data.masks import make_coding, read_mat
+from css_ray.data.masks import make_coding
+from css_ray.data.mat import START, read_mat
 from css_ray.data.png import SIGNATURE, read_chunks
 from css_ray.data.shards import open_dataset
 from css_ray.types import IGNORE_INDEX
@@ -135,7 +136,7 @@ def judge_mask(content: bytes) -> str:
 
     def act() -> None:
         coding = make_coding(CLASSES, palette=[(value, 0, 0) for value in range(CLASSES)])
-        if content.startswith(b"MATLAB"):
+        if content.startswith(START):
             indices = read_mat(content)
             coding.check_values(set(indices.ravel().tolist()))
             return
@@ -159,12 +160,12 @@ def tried(
     tally.check(property)
 
 
-@share_and_whole(300, 30_000)
+@share_and_whole(300, 20_000)
 def test_images(count: int, record_property: Callable[[str, object], None]) -> None:
     tried("images", images(), judge_image, count, record_property)
 
 
-@share_and_whole(150, 15_000)
+@share_and_whole(150, 10_000)
 def test_masks(count: int, record_property: Callable[[str, object], None]) -> None:
     tried("masks", masks(), judge_mask, count, record_property)
 
@@ -194,7 +195,7 @@ def judge_folder(case: tuple[str, str, bytes, bool]) -> str:
             out.rmdir()
 
 
-@share_and_whole(60, 3_000)
+@share_and_whole(60, 2_000)
 def test_folders(count: int, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     names = {"a.jpg": images()[0], "b.png": images()[12], "c.webp": images()[19]}
     for part in ("images", "masks"):

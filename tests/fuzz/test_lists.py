@@ -87,7 +87,7 @@ def opened(folder: Path) -> DataSet:
     return _opened[folder]
 
 
-@share_and_whole(400, 40_000)
+@share_and_whole(400, 20_000)
 def test_split_files(count: int, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     mask = np.zeros((37, 50), np.uint8)
     rows = {name: [Row(id, images()[0], 37, 50, None if id == "bare" else mask) for id in ids] for name, ids in IDS.items()}

@@ -81,7 +81,7 @@ def tried(kind: str, cases: list[Case], words: list[str], property: Callable[[st
     tally.check(property)
 
 
-@share_and_whole(60, 6_000)
+@share_and_whole(60, 3_000)
 @pytest.mark.parametrize("fits", [False, True], ids=["hash differs", "hash fits"])
 def test_damaged_bytes(count: int, fits: bool, folder: Path, record_property: Callable[[str, object], None]) -> None:
     paths = sorted(folder.glob("*.arrow"))
@@ -107,7 +107,7 @@ def structure(content: bytes) -> list[int]:
     return [position for position in range(len(content)) if position not in inside]
 
 
-@share_and_whole(120, 12_000)
+@share_and_whole(120, 6_000)
 def test_damaged_structure(count: int, folder: Path, record_property: Callable[[str, object], None]) -> None:
     """Offsets, lengths and Arrow's own descriptions, with a hash that fits."""
     paths = sorted(folder.glob("*.arrow"))
@@ -144,7 +144,7 @@ def altered_row(row: dict[str, Any], random: Any) -> tuple[str, dict[str, Any]]:
     return f"{column} = {ascii(row[column])[:40]}", row
 
 
-@share_and_whole(60, 6_000)
+@share_and_whole(60, 3_000)
 def test_altered_rows(count: int, folder: Path, record_property: Callable[[str, object], None]) -> None:
     paths = sorted(folder.glob("*.arrow"))
     cases, words = [], []
