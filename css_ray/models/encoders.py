@@ -160,7 +160,10 @@ def _load(network: nn.Module, path: Path) -> None:
     if wrong:
         others = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
         raise WeightsError(f"{path}: {wrong[0]}{others}; is it for another network?")
-    missing = network.load_state_dict(weights, strict=False).missing_keys
+    try:
+        missing = network.load_state_dict(weights, strict=False).missing_keys
+    except RuntimeError as error:  # numbers of a kind that cannot be converted
+        raise WeightsError(f"{path}: {last_line(error, 300)}; is it for another network?") from None
     if missing:
         raise WeightsError(
             f"{path} lacks {len(missing)} of the encoder's {len(wanted)} keys, among them {', '.join(missing[:5])}; is it for "
@@ -170,7 +173,7 @@ def _load(network: nn.Module, path: Path) -> None:
 
 def _misfit(found: object, wanted: Tensor) -> str:
     """Why a value of a file does not fit a tensor of the network; empty if it does."""
-    if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_quantized or found.is_meta:
+    if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta:
         return "is not a plain tensor in the file"
     if found.shape != wanted.shape:
         return f"has the shape {_shape(found)} in the file, {_shape(wanted)} in the encoder"
