@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from css_ray.messages import did_you_mean, last_line, os_error_text
+from css_ray.messages import did_you_mean, last_line, os_error_text, printable
 
 LOW_LEVEL_STRIDE = 4
 
@@ -23,6 +23,9 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 class WeightsError(ValueError):
     """A file of weights is not one, or not one of this encoder; the message names what differs."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it quotes the file
 
 
 class Encoder(nn.Module):
@@ -177,8 +180,9 @@ def _misfit(found: object, wanted: Tensor) -> str:
         return "is not a plain tensor in the file"
     if found.shape != wanted.shape:
         return f"has the shape {_shape(found)} in the file, {_shape(wanted)} in the encoder"
-    if wanted.is_floating_point() and not found.is_floating_point():
-        return f"holds {str(found.dtype).removeprefix('torch.')} in the file, floating-point numbers in the encoder"
+    if found.is_complex() or (wanted.is_floating_point() and not found.is_floating_point()):
+        there, here = (str(each.dtype).removeprefix("torch.") for each in (found, wanted))
+        return f"holds {there} in the file, {here} in the encoder"
     return ""
 
 
