@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 import css_ray
-from css_ray.messages import did_you_mean, printable
+from css_ray.messages import clipped, did_you_mean, printable
 from css_ray.secrets import without_secrets
 
 from .errors import bad_input
@@ -72,14 +72,21 @@ def _errors_in_words() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = printable(without_secrets(error.message))  # type: ignore[misc]
+        error.message = _plain(error.message)  # type: ignore[misc]
         raise
     except OSError as error:
         if error.errno == errno.EPIPE:  # who reads the output has seen enough
             raise
         refused = bad_input(error, "open")
-        refused.message = printable(without_secrets(refused.message))  # type: ignore[misc]
+        refused.message = _plain(refused.message)  # type: ignore[misc]
         raise refused from None
+
+
+def _plain(message: str) -> str:
+    return printable(without_secrets(clipped(message, _LONGEST)))
+
+
+_LONGEST = 9_000  # characters of a message: a word that was given may have more
 
 
 class _Words(logging.Formatter):

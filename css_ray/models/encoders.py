@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from css_ray.messages import did_you_mean, last_line, os_error_text
+from css_ray.messages import did_you_mean, last_line, os_error_text, printable
 
 LOW_LEVEL_STRIDE = 4
 
@@ -23,6 +23,9 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 class WeightsError(ValueError):
     """A file of weights is not one, or not one of this encoder; the message names what differs."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it quotes the file
 
 
 class Encoder(nn.Module):
@@ -160,7 +163,10 @@ def _load(network: nn.Module, path: Path) -> None:
     if wrong:
         others = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
         raise WeightsError(f"{path}: {wrong[0]}{others}; is it for another network?")
-    missing = network.load_state_dict(weights, strict=False).missing_keys
+    try:
+        missing = network.load_state_dict(weights, strict=False).missing_keys
+    except RuntimeError as error:  # numbers of a kind that cannot be converted
+        raise WeightsError(f"{path}: {last_line(error, 300)}; is it for another network?") from None
     if missing:
         raise WeightsError(
             f"{path} lacks {len(missing)} of the encoder's {len(wanted)} keys, among them {', '.join(missing[:5])}; is it for "
@@ -170,12 +176,13 @@ def _load(network: nn.Module, path: Path) -> None:
 
 def _misfit(found: object, wanted: Tensor) -> str:
     """Why a value of a file does not fit a tensor of the network; empty if it does."""
-    if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_quantized or found.is_meta:
+    if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta:
         return "is not a plain tensor in the file"
     if found.shape != wanted.shape:
         return f"has the shape {_shape(found)} in the file, {_shape(wanted)} in the encoder"
-    if wanted.is_floating_point() and not found.is_floating_point():
-        return f"holds {str(found.dtype).removeprefix('torch.')} in the file, floating-point numbers in the encoder"
+    if found.is_complex() or (wanted.is_floating_point() and not found.is_floating_point()):
+        there, here = (str(each.dtype).removeprefix("torch.") for each in (found, wanted))
+        return f"holds {there} in the file, {here} in the encoder"
     return ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from tests.cli.made_up import SEARCH, SPEC, Journal
-from tests.fuzz.tally import Tally, bounded_memory, command
+from tests.fuzz.commands import bounded_memory, outcome_of_command
+from tests.fuzz.mutate import Tally, case_random, share_and_whole
 
-FEW, MANY = 120, 12_000
 NOBODY = "http://127.0.0.1:9"
 
 WORDS = [
-    "", " ", ".", "..", "../x", "/", "/dev/null", "/dev/zero", "/proc/self/status", "file", "folder", "file/x", "loop", "digits", "small", "good.yaml", "bad.yaml",
+    "", " ", ".", "..", "../x", "/", "/dev/null", "/proc/self/status", "file", "folder", "file/x", "loop", "digits", "small", "good.yaml", "bad.yaml",
     "a\n", "\n", "a\tb", "\x1b[31mx", "\x1b]52;c;eA==\x07", "\x9b1m", "\u202ex", "\udcff", "é", "x" * 300, "x/" * 3000, "-", "--", "-x", "--x", "--x=y", "@x", "*", "~", "$(x)",
     "`x`", "'", '"', "a b", ";", "|", "[", "{a", "a=b", "=", "a=", "=b", "1e9", "nan", "inf", "-1", "0", "1", "1000000000", str(2**63), str(10**30), "0x10", "1,2", ",",
     "x://y", "x://", "://", "//h/x", "//ann:pw@h/x", "ann:pw@h:1", "http://", "http://ann:pw@h/x", "http://[::1", "file:///nowhere", "file://h/x", "s3://b/x;token=abc",
@@ -146,29 +146,17 @@ def altered(words: list[str], random: Random) -> list[str]:
     return [*words[:place], *words[place + 1 :]] if fewer else [*words[:place], word(random), *words[place:]]
 
 
-def fuzz(count: int) -> None:
+@share_and_whole(200, 12_000)
+def test_command_lines(count: int, folder: Path, record_property: Callable[[str, object], None]) -> None:
     tally = Tally("command lines")
     with bounded_memory():
-        for seed in range(count):
-            random = Random(seed)
-            template, codes = COMMANDS[seed % len(COMMANDS)]
+        for number in range(count):
+            random = case_random(tally.kind, number)
+            template, codes = COMMANDS[number % len(COMMANDS)]
             words = arguments(template.split(), random)
             if random.random() < 0.15:
                 words, codes = altered(words, random), (1, 2)  # it may be another command
-            command(tally, words, codes, f"seed {seed}: {words}"[:500])
-            if not Path("good.yaml").is_file():
-                tally.fail(f"seed {seed}: {words} removed a file")
-                break
-    assert sorted(os.listdir("studies")) == ["small"]
-    tally.check()
-
-
-def test_some_command_lines(folder: Path) -> None:
-    fuzz(FEW)
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.timeout(7200)
-def test_many_command_lines(folder: Path) -> None:
-    fuzz(MANY)
+            tally.count(f"case {number}: {words}"[:500], outcome_of_command(words, codes))
+            assert Path("good.yaml").is_file(), f"case {number} removed a file: {words}"
+    assert os.listdir("studies") == ["small"]
+    tally.check(record_property)

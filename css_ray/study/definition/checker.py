@@ -131,7 +131,7 @@ class Checker:
         elif isinstance(value, int) and abs(value) >= _MAX_NUMBER:
             self.unreadable(path, f"must be a number of at most 64 bits, got one of {value.bit_length()}")
         elif value is not None and not isinstance(value, bool | int | float):
-            self.unreadable(path, f"must be a number, text, true, false, null, a list or a mapping, got {value!r}")
+            self.unreadable(path, f"must be a number, text, true, false, null, a list or a mapping, got {type(value).__name__}")
 
     def unreadable(self, path: str, sentence: str) -> None:
         self.readable = False
