@@ -1,4 +1,4 @@
-"""`trial.json` of a checkpoint: every event of its trial so far, with the settings and a checksum.
+"""`trial.json` of a checkpoint: every event of its trial so far, with its settings, what its files hold, and a checksum.
 
 Earlier versions wrote the list of events alone. What does not belong to the trial that is to continue is refused.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,25 +16,29 @@ from css_ray.events import EventError, RunEvaluated, RunEvent, RunFailed, RunFin
 from css_ray.storage import write_whole
 from css_ray.study.inputs import prepare
 from css_ray.study.job import Job
-from css_ray.training.checkpoint import DamagedError
+from css_ray.training.checkpoint import STATE_FILE, DamagedError, fingerprint, random_file
 
 TRIAL_FILE = "trial.json"
 
 
 def write_trial(folder: Path, events: Sequence[RunEvent], settings: Mapping[str, Any]) -> None:
-    """Write the events of a trial, and its settings, into the folder of a checkpoint."""
-    content = {"settings": settings, "events": [event.to_json() for event in events]}
+    """Write the events of a trial, and its settings, into the folder of a checkpoint, beside the files of rank 0."""
+    files = {name: fingerprint(folder / name) for name in (STATE_FILE, random_file(0)) if (folder / name).exists()}
+    content = {"settings": settings, "files": files, "events": [event.to_json() for event in events]}
     write_whole(folder / TRIAL_FILE, json.dumps(content | {"checksum": _checksum(content)}).encode())
 
 
 def read_trial(folder: Path, job: Job) -> list[RunEvent]:
     """The events in a checkpoint, of those splits that `job` has.
 
-    Raises DamagedError if the file is missing, damaged or altered, or if it is not of the job's trial with its settings.
+    Raises DamagedError if the file is missing, damaged or altered, if it is not of the job's trial with its settings, or if
+    other files lie beside it than were written with it.
     """
     path = folder / TRIAL_FILE
+    if os.path.lexists(path) and not path.is_file():  # a pipe would be waited for
+        raise DamagedError(path, "it is not a file")
     try:
-        settings, events = _parsed(path.read_text())
+        settings, files, events = _parsed(path.read_text())
         if problem := next(_problems(settings, events, job), ""):
             raise DamagedError(path, problem)
     except FileNotFoundError:
@@ -42,9 +47,22 @@ def read_trial(folder: Path, job: Job) -> list[RunEvent]:
         raise DamagedError(path, "its values are nested too deep") from None
     except ValueError as error:
         raise DamagedError(path, error) from None
+    for name, written in files.items():
+        _check_file(folder / name, written)
     # Those of other splits are in the journal already: a job has all that have not finished.
     splits = {spec.split for spec in job.runs}
     return [event for event in events if event.split in splits]
+
+
+def _check_file(path: Path, written: str) -> None:
+    if os.path.lexists(path) and not path.is_file():
+        raise DamagedError(path, "it is not a file")
+    try:
+        found = fingerprint(path)
+    except FileNotFoundError:
+        raise DamagedError(path, "it is missing") from None
+    if found != written:
+        raise DamagedError(path, f"it is not the one that was written with {TRIAL_FILE}")
 
 
 def progress_of(events: Sequence[RunEvent]) -> tuple[set[int], dict[int, int]]:
@@ -57,16 +75,20 @@ def progress_of(events: Sequence[RunEvent]) -> tuple[set[int], dict[int, int]]:
     return ended, evaluated
 
 
-def _parsed(text: str) -> tuple[Mapping[str, Any] | None, list[RunEvent]]:
-    """The settings, None of an earlier version, and the events. Raises ValueError if that is not what the text holds."""
-    content = json.loads(text)
-    settings, plain = None, content
+def _parsed(text: str) -> tuple[Mapping[str, Any] | None, Mapping[str, str], list[RunEvent]]:
+    """The settings, None of an earlier version, the files and the events. Raises ValueError if the text holds no such."""
+    content: Any = json.loads(text)
+    settings: Any = None
+    files: Any = {}
+    plain = content
     if isinstance(content, dict):
         if content.pop("checksum", None) != _checksum(content):
             raise ValueError("its checksum is wrong")
-        settings, plain = content.get("settings"), content.get("events")
+        settings, files, plain = content.get("settings"), content.get("files"), content.get("events")
         if not isinstance(settings, dict):
             raise ValueError("it has no settings")
+        if not isinstance(files, dict) or not files.keys() <= {STATE_FILE, random_file(0)}:
+            raise ValueError("it names files that no checkpoint has")
     if not isinstance(plain, list):
         raise ValueError("it has no list of events")
     events = []
@@ -78,7 +100,7 @@ def _parsed(text: str) -> tuple[Mapping[str, Any] | None, list[RunEvent]]:
         if not isinstance(event, RunEvent):
             raise ValueError(f"event {number}: {event.kind} is not of a run")
         events.append(event)
-    return settings, events
+    return settings, files, events
 
 
 def _problems(settings: Mapping[str, Any] | None, events: Sequence[RunEvent], job: Job) -> Iterator[str]:

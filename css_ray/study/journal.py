@@ -242,13 +242,19 @@ class _File:
         self.descriptor: int | None = None
 
     def read(self) -> list[str]:
-        if not self.path.exists():
+        if not self._is_there():
             return []
         text = self.path.read_bytes()
         whole, newline, _ = text.rpartition(b"\n")
         # A last line without its end is a write that was cut off: the run that it is about reports it again.
         self.end = len(whole) + len(newline)
         return whole.decode(errors="replace").split("\n") if newline else []
+
+    def _is_there(self) -> bool:
+        """Whether there is a journal. Raises JournalError if it is a folder, or a pipe, which would be waited for."""
+        if os.path.lexists(self.path) and not self.path.is_file():
+            raise JournalError(f"{self.path} is not a file; remove it, and restore the journal from a copy")
+        return self.path.exists()
 
     def read_all(self) -> list[str | None]:
         """The lines, as `read` returns them."""
@@ -268,14 +274,12 @@ class _File:
 
     def read_from(self, mark: int | None) -> tuple[list[str], int]:
         """The whole lines from byte `mark` on, and where they end."""
-        mark = mark or 0
-        try:
-            with self.path.open("rb") as file:
+        mark, size, whole, newline = mark or 0, 0, b"", b""
+        if self._is_there():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError), self.path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(mark)
                 whole, newline, _ = file.read().rpartition(b"\n")
-        except (FileNotFoundError, NotADirectoryError):
-            size, whole, newline = 0, b"", b""
         if size < mark:
             raise JournalError(
                 f"the journal in {self.folder} became shorter: the study was removed or begun again; run this command again"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -68,6 +70,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
     Raises FileNotFoundError with the path, or DamagedError.
     """
+    if os.path.lexists(path) and not path.is_file():  # a pipe would be waited for
+        raise DamagedError(path, "it is not a file")
     try:
         # torch compares no checksums: a block that a dying machine never wrote would be read as zeros.
         with zipfile.ZipFile(path) as archive:
@@ -84,6 +88,21 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise DamagedError(path, f"it holds a {type(state).__name__}, not a state")
     return state
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of what a file of tensors holds: of the checksums in its directory, which `read_tensors` compares with the rest.
+
+    Raises FileNotFoundError with the path, or DamagedError.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = sorted((member.filename, member.CRC, member.file_size) for member in archive.infolist())
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise DamagedError(path, next(iter(str(error).splitlines()), type(error).__name__)) from error
+    return hashlib.sha256(repr(members).encode()).hexdigest()
 
 
 def read_state(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer, iterations: int) -> dict[str, Any]:
@@ -143,7 +162,8 @@ def _optimizer_problem(state: object, optimizer: torch.optim.Optimizer) -> str:
         return "it does not hold the state of an optimizer"
     groups, of_parameters = state["param_groups"], state["state"]
     own = [group["params"] for group in optimizer.state_dict()["param_groups"]]
-    if not isinstance(groups, list) or [group.get("params") if isinstance(group, dict) else None for group in groups] != own:
+    found = [group.get("params") if isinstance(group, dict) else None for group in groups] if isinstance(groups, list) else None
+    if str(found) != str(own):  # as text: a tensor in it would be compared value by value
         return "its optimizer has other groups of parameters"
     parameters = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]))
     if not isinstance(of_parameters, dict) or of_parameters.keys() - parameters.keys():
@@ -172,16 +192,21 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def random_file(rank: int) -> str:
+    """The file of a rank's generators."""
+    return f"random_rank{rank}.pt"
+
+
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write this rank's files of a checkpoint into `folder`: every rank its generators, rank 0 the shared `state`."""
-    write_tensors(folder / f"random_rank{distributed.rank()}.pt", random_state())
+    write_tensors(folder / random_file(distributed.rank()), random_state())
     if distributed.rank() == 0:
         write_tensors(folder / STATE_FILE, state | {"num_ranks": distributed.world_size()})
 
 
 def read_random_state(folder: Path) -> dict[str, Any] | None:
     """This rank's generators, or None if fewer ranks wrote the checkpoint: the run then continues, but not bit for bit."""
-    path = folder / f"random_rank{distributed.rank()}.pt"
+    path = folder / random_file(distributed.rank())
     return read_tensors(path) if path.exists() else None
 
 
@@ -193,10 +218,11 @@ def check_checkpoint(folder: Path, step: int) -> None:
         ranks, progress = state.get("num_ranks", 1), state.get("progress")
         if type(ranks) is not int or ranks < 1:
             raise DamagedError(path, f"num_ranks must be a whole number >= 1, got {ranks!r:.80}")
-        if isinstance(progress, dict) and progress.get("step") != step:
-            raise DamagedError(path, f"it was written at step {progress.get('step')!r:.80}, not at step {step}")
+        reached = progress.get("step") if isinstance(progress, dict) else step
+        if type(reached) is not int or reached != step:
+            raise DamagedError(path, f"it was written at step {reached!r:.80}, not at step {step}")
         if distributed.rank() < ranks:
-            path = folder / f"random_rank{distributed.rank()}.pt"
+            path = folder / random_file(distributed.rank())
             _check_random(path, read_tensors(path))
     except FileNotFoundError:
         raise DamagedError(path, "it is missing") from None
@@ -206,8 +232,8 @@ def _check_random(path: Path, state: Mapping[str, Any]) -> None:
     try:
         torch.Generator().set_state(state["cpu"])
         cuda = state.get("cuda")
-        if cuda is not None and (cuda.dtype, cuda.dim()) != (torch.uint8, 1):
-            raise TypeError("cuda")
+        if state.keys() - {"cpu", "cuda"} or (cuda is not None and (cuda.dtype, cuda.dim()) != (torch.uint8, 1)):
+            raise TypeError(path)
     except (AttributeError, KeyError, TypeError, RuntimeError):
         raise DamagedError(path, "it holds no state of random generators") from None
 

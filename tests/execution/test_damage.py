@@ -37,7 +37,7 @@ from css_ray.training.checkpoint import (
 )
 from tests.journals import Telling
 from tests.places import Place, check_same, evaluations
-from tests.trials import job_of, state_at, told, write
+from tests.trials import job_of, one_thread, state_at, told, write
 
 # --------------------------------------------------------------------------------------------------------------- one file
 
@@ -293,7 +293,7 @@ def test_events_that_one_trial_cannot_have_had_are_refused(newest_first: list[Pa
     beyond = RunEvaluated(time=1.0, trial=0, split=0, step=50, metrics={})
     for events, found in (
         ([*first, first[-1]], "run_evaluated of split 0 is in it twice"),
-        ([*first, beyond], "step 50 of split 0 is beyond its last, 40"),
+        ([*first, beyond], "step 50 of split 0 is beyond its last, 30"),
         ([*first, *second], "the splits 0, 1 are in progress, of which one can be"),
         (told(job, 0, 10), "state.pt: it was written at step 20, not at step 10"),
     ):
@@ -359,17 +359,21 @@ def test_a_state_that_does_not_fit_is_passed_over_before_anything_is_reported(
     state = read_tensors(newest_first[0] / STATE_FILE)
     damage(state)
     write_tensors(newest_first[0] / STATE_FILE, state)
+    _, (reason,) = newest(job, newest_first[0])
+    assert reason == f"000002/{STATE_FILE}: it is not the one that was written with {TRIAL_FILE}"
+    write_trial(newest_first[0], told(job, 0, 10, 20), job.runs[0].settings)  # as if it had been written so
     sent = Sent(monkeypatch)
     job = dataclasses.replace(job, runs=job.runs[:1])
     reporter = SlotReporter(job, 1, None, torch.device("cpu"), lambda: None)  # type: ignore[arg-type]
-    train_splits(job, reporter, torch.device("cpu"), lambda: None)
+    with one_thread():
+        train_splits(job, reporter, torch.device("cpu"), lambda: None)
     rewound = [event for event in sent.events if isinstance(event, RunRewound)]
     assert [event.step for event in rewound] == [10]
     assert rewound[0].reason.startswith(f"damaged checkpoints (000002/{STATE_FILE}: {found}")
     assert rewound[0].reason.endswith("): the run continues from the one before, at step 10")
     # Of the one that was passed over nothing was reported: its evaluation at step 20 is the new one's.
     evaluated = {event.step: event.metrics["val/miou"] for event in sent.events if isinstance(event, RunEvaluated)}
-    assert list(evaluated) == [10, 20, 30, 40] and evaluated[10] == 10.0 != evaluated[20] != 20.0
+    assert list(evaluated) == [10, 20, 30] and evaluated[10] == 10.0 != evaluated[20] != 20.0
     assert isinstance(sent.events[-1], RunFinished) and sent.news[-1].over
 
 
