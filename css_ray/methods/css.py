@@ -17,7 +17,7 @@ from css_ray.functional.contrast import ClassMean, Negatives, contrastive_loss
 from css_ray.functional.losses import UnsupReduction, unsupervised_cross_entropy
 from css_ray.functional.metrics import quantiles
 from css_ray.functional.pseudo_labels import PseudoLabelling, agreement, at_class, collaborate, most_likely
-from css_ray.functional.resizing import nearest, upsample
+from css_ray.functional.resizing import Grid, nearest, upsample
 from css_ray.functional.schedules import ContrastSchedule, contrast_ramp
 from css_ray.functional.similarity import (
     closest_prototypes,
@@ -75,8 +75,11 @@ class CSS(Method):
             "mix", help="what all three gates look at (Table 6); mix: confidence in logit space, similarity in the other"
         )
         unsup_gate: Gate | None = knob(None, help="indicator of the unsupervised loss; null: as `indicator`")
-        valid_gate: Gate | None = knob(
-            None, help="the teacher's indicator of the pixels for contrast and prototypes; null: as `indicator`"
+        valid_gate: Gate | Literal["auto"] | None = knob(
+            "auto",
+            help="the teacher's indicator of the pixels for contrast and prototypes; null: as `indicator`; auto: so too, but "
+            "confidence for cross",
+            before=None,
         )
         hard_gate: Gate | None = knob(None, help="the student's indicator of the contrast's hard anchors; null: as `indicator`")
         unsup_threshold: float = knob(0.97, help="a pixel counts in the unsupervised loss from here (δ_u)", ge=0, le=1)
@@ -103,6 +106,11 @@ class CSS(Method):
         cross_warm_up: float = knob(
             0.1, help="share of training in which logits label alone before cross; the paper's 20 of 200 epochs", ge=0, le=1
         )
+        label_grid: Grid = knob(
+            "aligned",
+            help="where a cell of the representations reads its label: at the pixel that shows it, or up to 3 away (published)",
+            before="corner",
+        )
         padding: Literal["ignored", "labelled"] = knob(
             "ignored", help="whether mirrored padding of a crop gets pseudo-labels (published code)"
         )
@@ -124,7 +132,12 @@ class CSS(Method):
         def gates(self) -> tuple[Gate, Gate, Gate]:
             """The gates of the unsupervised loss, of valid and of hard pixels."""
             unsup, valid, hard = _GATES[self.indicator]
-            return self.unsup_gate or unsup, self.valid_gate or valid, self.hard_gate or hard
+            if self.valid_gate != "auto":
+                valid = self.valid_gate or valid
+            elif self.pseudo_labelling == "cross":
+                # A similarity above 1/2 is the largest: at the class of the logits it leaves no pixel where the spaces differ.
+                valid = "confidence"
+            return self.unsup_gate or unsup, valid, self.hard_gate or hard
 
         @property
         def indicator_temperature(self) -> float:
@@ -148,6 +161,8 @@ class CSS(Method):
         """`published` follows the script of the pseudo-labelling: mix_label, cross_label, or ori_pseudo for logits."""
         if preset == "paper":
             return {
+                # The paper gives no τ. At 0.5 no pixel passes δ_w, though its Table 4 has a row of those that do.
+                "temperature": 0.1,
                 "similarity_temperature": None,
                 "prototype_warm_up": 0.0,
                 "unsup_reduction": "pixel",
@@ -163,6 +178,7 @@ class CSS(Method):
             "unseen_prototypes": "zero",
             "prototype_warm_up": 0.0,
             "cross_warm_up": 0.0,
+            "label_grid": "corner",
             "padding": "labelled",
             "cutmix_partner": "rank_zero",
             "unsup_reduction": "image_fraction_overcounted",
@@ -193,6 +209,13 @@ class CSS(Method):
                     f"{bound:.3f} at temperature {temperature:g} (and {orthogonal:.3f} if prototypes are orthogonal); "
                     f"lower {name}, or set similarity_temperature to at most {highest:g}"
                 )
+        taught = config.pseudo_labelling in ("cross", "logits")  # the contrast, by the logits
+        if taught and config.gates[1] == "similarity" and config.valid_threshold > 0.5:
+            found.append(
+                f"valid_threshold {config.valid_threshold:g} of the similarity at the class of the logits leaves no pixel on "
+                "which the two spaces disagree: a similarity above 0.5 is the largest one; set valid_gate to confidence, or "
+                "valid_threshold to at most 0.5"
+            )
         return found
 
     def forward(self, batch: Batch, progress: float) -> Losses:
@@ -219,7 +242,7 @@ class CSS(Method):
         unsupervised = unsupervised * share_of_rank(counted.sum())
 
         representations = torch.cat([_representations(labelled), _representations(strong)])
-        contrast_labels = torch.cat([_at_stride(batch.labels, labelled), _at_stride(strong_labels, strong)])
+        contrast_labels = torch.cat([self._at_stride(batch.labels, labelled), self._at_stride(strong_labels, strong)])
         with torch.no_grad():
             if config.prototype_source == "student":
                 # Departs from Eq. 2, as the published code: the student's strong view.
@@ -228,8 +251,8 @@ class CSS(Method):
                 # The labelled images as they came, and the weak view: what the teacher predicts without the student's changes.
                 plain = self.teacher(batch.labelled_images)
                 self.prototypes.update(
-                    (_representations(plain), _at_stride(batch.labels, plain)),
-                    (_representations(weak), _at_stride(labels.contrast, weak)),
+                    (_representations(plain), self._at_stride(batch.labels, plain)),
+                    (_representations(weak), self._at_stride(labels.contrast, weak)),
                 )
             hard = self._hard(labelled, strong, representations, contrast_labels, logs)
         contrast = contrastive_loss(
@@ -278,6 +301,10 @@ class CSS(Method):
         cosines = upsample(cosine_similarity(_representations(prediction), self.prototypes.value), size)
         similarities = softmax_similarity(cosines, self._candidates(), self.config.indicator_temperature)
         return _Spaces(probabilities, similarities)
+
+    def _at_stride(self, labels: Tensor, prediction: Prediction) -> Tensor:
+        """[B, H, W] -> [B, h, w]: the labels of the cells of a prediction."""
+        return nearest(labels, (prediction.logits.shape[2], prediction.logits.shape[3]), self.config.label_grid)
 
     def _candidates(self) -> Tensor:
         """[C] bool: the classes whose prototypes may win."""
@@ -366,7 +393,3 @@ class _Labels(NamedTuple):
 def _representations(prediction: Prediction) -> Tensor:
     assert prediction.representations is not None  # the constructor asked for them
     return prediction.representations
-
-
-def _at_stride(labels: Tensor, prediction: Prediction) -> Tensor:
-    return nearest(labels, (prediction.logits.shape[2], prediction.logits.shape[3]))

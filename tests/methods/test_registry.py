@@ -24,7 +24,12 @@ BROKEN = {
         "",
         "cannot be loaded (AttributeError: module 'unnamed' has no attribute 'Missing')",
     ),
-    "malformed": ("malformed", "not a module!", "", "cannot be loaded ("),  # the type depends on the version of importlib.metadata
+    "malformed": (
+        "malformed",
+        "not a module!",
+        "",
+        "cannot be loaded (",
+    ),  # the type depends on the version of importlib.metadata
     "failing": ("failing", "failing:X", "raise RuntimeError('no\\n  licence')", "cannot be loaded (RuntimeError: no licence)"),
     "leaving": ("leaving", "leaving:X", "raise SystemExit", "cannot be loaded (SystemExit)"),
     "number": ("number", "number:x", "x = 3", "it is of type int, not a subclass of css_ray.methods.Method"),
