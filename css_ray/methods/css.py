@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from css_ray.config import knob
-from css_ray.distributed import share_of_rank
-from css_ray.functional.contrast import ClassMean, Negatives, contrastive_loss
+from css_ray.distributed import all_reduce_sum, rank, share_of_rank, world_size
+from css_ray.functional.contrast import ALONE, ClassMean, Negatives, Ranks, contrastive_loss
 from css_ray.functional.losses import UnsupReduction, unsupervised_cross_entropy
 from css_ray.functional.metrics import quantiles
 from css_ray.functional.pseudo_labels import PseudoLabelling, agreement, at_class, collaborate, most_likely
@@ -31,7 +31,7 @@ from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.strong_view import Partner, strong_view
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
-from css_ray.types import IGNORE_INDEX, Batch, Losses, Prediction
+from css_ray.types import IGNORE_INDEX, Batch, Losses, Prediction, Rate
 from css_ray.views import Views
 
 Gate = Literal["confidence", "similarity"]
@@ -111,6 +111,17 @@ class CSS(Method):
             help="where a cell of the representations reads its label: at the pixel that shows it, or up to 3 away (published)",
             before="corner",
         )
+        rank_means: Literal["joint", "own"] = knob(
+            "joint",
+            help="losses of several workers: of their joined batch, or means of the workers' own means (published code)",
+        )
+        hard_prototypes: Literal["updated", "previous"] = knob(
+            "updated", help="which prototypes the hard gate looks at: the step's, or those before it (published code)"
+        )
+        teacher_sees_labelled: bool = knob(
+            False,
+            help="the teacher's batch statistics are of labelled images too, after their colours changed (published code)",
+        )
         padding: Literal["ignored", "labelled"] = knob(
             "ignored", help="whether mirrored padding of a crop gets pseudo-labels (published code)"
         )
@@ -179,6 +190,9 @@ class CSS(Method):
             "prototype_warm_up": 0.0,
             "cross_warm_up": 0.0,
             "label_grid": "corner",
+            "rank_means": "own",
+            "hard_prototypes": "previous",
+            "teacher_sees_labelled": True,
             "padding": "labelled",
             "cutmix_partner": "rank_zero",
             "unsup_reduction": "image_fraction_overcounted",
@@ -220,7 +234,7 @@ class CSS(Method):
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         config, images = self.config, batch.unlabelled_images
-        logs: dict[str, Tensor] = {}
+        logs: dict[str, Tensor | Rate] = {}
         with torch.no_grad():
             weak = self.teacher(images)
             valid = torch.ones_like(batch.unlabelled_valid) if config.padding == "labelled" else batch.unlabelled_valid
@@ -233,17 +247,23 @@ class CSS(Method):
                 partner=config.cutmix_partner,
             )
 
-        labelled, strong = self.see(batch.labelled_images, strong_images, joint=config.joint_forward)
-        supervised = self.supervised(labelled, batch.labels)
+        labelled_images = self.strong_colours(batch.labelled_images)
+        if config.teacher_sees_labelled:
+            self.teacher(labelled_images)
+        labelled, strong = self.see(labelled_images, strong_images, joint=config.joint_forward)
+        joint = config.rank_means == "joint"
+        supervised = self.supervised(labelled, batch.labels, joint=joint)
         logits = upsample(strong.logits, (images.shape[2], images.shape[3]))
         counted = unsup_labels != IGNORE_INDEX
         counted = passed & counted if config.unsup_reduction == "pixel" else counted
         unsupervised = unsupervised_cross_entropy(logits, unsup_labels, passed, config.unsup_reduction)
-        unsupervised = unsupervised * share_of_rank(counted.sum())
+        if joint:
+            unsupervised = unsupervised * share_of_rank(counted.sum())
 
         representations = torch.cat([_representations(labelled), _representations(strong)])
         contrast_labels = torch.cat([self._at_stride(batch.labels, labelled), self._at_stride(strong_labels, strong)])
         with torch.no_grad():
+            looked_at = self.prototypes.value.clone(), self._candidates().clone()
             if config.prototype_source == "student":
                 # Departs from Eq. 2, as the published code: the student's strong view.
                 self.prototypes.update((representations, contrast_labels))
@@ -254,7 +274,10 @@ class CSS(Method):
                     (_representations(plain), self._at_stride(batch.labels, plain)),
                     (_representations(weak), self._at_stride(labels.contrast, weak)),
                 )
-            hard = self._hard(labelled, strong, representations, contrast_labels, logs)
+            if config.hard_prototypes == "updated":
+                looked_at = self.prototypes.value, self._candidates()
+            hard = self._hard(labelled, strong, representations, contrast_labels, *looked_at)
+        logs["hard_pass_rate"] = Rate(hard.sum(), (contrast_labels != IGNORE_INDEX).sum())
         contrast = contrastive_loss(
             representations,
             contrast_labels,
@@ -266,6 +289,7 @@ class CSS(Method):
             num_negatives=config.num_negatives,
             negatives=config.negatives,
             mean_over=config.contrast_mean,
+            ranks=Ranks(rank(), world_size(), all_reduce_sum) if config.rank_means == "joint" else ALONE,
         )
         weight = config.contrast_weight * contrast_ramp(config.contrast_schedule, progress, batch.labelled_epoch)
         logs["contrast_weight"] = torch.full_like(supervised.detach(), weight)
@@ -311,7 +335,7 @@ class CSS(Method):
         seen = self.prototypes.seen
         return torch.ones_like(seen) if self.config.unseen_prototypes == "zero" else seen
 
-    def _pseudo_labels(self, weak: Prediction, valid: Tensor, progress: float, logs: dict[str, Tensor]) -> _Labels:
+    def _pseudo_labels(self, weak: Prediction, valid: Tensor, progress: float, logs: dict[str, Tensor | Rate]) -> _Labels:
         """The targets of the losses for the weak view, `valid` [B_u, H, W] bool.
 
         Prototypes label once every class has one or the warm-up is over, and cross not before its own warm-up.
@@ -333,25 +357,28 @@ class CSS(Method):
         nearness = at_class(spaces.probabilities if valid_gate == "confidence" else spaces.similarities, contrast)
         contrast = torch.where(nearness >= config.valid_threshold, contrast, IGNORE_INDEX)
 
-        num_valid = valid.sum().clamp(min=1)
-        logs["agreement"] = ((spaces.from_logits == spaces.from_representations) & valid).sum() / num_valid
-        logs["unsup_pass_rate"] = (passed & (unsup != IGNORE_INDEX)).sum() / num_valid
-        logs["valid_pass_rate"] = (contrast != IGNORE_INDEX).sum() / num_valid
+        num_valid = valid.sum()
+        logs["agreement"] = Rate(((spaces.from_logits == spaces.from_representations) & valid).sum(), num_valid)
+        logs["unsup_pass_rate"] = Rate((passed & (unsup != IGNORE_INDEX)).sum(), num_valid)
+        logs["valid_pass_rate"] = Rate((contrast != IGNORE_INDEX).sum(), num_valid)
         return _Labels(unsup, contrast, passed, spaces.confidence, spaces.similarity)
 
     def _hard(
-        self, labelled: Prediction, strong: Prediction, representations: Tensor, labels: Tensor, logs: dict[str, Tensor]
+        self,
+        labelled: Prediction,
+        strong: Prediction,
+        representations: Tensor,
+        labels: Tensor,
+        prototypes: Tensor,
+        candidates: Tensor,
     ) -> Tensor:
         """[B_l + B_u, h, w] bool: labelled pixels whose own class the student is not near, by the hard gate."""
         if self.config.gates[2] == "similarity":
-            cosines = cosine_similarity(representations, self.prototypes.value)
-            indicator = softmax_similarity(cosines, self._candidates(), self.config.indicator_temperature)
+            cosines = cosine_similarity(representations, prototypes)
+            indicator = softmax_similarity(cosines, candidates, self.config.indicator_temperature)
         else:
             indicator = torch.cat([labelled.logits, strong.logits]).float().softmax(dim=1)
-        contrasted = labels != IGNORE_INDEX
-        hard = contrasted & (at_class(indicator, labels) < self.config.hard_threshold)
-        logs["hard_pass_rate"] = hard.sum() / contrasted.sum().clamp(min=1)
-        return hard
+        return (labels != IGNORE_INDEX) & (at_class(indicator, labels) < self.config.hard_threshold)
 
     def _diagnostics(self, labels: _Labels, valid: Tensor) -> dict[str, Tensor]:
         """Quantiles of both indicators over the weak view, and the two classes whose prototypes are most alike."""
