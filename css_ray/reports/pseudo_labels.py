@@ -56,7 +56,7 @@ class PseudoLabelTable:
 
     @property
     def counts_unkept(self) -> bool:
-        """Whether runs counted the classes of which a source keeps nothing; those of earlier versions left them out of the mean."""
+        """Whether runs counted the classes of which a source keeps nothing; earlier versions left them out of the mean."""
         return any(quality.unkept is not None for quality in self.qualities)
 
     @property
