@@ -56,7 +56,7 @@ def test_means_over_splits_by_source_and_class() -> None:
 
 def test_classes_of_which_nothing_is_kept_are_counted() -> None:
     records = [
-        replace(each, last=each.last | {"pseudo/unkept_classes/mix": 1.0 + split}) for split, each in enumerate(RECORDS[1:3])
+        replace(each, last={**each.last, "pseudo/unkept_classes/mix": 1.0 + split}) for split, each in enumerate(RECORDS[1:3])
     ]
     table = pseudo_label_table(records, splits=2)
     assert table.grid().header == ("row", "source", "mIoU", "kept", "unkept", "sky", "chair")
