@@ -378,7 +378,7 @@ class Chaos:
 
 def measured(events: list[dict[str, Any]]) -> dict[tuple[Any, ...], Any]:
     """All that a study found, without the clock: its trials' settings, every curve, every end."""
-    clock = {"time", "seconds", "event", "trial", "split", "step"}
+    clock = {"time", "worked", "seconds", "event", "trial", "split", "step"}
     kinds = ("trial_started", "trial_finished", "run_logged", "run_evaluated", "run_finished")
     return {
         (event["event"], event["trial"], event.get("split"), event.get("step")): {

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from css_ray.messages import printable
+
+from .address import any_address
 from .errors import BadInput
+from .output import echo
 
 if TYPE_CHECKING:
     from css_ray.execution.nodes import Report
@@ -24,6 +28,7 @@ def cluster() -> None:
     default="auto",
     show_default=True,
     metavar="ADDRESS",
+    callback=any_address,
     help="Of the cluster: auto on one of its nodes, host:port, or its dashboard (http://host:8265) from another machine.",
 )
 @click.option(
@@ -38,7 +43,7 @@ def cluster() -> None:
 @click.pass_context
 def check(ctx: click.Context, address: str, storage: str | None, tracking_uri: str | None) -> None:
     """Look at each node: versions, clocks, storage, MLflow, and the all-reduce between nodes; exit 1 if something is wrong."""
-    from css_ray.execution.jobs import is_jobs_address
+    from css_ray.execution.address import is_jobs_address
 
     if is_jobs_address(address):
         # The environment of this machine holds here; the cluster has its own.
@@ -50,7 +55,8 @@ def check(ctx: click.Context, address: str, storage: str | None, tracking_uri: s
         }
         _check_remotely(address, typed)
         return
-    from css_ray.execution.nodes import check_cluster, joined
+    from css_ray.execution.joining import joined
+    from css_ray.execution.nodes import check_cluster
 
     try:
         with joined(address):
@@ -72,13 +78,14 @@ def _check_remotely(address: str, typed: dict[str, str | None]) -> None:
         succeeded, output = Cluster(address).call("cluster", "check", *(str(part) for pair in typed.items() for part in pair))
     except ClusterError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(output, nl=False)
+    echo(output, nl=False)
     sys.exit(0 if succeeded else 1)
 
 
 def _show(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for heading in ("node", "host", "CPUs", "GPUs", "python", "ray", "torch", "css-ray", "clock"):
@@ -86,15 +93,16 @@ def _show(report: Report) -> None:
     for node in report.nodes:
         kinds = ", ".join(f"{node.gpus.count(kind)} x {kind}" for kind in dict.fromkeys(node.gpus))
         ahead, exactly = node.clock
-        table.add_row(
+        texts = (
             node.address, node.host, f"{node.cpus:g}", kinds or "–", node.python, node.versions["ray"], node.versions["torch"],
             node.code, f"{ahead:+.3f} s" if abs(ahead) > exactly else "0 s",
         )  # fmt: skip
+        table.add_row(*(Text(printable(text)) for text in texts))
     Console().print(table)
-    click.echo()
+    echo()
     for (first, second), speed in report.bandwidth.items():
-        click.echo(f"ok     all-reduce {first} – {second}: {speed:.2f} GB/s")
+        echo(f"ok     all-reduce {first} – {second}: {speed:.2f} GB/s")
     for line in report.passed:
-        click.echo(f"ok     {line}")
+        echo(f"ok     {line}")
     for problem in report.problems:
-        click.echo(f"WRONG  {problem}")
+        echo(f"WRONG  {problem}")

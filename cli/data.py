@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .address import joining_address
 from .download import download
 from .errors import bad_input
+from .output import echo
 from .splits import splits
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     return int(match[1]), int(match[2])
 
 
+max_pixels_option = click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    help="Pixels that an image may have; by default 178,956,970. A small file may be an image that fills the memory.",
+)
 processes_option = click.option(
     "--processes",
     type=click.IntRange(min=1),
@@ -46,12 +53,22 @@ processes_option = click.option(
 @click.option("--root", type=click.Path(file_okay=False), help="Folder of the original files; the YAML's own if not given.")
 @click.option("--out", required=True, metavar="DIR_OR_URL", help="Where to write, all or nothing: a folder, or s3://...")
 @click.option("--resize", callback=_size, metavar="WxH", help="Size of all images and masks, in pixels; kept if not given.")
+@max_pixels_option
 @processes_option
 @click.option(
-    "--address", metavar="ADDRESS", help="Share the work among the nodes of this Ray cluster; all must see --root and --out."
+    "--address",
+    metavar="ADDRESS",
+    callback=joining_address,
+    help="Share the work among the nodes of this Ray cluster; all must see --root and --out.",
 )
 def prepare(
-    name_or_yaml: str, root: str | None, out: str, resize: tuple[int, int] | None, processes: int | None, address: str | None
+    name_or_yaml: str,
+    root: str | None,
+    out: str,
+    resize: tuple[int, int] | None,
+    max_pixels: int | None,
+    processes: int | None,
+    address: str | None,
 ) -> None:
     """Write the data set NAME_OR_YAML to a place that studies read: a built-in name, or a YAML description of a folder.
 
@@ -62,7 +79,8 @@ def prepare(
     css-ray data prepare studies/data/camvid.yaml --root PATH/TO/camvid --out data/camvid --resize 160x120
     """
     from css_ray.data import catalogue
-    from css_ray.data.writing import in_processes, num_cores
+    from css_ray.data.images import MAX_PIXELS
+    from css_ray.data.processes import in_processes, num_cores
     from css_ray.secrets import shown
 
     with contextlib.ExitStack() as stack:
@@ -74,31 +92,36 @@ def prepare(
             else:
                 spread = in_processes(processes or num_cores())
             progress = stack.enter_context(_progress("preparing"))
-            written = catalogue.prepare(name_or_yaml, out, root=root, resize=resize, progress=progress, spread=spread)
+            limit = MAX_PIXELS if max_pixels is None else max_pixels
+            written = catalogue.prepare(
+                name_or_yaml, out, root=root, resize=resize, max_pixels=limit, progress=progress, spread=spread
+            )
         except (OSError, ValueError) as error:
             raise bad_input(error) from None
     if not written:
-        click.echo(f"{shown(out)} contains this data set already; nothing was done")
+        echo(f"{shown(out)} contains this data set already; nothing was done")
     _describe(out)
 
 
 @data.command()
 @click.argument("place", metavar="DIR_OR_URL")
+@max_pixels_option
 @processes_option
-def check(place: str, processes: int | None) -> None:
+def check(place: str, max_pixels: int | None, processes: int | None) -> None:
     """Read every byte and every pixel of the prepared data set in DIR_OR_URL again, and list every problem.
 
     It finds files that were cut short or changed, images and masks that cannot be decoded or differ in size, labels of unknown
     classes, ids that are listed twice, and validation images among the training images. It exits with 1 if it finds anything.
     """
     from css_ray.data.check import check_dataset
-    from css_ray.data.remote import read_description
-    from css_ray.data.writing import in_processes, num_cores
+    from css_ray.data.description import read_description
+    from css_ray.data.images import MAX_PIXELS
+    from css_ray.data.processes import in_processes, num_cores
     from css_ray.secrets import shown
 
     try:
         described = read_description(place)
-        total = 0 if described is None else sum(subset["images"] for subset in described["subsets"].values())
+        total = 0 if described is None else sum(subset.images for subset in described.subsets.values())
         done = 0
         with _progress("checking") as progress:
 
@@ -107,15 +130,16 @@ def check(place: str, processes: int | None) -> None:
                 done += count
                 progress(done, total)
 
-            images, problems = check_dataset(place, advance, in_processes(processes or num_cores()))
+            limit = MAX_PIXELS if max_pixels is None else max_pixels
+            images, problems = check_dataset(place, advance, in_processes(processes or num_cores()), max_pixels=limit)
     except (OSError, ValueError) as error:
         raise bad_input(error) from None
     if problems.found:
         count = f"{problems.count} problem{'s' * (problems.count > 1)}"
         raise click.ClickException("\n  ".join([f"{count} in {shown(place)}:", *problems.lines()]))
-    bare = 0 if described is None else described["subsets"]["train"]["images"] - described["subsets"]["train"]["masks"]
+    bare = 0 if described is None else described.subsets["train"].images - described.subsets["train"].masks
     unlabelled = f", {bare} of them unlabelled" if bare else ""
-    click.echo(f"{shown(place)}: {images} images read{unlabelled}, nothing is wrong")
+    echo(f"{shown(place)}: {images} images read{unlabelled}, nothing is wrong")
 
 
 @data.command()
@@ -129,20 +153,23 @@ def info(place: str, sheet: str | None) -> None:
 
     dataset = _describe(place)
     about = dataset.info
-    train, val = (count_classes(subset, about.num_classes) for subset in (dataset.train, dataset.val))
+    try:
+        train, val = (count_classes(subset, about.num_classes) for subset in (dataset.train, dataset.val))
+    except ValueError as error:
+        raise bad_input(error) from None
     width = max(12, *map(len, about.class_names))
-    click.echo(f"\n{'class':>{width + 4}}   share of pixels   images with it")
-    click.echo(f"{'':>{width + 4}}     train     val      train    val")
+    echo(f"\n{'class':>{width + 4}}   share of pixels   images with it")
+    echo(f"{'':>{width + 4}}     train     val      train    val")
     for index, name in enumerate(about.class_names):
         shares = f"{train.shares[index]:7.2f} % {val.shares[index]:6.2f} %"
-        click.echo(f"{index:3} {name:>{width}} {shares} {train.images[index]:8} {val.images[index]:6}")
-    click.echo(f"{'ignored':>{width + 4}} {train.ignored_share:7.2f} % {val.ignored_share:6.2f} %")
+        echo(f"{index:3} {name:>{width}} {shares} {train.images[index]:8} {val.images[index]:6}")
+    echo(f"{'ignored':>{width + 4}} {train.ignored_share:7.2f} % {val.ignored_share:6.2f} %")
     if sheet is not None:
         try:
             contact_sheet(dataset).save(sheet, "PNG")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise bad_input(error, "write", sheet) from None
-        click.echo(f"\ncontact sheet: {sheet}")
+        echo(f"\ncontact sheet: {sheet}")
 
 
 def _describe(place: str) -> DataSet:
@@ -155,7 +182,7 @@ def _describe(place: str) -> DataSet:
     except (OSError, ValueError) as error:
         raise bad_input(error) from None
     about = dataset.info
-    click.echo(f"{about.name}: {about.num_classes} classes, content {about.content[:12]}, in {shown(place)}")
+    echo(f"{about.name}: {about.num_classes} classes, content {about.content[:12]}, in {shown(place)}")
     for name, subset in (("train", dataset.train), ("val", dataset.val)):
         heights, widths = zip(*subset.sizes, strict=True)
         size = f"{min(widths)}x{min(heights)}"
@@ -163,7 +190,7 @@ def _describe(place: str) -> DataSet:
             size += f" to {max(widths)}x{max(heights)}"
         masks, bare = subset.num_masks, len(subset) - subset.num_masks
         parts = f"{masks} with masks" + (f", the other {bare} unlabelled" if bare else "")
-        click.echo(f"  {name:5} {len(subset):6} image{'s' * (len(subset) != 1)}, {parts}, {size} (width x height)")
+        echo(f"  {name:5} {len(subset):6} image{'s' * (len(subset) != 1)}, {parts}, {size} (width x height)")
     return dataset
 
 

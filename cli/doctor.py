@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import os
 import platform
 import shutil
@@ -14,6 +13,8 @@ from pathlib import Path
 import click
 
 from css_ray.messages import DEFAULT_STORAGE
+
+from .output import echo
 
 MIN_FREE_GB = 5
 
@@ -42,10 +43,10 @@ def doctor(storage: str, tracking_uri: str | None) -> None:
     wrong = 0
     for name, check in checks:
         try:
-            click.echo(f"ok     {name:9} {check()}")
+            echo(f"ok     {name:9} {check()}")
         except Exception as error:
             wrong += 1
-            click.echo(f"WRONG  {name:9} {without_secrets(error)}")
+            echo(f"WRONG  {name:9} {without_secrets(error)}")
     sys.exit(1 if wrong else 0)
 
 
@@ -125,13 +126,12 @@ def _check_writable(storage: str) -> None:
 def _ray() -> str:
     import ray
 
+    from css_ray.execution.joining import start_here
     from css_ray.execution.ray_internals import check_dashboard
-    from css_ray.execution.token import guard_token
 
     check_dashboard()
-    guard_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=1, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    start_here(num_cpus=1, include_dashboard=False)
     try:
         return f"a local cluster starts and answers: {ray.get(ray.remote(lambda: 'yes').remote(), timeout=60)}"
     finally:

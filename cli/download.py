@@ -10,9 +10,10 @@ from pathlib import Path
 
 import click
 
-from css_ray.messages import command
+from css_ray.messages import command, printable
 
 from .errors import BadInput, bad_input
+from .output import echo
 
 _CITYSCAPES = """\
 Cityscapes requires a registration. From https://www.cityscapes-dataset.com/downloads/ fetch
@@ -54,17 +55,17 @@ def download(name: str, root: str, url: str | None, keep_archive: bool) -> None:
 
     try:
         if (folder := archives.find(name, root)) is not None:
-            click.echo(f"{folder} holds all of {name} already; nothing was done")
+            echo(f"{folder} holds all of {name} already; nothing was done")
         else:
             with _progress() as (progress, say):
                 folder = archives.download(name, root, url=url, keep_archive=keep_archive, progress=progress, say=say)
-            click.echo(f"{name} is in {folder}")
+            echo(f"{name} is in {folder}")
         # Both data sets of VOC need the names of the images that SBD adds.
         absent = [other for other in ("voc", "sbd") if archives.find(other, root) is None]
     except (OSError, ValueError) as error:
         raise bad_input(error, "write", root) from None
     except KeyboardInterrupt:
-        click.echo("\ninterrupted; the same command continues where it stopped", err=True)
+        echo("\ninterrupted; the same command continues where it stopped", err=True)
         sys.exit(130)
     prepared = "voc_classic" if name == "voc" else "voc_blender"
     commands = [command("data", "download", other, "--root", root) for other in absent]
@@ -72,7 +73,7 @@ def download(name: str, root: str, url: str | None, keep_archive: bool) -> None:
 
 
 def _say_next(*commands: str) -> None:
-    click.echo("\n".join(["", "next:", *(f"  {line}" for line in commands)]))
+    echo("\n".join(["", "next:", *(f"  {line}" for line in commands)]))
 
 
 def _say_cityscapes(root: Path) -> None:
@@ -82,11 +83,11 @@ def _say_cityscapes(root: Path) -> None:
     counts = count_cityscapes(folder)
     whole = {"train": 2975, "val": 500}
     if any(images for images, _ in counts.values()):
-        click.echo(f"{folder} holds Cityscapes:")
+        echo(f"{folder} holds Cityscapes:")
         for subset, (images, masks) in counts.items():
-            click.echo(f"  {subset:5} {images:5} images, {masks:5} with masks, of {whole[subset]}")
+            echo(f"  {subset:5} {images:5} images, {masks:5} with masks, of {whole[subset]}")
     if counts != {subset: (count, count) for subset, count in whole.items()}:
-        click.echo(_CITYSCAPES.format(folder=shlex.quote(str(folder))))
+        echo(_CITYSCAPES.format(folder=shlex.quote(str(folder))))
     _say_next(command("data", "prepare", "cityscapes", "--root", str(folder), "--out", "data/cityscapes"))
 
 
@@ -107,9 +108,9 @@ def _progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[str], No
             bar.update(task, completed=done, total=total or None)
             if not console.is_terminal and total and done * 10 // total != tenth:
                 tenth = done * 10 // total
-                click.echo(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB", err=True)
+                echo(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB", err=True)
 
         def say(line: str) -> None:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
         yield show, say

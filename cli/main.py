@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +13,11 @@ from typing import Any
 import click
 
 import css_ray
-from css_ray.messages import did_you_mean
+from css_ray.messages import did_you_mean, printable
 from css_ray.secrets import without_secrets
+
+from .errors import bad_input
+from .output import echo
 
 COMMANDS = {
     "study": ("study", "Plan, run, resume and read studies."),
@@ -28,14 +33,15 @@ COMMANDS = {
 class Commands(click.Group):
     """A group whose commands are modules of this folder, imported on use."""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with _errors_in_words():
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with _warnings_in_words():
-                return super().invoke(ctx)
-        except click.ClickException as error:
-            # A message quotes what was given, and messages of libraries; both may contain a URL with a password.
-            error.message = without_secrets(error.message)  # type: ignore[misc]
-            raise
+        with _errors_in_words(), _warnings_in_words(), _log_in_words():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -58,6 +64,43 @@ class Commands(click.Group):
 
 
 @contextmanager
+def _errors_in_words() -> Iterator[None]:
+    """A message quotes what was given, and messages of libraries; both may hold a URL with a password, or control characters.
+
+    An error of the operating system that no command foresaw names its file, and what to do, as well.
+    """
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = printable(without_secrets(error.message))  # type: ignore[misc]
+        raise
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # who reads the output has seen enough
+            raise
+        refused = bad_input(error, "open")
+        refused.message = printable(without_secrets(refused.message))  # type: ignore[misc]
+        raise refused from None
+
+
+class _Words(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(without_secrets(super().format(record)))
+
+
+@contextmanager
+def _log_in_words() -> Iterator[None]:
+    """What css-ray logs is printed as plain text, which quotes journals and messages of libraries."""
+    handler, logger = logging.StreamHandler(), logging.getLogger("css_ray")
+    handler.setFormatter(_Words())
+    handler.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextmanager
 def _warnings_in_words() -> Iterator[None]:
     """Python's warnings for users are printed without their place in the code, and without secrets."""
     for_developers = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
@@ -75,7 +118,7 @@ def _warnings_in_words() -> Iterator[None]:
             if issubclass(category, for_developers):
                 otherwise(message, category, filename, lineno, file, line)
             else:
-                click.echo(f"warning: {without_secrets(message)}", err=True)
+                echo(f"warning: {without_secrets(message)}", err=True)
 
         warnings.showwarning = show
         yield

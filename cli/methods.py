@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .errors import BadInput
+from .output import echo
 
 
 @click.command()
@@ -21,24 +22,24 @@ def methods(name: str | None, settings: tuple[str, ...]) -> None:
 
     if name is None:
         for key, method in METHODS.items():
-            click.echo(f"{key:14} {_first_sentence(method)}")
+            echo(f"{key:14} {_first_sentence(method)}")
             if len(method.presets) > 1:
-                click.echo(f"{'':14} presets: {', '.join(method.presets)}")
+                echo(f"{'':14} presets: {', '.join(method.presets)}")
             if package := METHODS.package_of(key):
-                click.echo(f"{'':14} from {package}")
+                echo(f"{'':14} from {package}")
         for problem in METHODS.broken.values():
-            click.echo(f"warning: {problem}", err=True)
-        click.echo("\nevery setting of a method, preset by preset: css-ray methods NAME")
+            echo(f"warning: {problem}", err=True)
+        echo("\nevery setting of a method, preset by preset: css-ray methods NAME")
         return
     try:
         method = METHODS[name]
     except MethodError as error:
         raise BadInput(str(error)) from None
     configs = _configs(method, _parsed(settings))
-    click.echo(f"{name}: {_first_sentence(method)}\n")
+    echo(f"{name}: {_first_sentence(method)}\n")
     _print_settings(method, configs)
     if len(method.presets) > 1:
-        click.echo(
+        echo(
             f"\n* departs from default. In a study: {{name: {name}, preset: {method.presets[-1]}, ...}}; "
             "explicit settings override the preset."
         )
@@ -85,12 +86,12 @@ def _print_settings(method: Any, configs: dict[str, Any]) -> None:
     columns = [max(map(len, (field.name for field in fields)))]
     columns += [max(len(preset), *map(len, values.values())) for preset, values in shown.items()]
     if len(shown) > 1:
-        click.echo("  " + _line(["", *shown], columns))
+        echo("  " + _line(["", *shown], columns))
     for field in fields:
-        click.echo("  " + _line([field.name, *(values[field.name] for values in shown.values())], columns))
+        echo("  " + _line([field.name, *(values[field.name] for values in shown.values())], columns))
         allowed = choices(hints[field.name])
         bounds = " | ".join(map(_text, allowed)) or bounds_text(field.metadata["bounds"])
-        click.echo(f"      {field.metadata['help']}" + (f" ({bounds})" if bounds else ""))
+        echo(f"      {field.metadata['help']}" + (f" ({bounds})" if bounds else ""))
 
 
 def _line(cells: list[str], widths: list[int]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .errors import bad_input
+from .output import echo
 
 if TYPE_CHECKING:
     from css_ray.data.shards import DataSet
@@ -48,15 +49,15 @@ def show(data: str, labelled: int, indices: tuple[int, ...], independent: bool) 
     made = _made(dataset, labelled, indices, independent)
     shown = [count_shown(dataset, split.labelled) for split in made]
     present = _classes_present(dataset)
-    click.echo(f"{'split':>5} {'labelled':>9} {'unlabelled':>11} {'classes':>9}  hash")
+    echo(f"{'split':>5} {'labelled':>9} {'unlabelled':>11} {'classes':>9}  hash")
     for split, counts in zip(made, shown, strict=True):
         classes = f"{sum(map(bool, counts))} of {present}"
-        click.echo(f"{split.index:5} {len(split.labelled):9} {len(split.unlabelled):11} {classes:>9}  {split.hash[:12]}")
+        echo(f"{split.index:5} {len(split.labelled):9} {len(split.unlabelled):11} {classes:>9}  {split.hash[:12]}")
     names = dataset.info.class_names
     width = max(24, *map(len, names))
-    click.echo(f"\n{'labelled images with it':>{width + 4}}" + "".join(f" {f'split {split.index}':>9}" for split in made))
+    echo(f"\n{'labelled images with it':>{width + 4}}" + "".join(f" {f'split {split.index}':>9}" for split in made))
     for index, name in enumerate(names):
-        click.echo(f"{index:3} {name:>{width}}" + "".join(f" {counts[index]:9}" for counts in shown))
+        echo(f"{index:3} {name:>{width}}" + "".join(f" {counts[index]:9}" for counts in shown))
 
 
 @splits.command()
@@ -80,7 +81,7 @@ def write(data: str, labelled: int, indices: tuple[int, ...], independent: bool,
         except OSError as error:
             raise bad_input(error, "write", folder) from None
         counts = f"{len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, {split.hash[:12]}"
-        click.echo(f"{folder}: {counts}" + ("" if written else "; there already, nothing was done"))
+        echo(f"{folder}: {counts}" + ("" if written else "; there already, nothing was done"))
 
 
 @splits.command()
@@ -91,13 +92,13 @@ def compare(a: str, b: str, data: str | None) -> None:
     """Compare two split files, or the `labeled.txt` of two folders: how many images they share."""
     first, second = (_images(place, data) for place in (a, b))
     both = first & second
-    click.echo(f"{len(first):7} images in {a}")
-    click.echo(f"{len(second):7} images in {b}")
-    click.echo(f"{len(both):7} shared")
+    echo(f"{len(first):7} images in {a}")
+    echo(f"{len(second):7} images in {b}")
+    echo(f"{len(both):7} shared")
     for only, other in ((first - second, a), (second - first, b)):
         some = f": {', '.join(sorted(only)[:5])}{', ...' if len(only) > 5 else ''}" if only else ""
-        click.echo(f"{len(only):7} only in {other}{some}")
-    click.echo(f"{len(both) / len(first | second):7.4f} Jaccard index (shared of all)")
+        echo(f"{len(only):7} only in {other}{some}")
+    echo(f"{len(both) / len(first | second):7.4f} Jaccard index (shared of all)")
 
 
 @splits.command()
@@ -115,12 +116,10 @@ def check(data: str, labelled_list: str, unlabelled_list: str | None) -> None:
     except ValueError as error:
         raise bad_input(error) from None
     num_rest = len(dataset.train) - len(split.labelled) - len(split.unlabelled)
-    click.echo(
-        f"{len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, {num_rest} training images in neither part"
-    )
+    echo(f"{len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, {num_rest} training images in neither part")
     counts = count_shown(dataset, split.labelled)
-    click.echo(f"{sum(map(bool, counts))} of {_classes_present(dataset)} classes are labelled")
-    click.echo(f"hash {split.hash}")
+    echo(f"{sum(map(bool, counts))} of {_classes_present(dataset)} classes are labelled")
+    echo(f"hash {split.hash}")
 
 
 def _open(data: str) -> DataSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,15 +15,20 @@ import click
 from css_ray.messages import os_error_text
 from css_ray.secrets import shown
 
+from .address import joining_address
 from .errors import BadInput, bad_input
+from .output import echo
 from .study.options import open_study, read_study, set_option, storage_option, warn
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from css_ray.events import RunFinished
     from css_ray.study.definition import StudyDefinition
     from css_ray.study.inputs import Prepared
     from css_ray.study.job import RunSpec
     from css_ray.study.rerun import KnownRun
+    from css_ray.training.best import BestDescription
 
 
 @click.command()
@@ -39,7 +45,9 @@ if TYPE_CHECKING:
 )
 @click.option("--device", help="cpu or cuda; by default cuda if there is one.")
 @click.option("--ray", "with_ray", is_flag=True, help="Train on the study's workers under Ray Train; needs --out.")
-@click.option("--address", metavar="ADDRESS", help="With --ray: join a cluster instead of starting Ray here.")
+@click.option(
+    "--address", metavar="ADDRESS", callback=joining_address, help="With --ray: join a cluster instead of starting Ray here."
+)
 @set_option
 def train(
     study: str,
@@ -65,12 +73,18 @@ def train(
     from css_ray.study.inputs import prepare
     from css_ray.study.run import execute, run_spec
     from css_ray.training.best import write_best
+    from css_ray.training.checkpoint import DamagedError
     from css_ray.training.loop import NonFiniteLossError
     from css_ray.training.reporter import FolderReporter, PrintingReporter
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", device) is None:
+        raise BadInput(f"--device {device}: must be cpu, cuda, or cuda:N for the GPU of that number")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput(f"--device {device}: torch sees no CUDA device; use --device cpu")
+    if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise BadInput(f"--device {device}: torch sees the GPUs 0 to {last}; use one of them")
     torch.set_num_threads(definition.resources.cpus_per_worker)
     try:
         prepared = prepare(run_spec(definition, known.trial, known.split))
@@ -85,24 +99,31 @@ def train(
         end = _train_with_ray(definition, prepared.spec, Path(str(out)), address)
         _show(known, end.last, end.best, end.best_step, end.seconds)
         return
-    reporter = PrintingReporter(click.echo) if out is None else FolderReporter(Path(out), click.echo)
+    reporter = PrintingReporter(echo) if out is None else FolderReporter(Path(out), echo)
     checkpoint = reporter.checkpoint if isinstance(reporter, FolderReporter) else None
-    click.echo(
+    echo(
         f"{definition.name} trial {trial} ({known.trial.row}) split {known.split} on {device}"
         + (", continuing from its checkpoint" if checkpoint else "")
     )
+
+    def keep_best(weights: dict[str, Tensor], best: BestDescription) -> None:
+        if isinstance(reporter, FolderReporter):
+            reporter.keep(partial(write_best, reporter.folder, weights, best), "the best weights")
+
     try:
         fit = execute(
             prepared,
             reporter,
             device=device,
             checkpoint=checkpoint,
-            keep_best=(lambda weights, best: None) if out is None else partial(write_best, Path(out)),
+            keep_best=keep_best,
         )
     except NonFiniteLossError as error:
         raise click.ClickException(str(error)) from None
+    except DamagedError as error:
+        raise BadInput(str(error)) from None
     except KeyboardInterrupt:
-        click.echo("\ninterrupted" + ("; the same command continues from the last evaluation" if out else ""), err=True)
+        echo("\ninterrupted" + ("; the same command continues from the last evaluation" if out else ""), err=True)
         sys.exit(130)
     _show(known, fit.last, fit.best, fit.best_step, fit.seconds)
 
@@ -151,9 +172,9 @@ def _show(known: KnownRun, last: Mapping[str, float], best: Mapping[str, float],
     """Print the values of the run, and beside them those that the study recorded."""
     from css_ray.study.rerun import comparison
 
-    click.echo(f"last {last['val/miou']:.2f} %, best {best['val/miou']:.2f} % at step {best_step}, {seconds:.0f} s")
+    echo(f"last {last['val/miou']:.2f} %, best {best['val/miou']:.2f} % at step {best_step}, {seconds:.0f} s")
     if known.finished is not None:
-        click.echo("\n" + "\n".join(comparison(known.finished, last, best)))
+        echo("\n" + "\n".join(comparison(known.finished, last, best)))
 
 
 def _claim(folder: Path, spec: RunSpec) -> None:

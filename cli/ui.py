@@ -9,6 +9,7 @@ import click
 from css_ray.messages import DEFAULT_STORAGE
 
 from .errors import BadInput
+from .output import echo
 
 
 @click.command()
@@ -29,6 +30,7 @@ def ui(storage: str, uri: str | None, port: int, host: str) -> None:
     from css_ray.secrets import shown
     from css_ray.storage import is_url
 
+    uri = uri or None
     if uri is not None and uri.startswith("http"):
         raise BadInput(f"MLflow is a server already: open {uri}")
     if is_url(storage):
@@ -38,19 +40,19 @@ def ui(storage: str, uri: str | None, port: int, host: str) -> None:
     # Closing the terminal or ending this process must also end the server, which has a process group of its own.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    click.echo("Starting MLflow, this takes some seconds ...")
+    echo("Starting MLflow, this takes some seconds ...")
     try:
         server = tracking.start_server(uri or tracking.default_uri(storage), tracking.default_artifacts(storage), host, port)
     except (ValueError, RuntimeError, TimeoutError) as error:
         raise BadInput(str(error)) from error
     try:
-        click.echo(f"MLflow: {server.url}  (Ctrl-C ends it)")
+        echo(f"MLflow: {server.url}  (Ctrl-C ends it)")
         target = server.url.removeprefix("http://")
-        click.echo(f"From another machine: ssh -N -L {port}:{target} {socket.gethostname()}")
+        echo(f"From another machine: ssh -N -L {port}:{target} {socket.gethostname()}")
         status = server.wait()
         raise click.ClickException(f"the MLflow server exited by itself with status {status}")
     except KeyboardInterrupt:
-        click.echo("\nEnding MLflow ...")
+        echo("\nEnding MLflow ...")
     finally:
         server.stop()
 

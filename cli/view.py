@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from css_ray.messages import printable
 from css_ray.records import score_text
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def sparkline(values: Sequence[float], lowest: float, highest: float, width: int
 
 
 def fitting(text: str, encoding: str) -> str:
-    """`text` as a terminal of `encoding` can show it."""
+    """`text` as a terminal of `encoding` can show it, without what would command it."""
+    text = printable(text)
     try:
         text.encode(encoding)
     except (UnicodeEncodeError, LookupError):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +21,11 @@ from css_ray.reports.pseudo_labels import pseudo_label_table
 from css_ray.reports.table import make_table, trial_table
 from css_ray.secrets import credentials_text, shown, without_secrets
 from css_ray.standing import Standing, TrialStanding
-from css_ray.storage import is_url
+from css_ray.storage import parted
 from css_ray.study.begun import begun_definition
-from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits, parse
-from css_ray.study.journal import Follower, Journal, study_folder
+from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits
+from css_ray.study.journal import Follower, Journal, JournalError, in_order, study_folder
+from css_ray.study.order import Order
 
 if TYPE_CHECKING:
     import pandas
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from css_ray.execution.jobs import Submitted
     from css_ray.study.driver import Outcome
     from css_ray.study.plan import Plan
+    from css_ray.study.repair import Repaired
     from css_ray.tracking import SyncSummary
 
 Format = Literal["text", "md", "csv", "latex", "html"]
@@ -41,13 +42,6 @@ Source = Literal["journal", "mlflow"]
 
 FORMATS: dict[str, str] = {"text": "txt", "md": "md", "csv": "csv", "latex": "tex", "html": "html"}
 """The formats of a table, and the suffix of a file of each."""
-
-_RENDERERS = {
-    "md": render.to_markdown,
-    "csv": render.to_csv,
-    "latex": render.to_latex,
-    "html": render.to_html,
-}
 
 
 class Study:
@@ -76,8 +70,8 @@ class Study:
 
     def _forget(self) -> None:
         """Read the journal from its beginning the next time."""
-        self._follower = Follower(self.folder)
-        self._standing = Standing(parse, self.definition)
+        self._follower, self._order = Follower(self.folder), Order()
+        self._standing = Standing(self._order.parsed, self.definition)
 
     @classmethod
     def load(
@@ -98,7 +92,7 @@ class Study:
             StudyError: (a ValueError) With every problem of a file.
             FileNotFoundError: There is no such file.
             StudyMissingError: (a LookupError) The storage has no such study.
-            JournalError: The study's journal is damaged.
+            JournalError: The study's journal is damaged; `repair` keeps what is sound.
             ValueError: `set` is given for a study that has begun: its settings are those of its journal.
         """
         text = os.fspath(source)
@@ -110,17 +104,20 @@ class Study:
             return cls(read_and_check(text, _overrides(set), local=False), place)
         if set:
             raise ValueError(f"set is for a study file; {text} is a study that has begun, with the settings of its journal")
-        # The query of a URL belongs to the storage, whose last folder is the study's.
-        text, mark, query = text.partition("?") if is_url(text) else (text, "", "")
-        above, slash, name = text.rstrip("/").rpartition("/")
-        if slash and storage is None:
-            place = (above or "/") + mark + query
-        return cls.open(name if storage is None else text, place)
+        above, name = parted(text)
+        return cls.open(text, place) if storage is not None else cls.open(name, above or place)
 
     @classmethod
     def open(cls, name: str, storage: str = DEFAULT_STORAGE) -> Study:
         """Load the study of that name in `storage`. Raises as `load` does."""
         return cls(begun_definition(name, storage), storage)
+
+    @staticmethod
+    def repair(name: str, storage: str = DEFAULT_STORAGE, *, drop_unknown: bool = False) -> Repaired:
+        """Keep what is sound in a damaged journal; see `css_ray.study.repair.repair` for what it returns and raises."""
+        from css_ray.study.repair import repair
+
+        return repair(name, storage, drop_unknown=drop_unknown)
 
     @property
     def name(self) -> str:
@@ -151,17 +148,10 @@ class Study:
             ConnectionError: No Ray cluster answers at `address`.
         """
         from css_ray.execution.session import capacity
-        from css_ray.study.cost import estimate, needed_bytes
-        from css_ray.study.plan import Plan, side_by_side
-        from css_ray.study.preflight import check
+        from css_ray.study.plan import make_plan
 
-        definition, there = self.definition, capacity(address)
-        local = address is None
-        with tempfile.TemporaryDirectory() as scratch:
-            warned = check(definition, local=local, capacity=there if local else None, folder=self.folder, scratch=scratch)
-        # On a cluster that is empty now the study waits until one trial fits.
-        timed = estimate(definition, max(1, side_by_side(definition, there))) if measure else None
-        return Plan(definition, tuple(definition.grid_trials()), needed_bytes(definition), tuple(warned), there, timed)
+        there = capacity(address)
+        return make_plan(self.definition, there, local=address is None, folder=self.folder, measure=measure)
 
     def run(
         self,
@@ -191,7 +181,8 @@ class Study:
             StudyError: Something is wrong with the study; nothing was started.
             StudyExistsError: The storage has a study of that name.
             StudyLockedError: Another driver is at work on it.
-            RuntimeError: No trial fits on the machine, or no cluster answers.
+            RuntimeError: No trial fits on the machine.
+            ConnectionError: No Ray cluster answers at `address`.
             ValueError: The webhook is not a URL.
         """
         if storage is not None and os.fspath(storage) != self.storage:
@@ -259,10 +250,13 @@ class Study:
         self, address: str | None, audience: Audience, on_finish: str | None, webhook: str | None, *, resume: bool
     ) -> Outcome:
         """Run the study, and then its confirmation, if it has one."""
+        from css_ray.execution.address import check_address
         from css_ray.study.hooks import check_webhook
 
         if webhook is not None:
             check_webhook(webhook)
+        if address is not None:
+            check_address(address)
         outcome = self._run_and_tell(address, audience, on_finish, webhook, resume=resume)
         confirming = self._confirming() if outcome.status == "finished" else None
         if confirming is None:
@@ -387,7 +381,11 @@ class Study:
 
     def _read(self) -> Standing[StudyDefinition]:
         """Fold what was added to the journal since the last call."""
-        return self._standing.fold(self._follower.new())
+        try:
+            return self._standing.fold(in_order(self._follower.new(), self._order, self.folder))
+        except JournalError:
+            self._forget()  # the next call raises it again, rather than continue after what is damaged
+            raise
 
     @property
     def standing(self) -> Standing[StudyDefinition]:
@@ -477,14 +475,14 @@ class Study:
         if kind == "pseudo_labels":
             scale: dict[str, Any] = {"at": at or definition.objective.at, "ddof": ddof, "splits": len(definition.splits)}
             names = tuple(self._standing.class_names)
-            return _drawn(pseudo_label_table(records, class_names=names, **shown_params, **scale), format, width)
+            return render.draw(pseudo_label_table(records, class_names=names, **shown_params, **scale), format, width)
         settings = _scoring(definition, at, ddof)
         if kind == "trials":
-            return _drawn(trial_table(records, **shown_params, **settings), format, width)
+            return render.draw(trial_table(records, **shown_params, **settings), format, width)
         compared = definition.table.compare_with
         published = None if compared is None else paper.paper_table(compared.removeprefix("paper/"))
         columns = definition.table.columns
-        return _drawn(make_table(records, columns=columns, compare_with=published, **settings), format, width)
+        return render.draw(make_table(records, columns=columns, compare_with=published, **settings), format, width)
 
     def compare(
         self,
@@ -519,9 +517,11 @@ class Study:
         definition, records = self._read().definition, self._records(source)
         settings: dict[str, Any] = {"columns": definition.table.columns, "only": rows, **_scoring(definition, at, ddof)}
         if other is None:
-            return _drawn(compare(records, against, **settings), format, width)
+            return render.draw(compare(records, against, **settings), format, width)
         theirs, other_splits = other._records(source), len(other.standing.definition.splits)
-        return _drawn(compare_studies(records, theirs, against=against, other_splits=other_splits, **settings), format, width)
+        return render.draw(
+            compare_studies(records, theirs, against=against, other_splits=other_splits, **settings), format, width
+        )
 
     def summary(self) -> dict[str, Any]:
         """The study in one mapping that survives JSON.
@@ -577,10 +577,6 @@ def _scoring(definition: StudyDefinition, at: Literal["last", "best"] | None, dd
     weight = {"std_weight": objective.std_weight} if objective.aggregate == "mean_minus_std" else {}
     scale = {"at": at or objective.at, "ddof": ddof, "splits": len(definition.splits)}
     return {"metric": objective.metric, "mode": objective.mode, **scale, **weight}
-
-
-def _drawn(table: render.Drawable, format: Format, width: int) -> str:
-    return render.to_text(table, width) if format == "text" else _RENDERERS[format](table)
 
 
 def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -48,8 +48,8 @@ def bounds_text(bounds: dict[str, float]) -> str:
 
 
 def within(value: float, bounds: dict[str, float]) -> bool:
-    """True if the finite `value` satisfies every bound."""
-    return math.isfinite(value) and all(
+    """True if `value` is finite as a float, and satisfies every bound."""
+    return abs(value) <= sys.float_info.max and all(
         {"gt": value > limit, "ge": value >= limit, "lt": value < limit, "le": value <= limit}[name]
         for name, limit in bounds.items()
     )

@@ -1,19 +1,31 @@
 """The events of a journal: one frozen type per kind, from and to JSON. The only place that knows their names and fields.
 
-Every event has a `time`: unix seconds, set where it happened, never changed by a replay. Trials, splits and steps are counted
-from 0; `step` is the number of optimizer steps done. Metrics are in percent or in the unit of their name, and finite: those
-that are not are left out where they are made.
+Every event has a `time`: unix seconds, set where it happened, never changed by a replay. In a journal it also has `worked`: the
+seconds that the study's drivers had been at work when it was written, by a clock that neither jumps nor runs while the machine
+sleeps; journals of earlier versions lack it. Trials, splits and steps are counted from 0; `step` is the number of optimizer
+steps done. Metrics are in percent or in the unit of their name, and finite: those that are not are left out where they are
+made.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+Count = Annotated[int, (0, 2**63 - 1)]
+"""How many, or which one, counted from 0."""
+
+Workers = Annotated[int, (1, 2**63 - 1)]
+"""How many ranks train a run."""
+
+Seconds = Annotated[float, (0, 253_402_300_799)]
+"""Of a clock, up to the end of the year 9999, or of a duration."""
 
 
 class EventError(ValueError):
@@ -29,7 +41,8 @@ class Event:
     """Something that happened in a study."""
 
     kind: ClassVar[str]
-    time: float
+    time: Seconds
+    worked: Seconds | None = None
 
     @property
     def identity(self) -> tuple[Any, ...] | None:
@@ -55,14 +68,14 @@ class Event:
 class TrialEvent(Event):
     """Something that happened to a trial."""
 
-    trial: int
+    trial: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEvent(TrialEvent):
     """Something that happened to a run: a trial on one split."""
 
-    split: int
+    split: Count
 
     @property
     def identity(self) -> tuple[Any, ...] | None:
@@ -73,7 +86,7 @@ class RunEvent(TrialEvent):
 class StepEvent(RunEvent):
     """Something that happened to a run at a step."""
 
-    step: int
+    step: Count
 
 
 # ------------------------------------------------------------------------------------------------------------------ the study
@@ -100,7 +113,7 @@ class StudyExtended(Event):
 
     kind: ClassVar[str] = "study_extended"
     spec: dict[str, Any]
-    num_splits: int
+    num_splits: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +152,15 @@ class StudyFinished(Event):
 
     kind: ClassVar[str] = "study_finished"
     status: Literal["finished", "failed", "budget"]
-    best_trial: int | None
+    best_trial: Count | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventLost(Event):
+    """In place of an event that was given up when the journal was repaired; its time is that of the one before. reason: why."""
+
+    kind: ClassVar[str] = "event_lost"
+    reason: str
 
 
 # ----------------------------------------------------------------------------------------------------------------- the trials
@@ -165,8 +186,8 @@ class TrialPruned(TrialEvent):
     """The verdict on a trial, given when the run on `split` had reached `step`; the trial ends as soon as it hears of it."""
 
     kind: ClassVar[str] = "trial_pruned"
-    split: int
-    step: int
+    split: Count
+    step: Count
     reason: str
 
     @property
@@ -196,8 +217,8 @@ class TrialFinished(TrialEvent):
     values: dict[str, float]
     mean: float | None
     std: float | None
-    n: int
-    num_splits: int
+    n: Count
+    num_splits: Count
 
 
 # ------------------------------------------------------------------------------------------------------------------- the runs
@@ -211,10 +232,10 @@ class RunStarted(RunEvent):
     seed: int
     dataset: str
     split_hash: str
-    num_labelled: int
-    num_unlabelled: int
+    num_labelled: Count
+    num_unlabelled: Count
     class_names: list[str]
-    workers: int | None = None
+    workers: Workers | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,8 +261,8 @@ class RunFinished(StepEvent):
     kind: ClassVar[str] = "run_finished"
     last: dict[str, float]
     best: dict[str, float]
-    best_step: int
-    seconds: float
+    best_step: Count
+    seconds: Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,15 +294,15 @@ class RunResized(StepEvent):
     """From this step on another number of workers trains the run."""
 
     kind: ClassVar[str] = "run_resized"
-    workers: int
-    before: int
+    workers: Workers
+    before: Workers
     reason: str
 
 
 KINDS: dict[str, type[Event]] = {
     event.kind: event
     for event in (
-        StudyStarted, StudyExtended, StudyPaused, StudyContinued, StudyInterrupted, StudyResumed, StudyFinished,
+        StudyStarted, StudyExtended, StudyPaused, StudyContinued, StudyInterrupted, StudyResumed, StudyFinished, EventLost,
         TrialStarted, TrialPruned, TrialRetried, TrialFinished,
         RunStarted, RunLogged, RunEvaluated, RunFinished, RunFailed, RunPruned, RunRewound, RunResized,
     )
@@ -326,7 +347,7 @@ _CHECKS: dict[type[Event], dict[str, _Check]] = {}
 def _checks(kind: type[Event]) -> dict[str, _Check]:
     """For each field: what it must be in words, whether a value is that, and whether an event without it is damaged."""
     if kind not in _CHECKS:
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         _CHECKS[kind] = {
             field.name: (*_fitting(hints[field.name]), field.default is dataclasses.MISSING)
             for field in dataclasses.fields(kind)
@@ -336,30 +357,50 @@ def _checks(kind: type[Event]) -> dict[str, _Check]:
 
 def _fitting(hint: Any) -> tuple[str, Callable[[Any], bool]]:
     origin, parameters = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         (member,) = (each for each in parameters if each is not type(None))
         words, fits = _fitting(member)
         return f"{words} or null", lambda value: value is None or fits(value)
+    if origin is Annotated:
+        words, fits = _fitting(parameters[0])
+        low, high = parameters[1]
+        return f"{words} from {low} to {high}", lambda value: fits(value) and low <= value <= high
     if origin is Literal:
         return f"one of {', '.join(parameters)}", lambda value: isinstance(value, str) and value in parameters
     if origin is dict:
         words, fits = _fitting(parameters[1])
-        if parameters[1] is Any:
-            return "a mapping", lambda value: isinstance(value, dict)
-        return f"a mapping to {words}", lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+        more = "" if parameters[1] is Any else f" to {words}"
+        return (
+            f"a mapping{more}",
+            lambda value: isinstance(value, dict) and all(map(_is_text, value)) and all(map(fits, value.values())),
+        )
     if origin is list:
         words, fits = _fitting(parameters[0])
         return f"a list of {words}", lambda value: isinstance(value, list) and all(map(fits, value))
     if hint is Any:
-        return "anything", lambda value: True
+        return "anything", _is_plain
     if hint is float:
-        return "a number", lambda value: isinstance(value, float | int) and not isinstance(value, bool)
+        return "a number", _is_number
     if hint is int:
-        return "a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)
+        return "a whole number", lambda value: _is_number(value) and isinstance(value, int) and abs(value) < 2**63
     assert hint is str, hint
-    return "text", lambda value: isinstance(value, str)
+    return "text", _is_text
 
 
-def specs(events: typing.Iterable[Event]) -> list[Mapping[str, Any]]:
-    """The study as it was at its start and after each extension."""
-    return [event.spec for event in events if isinstance(event, StudyStarted | StudyExtended)]
+def _is_number(value: object) -> bool:
+    """Whether a value is a number that is finite, as a float too; JSON as Python reads it has others."""
+    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is text that can be printed: half of a character, as JSON may have it, cannot."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= each <= "\udfff" for each in value))
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value holds numbers that are finite and text that can be printed, and nothing that is neither."""
+    if isinstance(value, dict):
+        return all(map(_is_text, value)) and all(map(_is_plain, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool) or _is_number(value) or _is_text(value)

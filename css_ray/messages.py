@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,15 @@ from pathlib import Path
 
 DEFAULT_STORAGE = "runs"
 """The storage of a command that names none."""
+
+_COMMANDS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+"""What a terminal obeys or cannot show: controls but line feed and tab, marks that reverse text, halves of characters."""
+
+_NOT_PRINTABLE = re.compile(f"[{_COMMANDS}]")
+_NOT_IN_A_WORD = re.compile(f"[{_COMMANDS}\\n\\t]")
+_ESCAPED_IN_A_WORD = re.compile(f"[{_COMMANDS}\\n\\t'\\\\]")
+
+_LONGEST_WORD = 200  # of which a close one is looked for: the time grows with its square
 
 _MAKE_ROOM = "make room, or choose a path on another disk"
 _REASONS: dict[int, tuple[str, str]] = {
@@ -46,7 +56,7 @@ def os_error_text(error: OSError, action: str = "open", path: str | Path | None 
     place = path if path is not None else error.filename
     if isinstance(place, str | bytes | Path):
         place = os.fsdecode(place)
-        what = f"cannot {action} {shlex.quote(place)}"
+        what = f"cannot {action} {quoted(place)}"
     else:
         place, what = "", said if detail else f"cannot {action} a file"
     reason, remedy = _reason(error.errno, action, place) or (said[:1].lower() + said[1:], "")
@@ -59,7 +69,7 @@ def _reason(number: int, action: str, path: str) -> tuple[str, str] | None:
     if number in (errno.ENOTDIR, errno.EEXIST):
         file = next((str(part) for part in (Path(path), *Path(path).parents) if os.path.isfile(part)), None)
         if file is not None:
-            name = "it" if file == path else shlex.quote(file)
+            name = "it" if file == path else quoted(file)
             return f"{name} is a file, not a folder", "choose another path"
         return ("a part of its path is not a folder" if number == errno.ENOTDIR else "it exists already"), "choose another path"
     return _REASONS.get(number)
@@ -76,10 +86,31 @@ def os_errors_in_words(action: str, path: str | Path) -> Iterator[None]:
         raise type(error)(os_error_text(error, action, path)) from None
 
 
+def printable(text: str) -> str:
+    """Text of somebody else as a terminal shows it: what would command the terminal appears as its escape, such as `\\x1b`."""
+    return _NOT_PRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+_MARKUP = re.compile(r"[\\|*`~\[]|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])|<(?=[a-zA-Z/!?])|&(?=#?\w+;)")
+_ENTITIES = {"&": "&amp;", "<": "&lt;"}
+
+
+def markdown(text: str) -> str:
+    """Text that Markdown shows as it is: no link, no HTML, no table's border; see `printable`."""
+    return _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), printable(text))
+
+
+def clipped(text: str, limit: int) -> str:
+    """Its beginning and its end, which often names the remedy, if a text has more than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit * 2 // 3]} … {text[-limit // 3 :]}"
+
+
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """What follows an unknown word: ` (did you mean X?)`, or `; known: a, b, c` if nothing is close."""
-    known = list(known)
-    near = difflib.get_close_matches(str(word), known, n=1)
+    known, word = list(known), str(word)
+    near = difflib.get_close_matches(word, known, n=1) if len(word) <= _LONGEST_WORD else []
     if near:
         return f" (did you mean {near[0]}?)"
     return f"; known: {', '.join(known)}" if known else ""
@@ -93,7 +124,29 @@ def last_line(error: object, limit: int = 1000) -> str:
 
 def command(*words: str) -> str:
     """A command of css-ray as it can be pasted into a shell: each word quoted if the shell would split or expand it."""
-    return shlex.join(("css-ray", *words))
+    return " ".join(map(quoted, ("css-ray", *words)))
+
+
+def quoted(word: str | Path) -> str:
+    """A word of a command as it can be shown in one line, and pasted into a shell."""
+    text = str(word)
+    if not _NOT_IN_A_WORD.search(text):
+        return shlex.quote(text)
+    # As bash, zsh and POSIX since 2024 have it: between these quotes a backslash begins an escape.
+    return f"$'{_ESCAPED_IN_A_WORD.sub(_shell_escape, text)}'"
+
+
+def _shell_escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a path that is not UTF-8
+        code -= 0xDC00
+        return f"\\x{code:02x}"
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}"
+
+
+def file_argument(path: str) -> str:
+    """A path as an argument of a command, in which a leading `-` would begin an option."""
+    return f"./{path}" if path.startswith("-") else path
 
 
 def study_command(verb: str, name: str, storage: str = DEFAULT_STORAGE, *more: str) -> str:

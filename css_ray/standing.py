@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from css_ray.clocks import RunSizes, RunTimes, WallTime
 from css_ray.events import (
     Event,
+    EventLost,
     RunEvaluated,
     RunEvent,
     RunFailed,
@@ -148,7 +149,7 @@ class TrialStanding:
     @property
     def curve(self) -> list[float]:
         """The evaluations of the split that was evaluated last, in percent."""
-        return [] if self.curve_split is None else list(self.curves[self.curve_split].values())
+        return [] if self.curve_split is None else [score for _, score in sorted(self.curves[self.curve_split].items())]
 
     @property
     def partial(self) -> tuple[float | None, float | None]:
@@ -250,6 +251,8 @@ class Standing(Generic[D]):
 
     def add(self, event: Event) -> None:
         """Take the next event into account."""
+        if isinstance(event, EventLost):
+            return
         self.latest = event.time
         self._wall.event(event)
         self._spend(event)
@@ -401,7 +404,8 @@ class Standing(Generic[D]):
         ended_before = run.status != "running"
         if isinstance(event, StepEvent):
             run.step = max(run.step, event.step)
-        if isinstance(event, RunStarted | RunLogged | RunEvaluated) and trial.status == "running":
+        late = run.status == "finished"  # what it reports once more was lost with a damaged journal
+        if isinstance(event, RunStarted | RunLogged | RunEvaluated) and trial.status == "running" and not late:
             run.status, run.reason = "running", ""
         match event:
             case RunEvaluated():
@@ -423,7 +427,8 @@ class Standing(Generic[D]):
         return None
 
     def _evaluated(self, trial: TrialStanding, run: RunStanding, split: int, step: int, score: float) -> None:
-        run.score = score
+        if run.status != "finished":
+            run.score = score
         trial.curves.setdefault(split, {})[step] = score
         trial.curve_split = split
         if trial.source == "search":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.fs
@@ -37,6 +41,13 @@ def below(place: str | Path, *names: str) -> str:
     return "/".join([above.rstrip("/"), *names]) + mark + query
 
 
+def parted(place: str | Path) -> tuple[str, str]:
+    """The place above another, and the last of its names; what `below` puts together. The first is empty if there is none."""
+    text, mark, query = str(place).partition("?") if is_url(place) else (str(place), "", "")
+    above, slash, name = text.rstrip("/").rpartition("/")
+    return (above or slash) + (mark + query if slash else ""), name
+
+
 def locate(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     """The file system of a place, and the path in it.
 
@@ -52,14 +63,17 @@ def locate(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     except (OSError, ValueError) as error:
         secret = str(place).partition("://")[2]
         raise ValueError(f"{shown(place)} is not a place that css-ray can open: {str(error).replace(secret, '...')}") from None
-    if isinstance(filesystem, pyarrow.fs.S3FileSystem):
+    if filesystem.type_name in ("s3", "gcs"):
         filesystem = _patient(filesystem)
     return filesystem, path.rstrip("/")
 
 
-def _patient(filesystem: pyarrow.fs.S3FileSystem) -> pyarrow.fs.S3FileSystem:
+def _patient(filesystem: pyarrow.fs.FileSystem) -> pyarrow.fs.FileSystem:
     """The same with our bounds. A URL cannot name them, so it is made again from the arguments that pickle would keep of it."""
     _, (arguments,) = filesystem.__reduce__()
+    if filesystem.type_name == "gcs":  # without a bound it tries for ever
+        limit = datetime.timedelta(seconds=ATTEMPTS * CONNECT_SECONDS)
+        return pyarrow.fs.GcsFileSystem(**arguments | {"retry_time_limit": limit})
     return pyarrow.fs.S3FileSystem(
         **arguments
         | {
@@ -75,8 +89,11 @@ def _patient(filesystem: pyarrow.fs.S3FileSystem) -> pyarrow.fs.S3FileSystem:
 def read_blocks(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[bytes]:
     """The content of a file, bit by bit, so that it need not fit into memory.
 
-    Raises FileNotFoundError if there is none, OSError that names it if it cannot be read to its end.
+    Raises FileNotFoundError if there is none, OSError that names it if it cannot be read to its end, or is a FIFO or a device.
     """
+    local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+    if local and filesystem.get_file_info(path).type == pyarrow.fs.FileType.Unknown:  # to open a FIFO is to wait
+        raise OSError(f"{path} is neither a file nor a folder; give the path of a file")
     try:
         with filesystem.open_input_stream(path) as stream:
             while block := stream.read(_BLOCK):
@@ -86,6 +103,36 @@ def read_blocks(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[bytes]
     except OSError as error:  # of a connection that was cut in the middle, pyarrow names no place
         why = os_error_text(error, "read", path) if error.errno is not None else f"{path} could not be read: {error}"
         raise OSError(why) from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a local file so that `path` holds all of `data` or is as it was, also when the machine stops half-way."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the name `path` at the end of the block, once it is on the disk; nothing is left if that fails."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def put(filesystem: pyarrow.fs.FileSystem, path: str, data: bytes) -> None:
+    """Write a small file whole, or not at all, as stores do by themselves."""
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        write_whole(Path(path), data)
+        return
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(data)
 
 
 def send(file: Path, filesystem: pyarrow.fs.FileSystem, path: str) -> None:
@@ -126,6 +173,16 @@ def existing_folder(place: str | Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     return folder
+
+
+def check_folder(place: str | Path) -> None:
+    """Raise OSError if a local path is a file or cannot be looked at. It need not exist yet."""
+    try:
+        mode = os.stat(place).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
 
 
 def check_writable_folder(place: str | Path) -> None:

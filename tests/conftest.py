@@ -16,6 +16,15 @@ os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 from tests.places import Place
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Copies of remote data sets, and stamps of local ones, are not kept in the user's own cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CSS_RAY_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from css_ray.data.catalogue import ensure_dataset
@@ -40,3 +49,22 @@ def place(tmp_path: Path, data: Path) -> Iterator[Place]:
     yield place
     for process in place.processes():
         os.kill(process, signal.SIGKILL)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What became of the inputs of the fuzzers."""
+    from tests.fuzz.mutate import FIGURES
+
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    rows = [
+        value
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == FIGURES
+    ]
+    if rows:
+        terminalreporter.section(FIGURES)
+        terminalreporter.write_line(f"{'kind':40} {'tried':>7} {'refused well':>13} {'accepted':>9} {'failed':>7}")
+        for kind, tried, refused, accepted, failed in sorted(rows):
+            terminalreporter.write_line(f"{kind:40} {tried:7} {refused:13} {accepted:9} {failed:7}")

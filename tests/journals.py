@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,11 +81,12 @@ class Telling:
         elif end != "running":
             self.tell(f"run_{end}", trial, split, step=step, reason=reason)
 
-    def end(self, trial: int, status: str = "finished", reason: str = "", **values: Any) -> None:
-        numbers = values.pop("scores", ())
-        mean = sum(numbers) / len(numbers) if numbers else None
-        std = None if len(numbers) < 2 else (sum((each - mean) ** 2 for each in numbers) / (len(numbers) - 1)) ** 0.5
-        by_split = {str(split): value for split, value in enumerate(numbers)}
+    def end(self, trial: int, status: str = "finished", reason: str = "", scores: dict[int, float] | None = None) -> None:
+        """A trial that ends. scores: by split, of the runs that finished."""
+        numbers = list((scores or {}).values())
+        mean = statistics.fmean(numbers) if numbers else None
+        std = statistics.stdev(numbers) if len(numbers) > 1 else None
+        by_split = {str(split): value for split, value in (scores or {}).items()}
         num_splits = len(self.study.splits)
         self.tell(
             "trial_finished", trial, status=status, reason=reason, mean=mean, std=std, n=len(numbers), num_splits=num_splits,
@@ -96,7 +98,7 @@ class Telling:
         self.trial(trial)
         for split, score in enumerate(scores):
             self.run(trial, split, score / 4, score / 2, score)
-        self.end(trial, scores=scores)
+        self.end(trial, scores=dict(enumerate(scores)))
 
 
 def mixed(path: Path | None = None, **sections: Any) -> Telling:
@@ -108,7 +110,7 @@ def mixed(path: Path | None = None, **sections: Any) -> Telling:
     telling.trial(2)
     telling.run(2, 0, 10.0, 30.0)
     telling.run(2, 1, 12.0, 20.0, end="pruned", reason=PRUNED)
-    telling.end(2, "pruned", PRUNED, scores=(30.0,))
+    telling.end(2, "pruned", PRUNED, scores={0: 30.0})
     telling.trial(3)
     telling.run(3, 0, 15.0, end="failed", reason="RayActorError: the worker died")
     telling.end(3, "failed", "RayActorError: the worker died")
@@ -116,7 +118,7 @@ def mixed(path: Path | None = None, **sections: Any) -> Telling:
     telling.run(4, 0, 20.0, 41.0)
     telling.run(4, 1, 9.0, end="failed", reason="the loss became nan at step 14")
     telling.run(4, 2, 20.0, 43.0)
-    telling.end(4, "partial", "split 1: the loss became nan at step 14", scores=(41.0, 43.0))
+    telling.end(4, "partial", "split 1: the loss became nan at step 14", scores={0: 41.0, 2: 43.0})
     telling.trial(5)
     telling.run(5, 0, 20.0, 45.0)
     telling.run(5, 1, 8.0, 16.0, 24.0, 32.0, 40.0, end="running")

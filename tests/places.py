@@ -135,7 +135,7 @@ class Place:
         for run in runs:
             if run.data.tags.get("css_ray.split") is not None:
                 history = client.get_metric_history(run.info.run_id, "val/miou")
-                assert [point.step for point in history] == [10, 20, 30, 40]
+                assert [point.step for point in history] == [10, 20, 30, 40], (run.info.run_name, history)
         assert self.table("mlflow") == self.table("journal")
 
 

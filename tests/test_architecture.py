@@ -17,7 +17,21 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"css_ray": ROOT / "css_ray", "css_ray_cli": ROOT / "cli"}
 
-WORDS = {"types", "config", "views", "messages", "secrets", "storage", "distributed", "events", "clocks", "records", "standing"}
+WORDS = {
+    "types",
+    "config",
+    "views",
+    "messages",
+    "secrets",
+    "storage",
+    "distributed",
+    "temporary",
+    "room",
+    "events",
+    "clocks",
+    "records",
+    "standing",
+}
 LOWER = WORDS | {"functional", "models", "data", "methods", "training"}
 
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
@@ -30,6 +44,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "views": ({"config"}, set()),
     "distributed": (set(), {"torch"}),
     "storage": ({"messages", "secrets"}, {"pyarrow"}),
+    "temporary": (set(), set()),
+    "room": ({"secrets", "storage"}, set()),
     "clocks": ({"events"}, set()),
     "standing": ({"events", "clocks", "records"}, set()),
     "functional": ({"types", "views"}, {"torch"}),
@@ -41,7 +57,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "methods": ({"types", "config", "views", "messages", "distributed", "functional", "models"}, {"torch"}),
     "testing": ({"types", "config", "views", "functional", "models", "methods"}, {"torch", "pytest"}),
     "training": (
-        {"types", "config", "views", "messages", "distributed", "functional", "models", "methods"},
+        {"types", "config", "views", "messages", "storage", "room", "distributed", "functional", "models", "methods"},
         {"torch", "safetensors"},
     ),
     "tracking": (WORDS, {"mlflow"}),

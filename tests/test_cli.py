@@ -177,7 +177,7 @@ def test_the_networks_of_a_plan_are_built_without_memory_or_downloads(file: Path
     assert built == []  # with a name that is wrong, the others are checked by their names alone
     sets = ["model={encoder: resnet18, output_stride: 8, pretrained: true}", "data.root=nowhere", "data.dataset=folder"]
     refused("study", "plan", str(file), *(part for each in sets for part in ("--set", each)))
-    assert built == [("resnet18", False, torch.device("meta"))]
+    assert set(built) == {("resnet18", False, torch.device("meta"))}
 
 
 def test_unknown_names_are_answered(file: Path) -> None:
@@ -369,7 +369,7 @@ def test_watch_waits_for_a_study_follows_it_and_ends_with_it(
 
     def drive() -> None:
         time.sleep(0.3)
-        telling = Telling(journal())
+        telling = Telling(journal(), search=None)
         telling.start()
         time.sleep(0.2)
         telling.whole(0, 40.0, 44.0, 48.0)
@@ -396,7 +396,7 @@ def test_watch_waits_for_a_study_follows_it_and_ends_with_it(
     assert lines[0] == "waiting for the study small to begin in runs (Ctrl-C ends this)"
     assert "paused: runs has 0.10 GB free" in lines
     assert "trial 0 (Sup.) finished: 44.00 ± 4.00 (n=3 of 3)" in lines
-    assert lines[-1].startswith("interrupted: " if end == "interrupted" else "trials 1/8")
+    assert lines[-1].startswith("interrupted: " if end == "interrupted" else "trials 1/1")
 
 
 def test_ctrl_c_ends_the_watching(file: Path) -> None:

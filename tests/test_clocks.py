@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from css_ray.clocks import RunSizes, RunTimes, WallTime
+from css_ray.clocks import RunSizes, RunTimes, Stopwatch, WallTime
 from css_ray.events import Event, from_json
 
 FIELDS: dict[str, dict[str, Any]] = {
@@ -69,7 +69,8 @@ def test_clocks_of_nodes_that_differ_add_nothing() -> None:
     events = [("study_started", None, 0.0), ("run_started", 0, 10.0 + 300), ("run_started", 1, 10.0 - 300)]
     for time in range(20, 1000, 10):
         events += [("run_logged", 0, time + 300.0), ("run_logged", 1, time - 300.0)]
-    assert 900 <= wall_seconds(*events, ("trial_finished", 0, 1000.0)) <= 1000 + 300
+    events.append(("trial_finished", 0, 1000.0))
+    assert 900 <= wall_seconds(*((kind, trial, 5000.0 + time) for kind, trial, time in events)) <= 1000 + 300
 
 
 def test_the_workers_of_a_run_count_from_when_they_train_it() -> None:
@@ -121,3 +122,78 @@ def test_what_a_worker_told_before_the_kill_counts_though_it_was_written_after_t
 
 def test_a_clock_that_is_set_back_takes_nothing_back() -> None:
     assert times(("run_started", 100), ("run_logged", 110), ("run_logged", 50), ("run_logged", 65)) == 10 + 15
+
+
+# ------------------------------------------------------------------------------------------- events that their driver has stamped
+
+NIGHT = 8 * 3600.0
+"""A laptop sleeps, or its clock jumps."""
+
+
+def stamped(*told: tuple[str, float, float]) -> tuple[float, float]:
+    """Of (kind, time, worked): the seconds of the drivers, and those of the run."""
+    wall, run = WallTime(), RunTimes()
+    for kind, time, worked in told:
+        each = event(kind, time, *(() if kind.startswith("study") else (3, 1)), worked=worked)
+        wall.event(each)
+        run.event(each)
+    return wall.seconds, run.by_trial.get(3, 0.0)
+
+
+def test_a_clock_that_jumps_forward_adds_nothing() -> None:
+    told = [("study_started", 0.0, 0.0), ("run_started", 5.0, 5.0), ("run_logged", 10.0 + NIGHT, 10.0)]
+    assert stamped(*told) == (10.0, 5.0)
+    assert stamped(*told, ("run_evaluated", 20.0 + NIGHT, 20.0), ("run_finished", 25.0, 25.0)) == (25.0, 20.0)
+    # Without stamps it is all counted.
+    assert wall_seconds(("study_started", None, 0.0), ("run_started", 3, 5.0), ("run_logged", 3, 10.0 + NIGHT)) == 10 + NIGHT
+
+
+def test_drivers_before_count_and_the_time_between_two_does_not() -> None:
+    first = [
+        ("study_started", 0.0, 0.0),
+        ("run_started", 10.0, 10.0),
+        ("run_evaluated", 70.0, 70.0),
+        ("run_logged", 90.0, 90.0),
+    ]
+    # 20 s are trained again, and 10 s more, of the 45 s since the resume.
+    second = [("study_resumed", NIGHT, 90.0), ("run_logged", NIGHT + 45, 135.0), ("run_logged", NIGHT + 55, 145.0)]
+    assert stamped(*first, *second) == (145.0, 80 + 20 + 10)
+    # A night that falls into the repetition is none of it.
+    jumped = [("study_resumed", NIGHT, 90.0), ("run_logged", 2 * NIGHT, 105.0), ("run_logged", 2 * NIGHT + 10, 115.0)]
+    assert stamped(*first, *jumped) == (115.0, 80 + 15 + 10)
+
+
+def test_what_was_written_after_the_resume_counts_as_far_as_its_driver_lived() -> None:
+    first = [("study_started", 0.0, 0.0), ("run_started", 10.0, 10.0), ("run_evaluated", 70.0, 70.0)]
+    late = [("study_resumed", NIGHT, 95.0), ("run_evaluated", 90.0, 96.0), ("run_logged", NIGHT + 30, 125.0)]
+    assert stamped(*first, *late) == (125.0, 60 + 20 + 29)
+    # The clock was set back after the resume: not a night of training, but what the driver before can have seen.
+    back = [("study_resumed", NIGHT, 95.0), ("run_evaluated", NIGHT - 60, 120.0)]
+    assert stamped(*first, *back) == (120.0, 60 + 25)
+
+
+def test_a_study_of_an_earlier_version_goes_on_with_stamps() -> None:
+    """The events before have none: what they add up to is where the stamps begin."""
+    wall, run = WallTime(), RunTimes()
+    before = [event("study_started", 0.0), event("run_started", 10.0, 3, 1), event("run_evaluated", 70.0, 3, 1),
+              event("run_logged", 90.0, 3, 1)]  # fmt: skip
+    for each in before:
+        wall.event(each)
+        run.event(each)
+    assert (wall.seconds, run.by_trial) == (90.0, {3: 80.0})
+    for each in (event("study_resumed", NIGHT, worked=90.0), event("run_logged", 2 * NIGHT, 3, 1, worked=130.0)):
+        wall.event(each)
+        run.event(each)
+    assert (wall.seconds, run.by_trial) == (130.0, {3: 80.0 + 20.0})
+
+
+def test_a_stopwatch_counts_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("css_ray.clocks.time.monotonic", lambda: now[0])
+    watch = Stopwatch(50.0)
+    now[0] += 10
+    assert watch.seconds == 50.0
+    watch.start()
+    now[0] += 5
+    watch.start()
+    assert watch.seconds == 55.0

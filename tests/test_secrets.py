@@ -48,6 +48,10 @@ SECRET = "hunter2-7f3a"
         ("http://host:5000/a@b", ""),
         ("http://[::1]:5000/a@b", ""),
         ("see https://host/x and ask ann@host", ""),
+        ("s3://bucket/x;token=abc", "what looks like a secret (token)"),
+        ("//ann:pw@host/x", "a user or a password"),  # as a browser takes it
+        ("//share/studies", ""),
+        ("s3://bucket/a;b/c", ""),
     ],
 )
 def test_what_counts_as_a_secret(place: str, secret: str) -> None:
@@ -57,9 +61,16 @@ def test_what_counts_as_a_secret(place: str, secret: str) -> None:
 def test_places_and_messages_are_shown_without_them() -> None:
     assert shown("https://ann:pw@host:80/a?token=1") == "https://host:80/a"
     assert shown("s3://AKIA:ab/cd@bucket/x") == "s3://bucket/x"
+    assert shown("s3://bucket/x;token=abc;region=eu") == "s3://bucket/x;token=...;region=eu"
+    assert shown("//ann:p/w@host/x") == "//host/x" and shown("/mnt/a;token=1") == "/mnt/a;token=1"
     assert shown("http://ann:p@w@[::1]:80/a#token=1") == "http://[::1]:80/a"
     message = "GET http://ann:p/w@host/x failed; postgresql+psycopg://u:p%40@db/mlflow, http://host:80/a@b"
     assert without_secrets(message) == "GET http://host/x failed; postgresql+psycopg://db/mlflow, http://host:80/a@b"
+    for address in ("ann:hunter2@host:6379", "ann:hun/ter2@host:6379", "ann:hunt@er2@host:6379"):
+        told = f"no cluster at {address}; --address={address} ('{address}')"
+        assert without_secrets(told) == "no cluster at host:6379; --address=host:6379 ('host:6379')"
+    for plain in ("ask ann@host", "trial 3: ann@host", "host:80/a@b", "at 12:30", "a:b", "file.py:12: x@y"):
+        assert without_secrets(plain) == plain
     assert without_secrets("got 's3://b/x?region=eu&access_key=1&secret_key=2'") == (
         "got 's3://b/x?region=eu&access_key=...&secret_key=...'"
     )

@@ -284,6 +284,13 @@ def test_a_run_set_back_by_a_damaged_checkpoint_is_still_the_same_run() -> None:
     assert (trouble.trial, trouble.status, trouble.reason) == (1, "retried", "a damaged checkpoint")
 
 
+def test_what_is_reported_once_more_after_a_run_has_finished_opens_nothing() -> None:
+    """A damaged journal was repaired, and a checkpoint reports again what was lost."""
+    late = folded(finished(38.0, 1, 0, 46.0), evaluated(39.0, 1, 0, 20, 30.0))
+    assert (late.trials[1].runs[0].status, late.trials[1].runs[0].score) == ("finished", 46.0)
+    assert late.trials[1].curve == [30.0, 44.0] and late.runs_ended == folded(finished(38.0, 1, 0, 46.0)).runs_ended
+
+
 class Untouchable(dict):  # type: ignore[type-arg]
     """A mapping that may be asked for one entry, but not walked."""
 

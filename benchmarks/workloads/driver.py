@@ -33,6 +33,9 @@ class View:
     def event(self, event: Event) -> None:
         self.standing.add(event)
 
+    def warn(self, text: str) -> None:
+        raise RuntimeError(text)
+
 
 def large_study(folder: Path) -> StudyDefinition:
     """A search of TRIALS trials x SPLITS splits; `folder` is for its data."""

@@ -46,6 +46,9 @@ class _Study:
         self._tracker: Tracker | None = None
         self.handing_over: list[float] = []  # seconds, of each event of the latest round
 
+    def warn(self, text: str) -> None:
+        raise RuntimeError(text)
+
     def event(self, event: Event) -> None:
         """The driver calls this once an event is in the journal, which is when it would tell a tracker of its own."""
         if self._tracker is not None:

@@ -13,7 +13,7 @@ import yaml
 from benchmarks import Row, compare
 from benchmarks.workloads.photographs import CLASSES, write_loose
 from css_ray.data.catalogue import prepare
-from css_ray.data.writing import in_processes
+from css_ray.data.processes import in_processes
 
 _IMAGES = 1500
 

@@ -10,7 +10,9 @@ import click
 
 from css_ray.messages import DEFAULT_STORAGE, os_error_text
 
+from ..address import any_address, dashboard_address
 from ..errors import BadInput
+from ..output import echo
 
 if TYPE_CHECKING:
     from css_ray.api import Study
@@ -21,12 +23,26 @@ FORMATS = ("text", "md", "csv", "latex", "html")
 EXIT_CODES = {"finished": 0, "budget": 0, "failed": 1, "interrupted": 130}
 
 
-def _plain_storage(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    """A storage is printed, journaled and sent to nodes: it must hold no secret."""
+def _usable_storage(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A storage is a folder, which need not exist yet, or a URL that pyarrow opens.
+
+    It is printed, journaled and sent to nodes: it must hold no secret.
+    """
     from css_ray.secrets import credentials_text
 
+    if not value:
+        raise BadInput("--storage: is empty; give a folder, or a URL such as s3://bucket/studies")
     if refused := credentials_text(value):
         raise BadInput(f"--storage: {refused}")
+    from css_ray.storage import check_folder, is_url, locate
+
+    try:
+        if is_url(value):
+            locate(value)
+        else:
+            check_folder(value)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--storage: {os_error_text(error, 'open', value) if isinstance(error, OSError) else error}") from None
     return value
 
 
@@ -48,7 +64,7 @@ storage_option = click.option(
     show_default=True,
     envvar="CSS_RAY_STORAGE",
     metavar="DIR",
-    callback=_plain_storage,
+    callback=_usable_storage,
     help="Where studies live: a folder, or a URI such as s3://bucket/studies.",
 )
 
@@ -84,11 +100,17 @@ out_option = click.option(
 )
 
 address_option = click.option(
-    "--address", metavar="ADDRESS", help="Join a Ray cluster (host:port, or auto on a node of it) instead of starting Ray here."
+    "--address",
+    metavar="ADDRESS",
+    callback=any_address,
+    help="Join a Ray cluster (host:port, or auto on a node of it) instead of starting Ray here.",
 )
 
 remote_option = click.option(
-    "--address", metavar="URL", help="The dashboard of a Ray cluster that the study was submitted to (http://host:8265)."
+    "--address",
+    metavar="URL",
+    callback=dashboard_address,
+    help="The dashboard of a Ray cluster that the study was submitted to (http://host:8265).",
 )
 
 on_finish_option = click.option(
@@ -157,8 +179,8 @@ def show_commands(commands: Mapping[str, str]) -> None:
     """Print commands to paste, each with what it does beside it."""
     width = max(map(len, commands))
     for line, text in commands.items():
-        click.echo(f"  {line:{width}}   {text}")
+        echo(f"  {line:{width}}   {text}")
 
 
 def warn(text: str) -> None:
-    click.echo(f"warning: {text}", err=True)
+    echo(f"warning: {text}", err=True)

@@ -11,7 +11,9 @@ import click
 
 from css_ray.messages import DEFAULT_STORAGE, study_command
 
+from ..address import dashboard_address
 from ..errors import BadInput
+from ..output import echo
 from .options import bad_input, read_study, set_option, show_commands, storage_option
 
 if TYPE_CHECKING:
@@ -22,7 +24,13 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path())
 @set_option
 @storage_option
-@click.option("--address", metavar="URL", required=True, help="The dashboard of a Ray cluster: http://host:8265.")
+@click.option(
+    "--address",
+    metavar="URL",
+    required=True,
+    callback=dashboard_address,
+    help="The dashboard of a Ray cluster: http://host:8265.",
+)
 @click.option("--follow", is_flag=True, help="Print its driver's output until it ends; Ctrl-C ends only the printing.")
 def submit(file: str, overrides: tuple[str, ...], storage: str, address: str, follow: bool) -> None:
     """Have a Ray cluster run the study in FILE: its driver runs there, and you can disconnect this machine.
@@ -38,7 +46,13 @@ def submit(file: str, overrides: tuple[str, ...], storage: str, address: str, fo
 
 @click.command()
 @click.argument("name")
-@click.option("--address", metavar="URL", required=True, help="The dashboard of the cluster that it was submitted to.")
+@click.option(
+    "--address",
+    metavar="URL",
+    required=True,
+    callback=dashboard_address,
+    help="The dashboard of the cluster that it was submitted to.",
+)
 def stop(name: str, address: str) -> None:
     """Stop the study NAME on the cluster that it was submitted to. Nothing that was trained is lost."""
     with cluster_answers():
@@ -46,18 +60,24 @@ def stop(name: str, address: str) -> None:
         before = cluster.find(name)
         after = cluster.stop(name)
     if not before.active:
-        click.echo(f"{name} was not running: its job {before.job} is {before.status.lower()}")
+        echo(f"{name} was not running: its job {before.job} is {before.status.lower()}")
         return
     if after.active:
         logs = study_command("logs", name, DEFAULT_STORAGE, "--address", address)
         raise click.ClickException(f"the job {after.job} of {name} is still {after.status.lower()}; look at its logs: {logs}")
-    click.echo(f"{name} was stopped; it continues with:")
-    click.echo(f"  {study_command('resume', name, after.storage, '--address', address)}")
+    echo(f"{name} was stopped; it continues with:")
+    echo(f"  {study_command('resume', name, after.storage, '--address', address)}")
 
 
 @click.command()
 @click.argument("name")
-@click.option("--address", metavar="URL", required=True, help="The dashboard of the cluster that it was submitted to.")
+@click.option(
+    "--address",
+    metavar="URL",
+    required=True,
+    callback=dashboard_address,
+    help="The dashboard of the cluster that it was submitted to.",
+)
 @click.option("--follow", is_flag=True, help="Until the driver ends; Ctrl-C ends only the printing.")
 def logs(name: str, address: str, follow: bool) -> None:
     """Print the output of the driver of the study NAME on the cluster that it was submitted to."""
@@ -90,7 +110,8 @@ def drive(file: str | None, name: str | None, overrides: tuple[str, ...], storag
         raise BadInput("--file, --name: give exactly one of them")
     begun = name or read_study(str(file), overrides).name
     run_, resume_ = drive_commands(storage, file, begun, overrides)
-    sys.exit(keep_driving(run_, resume_, study_folder(storage, begun)))
+    with bad_input():
+        sys.exit(keep_driving(run_, resume_, study_folder(storage, begun)))
 
 
 @contextmanager
@@ -106,7 +127,7 @@ def cluster_answers() -> Iterator[None]:
 
 
 def is_dashboard(address: str | None) -> bool:
-    from css_ray.execution.jobs import is_jobs_address
+    from css_ray.execution.address import is_jobs_address
 
     return is_jobs_address(address)
 
@@ -121,7 +142,7 @@ def show_submitted(cluster: Cluster, submitted: Submitted, follow: bool) -> None
     def there(verb: str, *more: str) -> str:
         return study_command(verb, submitted.name, DEFAULT_STORAGE, "--address", cluster.address, *more)
 
-    click.echo(f"{submitted.name} was submitted as the job {submitted.job}; you can disconnect this machine. From here:")
+    echo(f"{submitted.name} was submitted as the job {submitted.job}; you can disconnect this machine. From here:")
     show_commands(
         {
             there("logs", "--follow"): "the output of its driver",
@@ -137,9 +158,9 @@ def show_submitted(cluster: Cluster, submitted: Submitted, follow: bool) -> None
 def print_logs(cluster: Cluster, submitted: Submitted, follow: bool) -> None:
     try:
         for piece in cluster.logs(submitted, follow=follow):
-            click.echo(piece, nl=False)
+            echo(piece, nl=False)
     except KeyboardInterrupt:
-        click.echo("\nthe study continues; only the printing has ended", err=True)
+        echo("\nthe study continues; only the printing has ended", err=True)
         return
     if not follow:
         return
@@ -162,10 +183,10 @@ def remote_status(name: str, storage: str, address: str) -> None:
                 raise
         else:
             storage = submitted.storage
-            click.echo(f"job {submitted.job}: {submitted.status.lower()}")
+            echo(f"job {submitted.job}: {submitted.status.lower()}")
             if submitted.reason:
-                click.echo(f"  {submitted.reason}")
+                echo(f"  {submitted.reason}")
         succeeded, output = cluster.call("study", "status", name, "--storage", storage)
-    click.echo(output, nl=False)
+    echo(output, nl=False)
     if not succeeded:
         sys.exit(1)

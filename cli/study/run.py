@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from css_ray.audience import Audience
-from css_ray.messages import at_storage, command, os_error_text, study_command
+from css_ray.messages import at_storage, command, file_argument, os_error_text, study_command
 
 from ..errors import BadInput
+from ..output import echo
 from .options import (
     EXIT_CODES,
     address_option,
@@ -52,21 +53,21 @@ def plan(file: str, overrides: tuple[str, ...], address: str | None, measure: bo
         raise BadInput(str(error)) from None
     for warning in planned.warnings:
         warn(warning)
-    click.echo(planned)
+    echo(planned)
     if planned.estimate is not None:
         from ..view import duration
 
         for row, seconds in planned.estimate.seconds_a_step.items():
-            click.echo(f"  {row}: {1000 * seconds:.0f} ms per step")
-        click.echo(
+            echo(f"  {row}: {1000 * seconds:.0f} ms per step")
+        echo(
             f"about {duration(planned.estimate.seconds)} of training, measured on this machine's {planned.estimate.device}, "
             "without evaluation and start-up"
         )
     there = planned.capacity
     nodes = "(no --address: Ray starts here)" if address is None else f"on {there.nodes} node{'s' * (there.nodes != 1)}"
-    click.echo(f"{there.where}: {there} {nodes}")
+    echo(f"{there.where}: {there} {nodes}")
     sets = [word for override in overrides for word in ("--set", override)]
-    click.echo(f"\nnext: {command('study', 'run', file, *sets, *(('--address', address) if address else ()))}")
+    echo(f"\nnext: {command('study', 'run', file_argument(file), *sets, *(('--address', address) if address else ()))}")
 
 
 @click.command()
@@ -81,7 +82,7 @@ def run(
 ) -> None:
     """Run the study in FILE to its end."""
     if is_dashboard(address):
-        submit = command("study", "submit", file, "--address", str(address))
+        submit = command("study", "submit", file_argument(file), "--address", str(address))
         raise BadInput(f"--address {address}: is a dashboard; send the study there with: {submit}")
     study_ = load_study(file, overrides, storage, local=address is None)
     conduct(study_, address, on_finish, webhook)
@@ -180,7 +181,7 @@ class Terminal(Audience):
 
         if self._studies:
             splits = ", ".join(map(str, study.definition.splits))
-            click.echo(f"\n{study.name}: the best of the search again, on splits that it never saw ({splits})\n")
+            echo(f"\n{study.name}: the best of the search again, on splits that it never saw ({splits})\n")
         self._studies += 1
         # A standing of its own: the watcher folds each event as it happens, `study` reads the journal.
         begun = study.status != "new"
@@ -196,14 +197,12 @@ class Terminal(Audience):
         self._live.close()
         again = ("resume", study.name, study.storage, *self.more)
         if outcome.status == "interrupted":
-            click.echo(
-                f"\ninterrupted; every run continues from its last evaluation with:\n  {study_command(*again)}", err=True
-            )
+            echo(f"\ninterrupted; every run continues from its last evaluation with:\n  {study_command(*again)}", err=True)
         else:
             report(study, self.more)
         if outcome.status == "budget":
             larger = study_command(*again, "--set", "budget.KEY=VALUE")
-            click.echo(f"\nthe budget is spent; with a larger one it continues:\n  {larger}")
+            echo(f"\nthe budget is spent; with a larger one it continues:\n  {larger}")
 
     def warn(self, text: str) -> None:
         warn(text)
@@ -228,7 +227,7 @@ def conduct(
             else:
                 outcome = study_.resume(address, set=resume, audience=terminal, **hooks)
     except KeyboardInterrupt:
-        click.echo(f"\ninterrupted; if the study was started, it continues with:\n  {again}", err=True)
+        echo(f"\ninterrupted; if the study was started, it continues with:\n  {again}", err=True)
         sys.exit(130)
     except ValueError as error:
         raise BadInput(str(error)) from None
@@ -240,7 +239,7 @@ def conduct(
             raise BadInput(reason) from None
         raise click.ClickException(f"{reason}\ncontinue with: {again}") from None
     if study_.status == "new":
-        click.echo("\ninterrupted before anything was started", err=True)
+        echo("\ninterrupted before anything was started", err=True)
         sys.exit(130)
     sys.exit(EXIT_CODES[(outcome.confirmation or outcome).status])
 
@@ -254,22 +253,22 @@ def report(study_: Study, more: Sequence[str]) -> None:
     if not any(trial.runs for trial in standing.trials.values()):
         why = study_command("status", name, storage)
         raise click.ClickException(f"no run was started; what happened to the trials is shown by: {why}")
-    click.echo()
+    echo()
     if standing.definition.search is not None:
-        click.echo(table_text(study_, "text", kind="trials", width=text_width()))
-    click.echo(table_text(study_, "text", width=text_width()), nl=False)
+        echo(table_text(study_, "text", kind="trials", width=text_width()))
+    echo(table_text(study_, "text", width=text_width()), nl=False)
     best = standing.best_drawn
     if best is not None:
-        click.echo(f"\nbest configuration of the search: trial {best.index}, {score_text(best.mean, best.std)}")
+        echo(f"\nbest configuration of the search: trial {best.index}, {score_text(best.mean, best.std)}")
         for key in standing.definition.space:
             value = best.params.get(key)
             if value is not None:
                 symbol = f"  ({SYMBOLS[key]})" if key in SYMBOLS else ""
-                click.echo(f"  {key}: {value:.4g}{symbol}" if isinstance(value, float) else f"  {key}: {value}{symbol}")
+                echo(f"  {key}: {value:.4g}{symbol}" if isinstance(value, float) else f"  {key}: {value}{symbol}")
     if standing.definition.objective.aggregate == "mean_and_std":
-        click.echo("\ntrials that no other beats in both mean and std:")
+        echo("\ntrials that no other beats in both mean and std:")
         for trial in standing.front:
-            click.echo(f"  trial {trial.index} ({trial.row}): {score_text(trial.mean, trial.std)}")
+            echo(f"  trial {trial.index} ({trial.row}): {score_text(trial.mean, trial.std)}")
     commands = {
         # Of a study in an object store MLflow's file is in the default storage of this machine.
         command("ui", *(() if is_url(storage) else at_storage(storage))): "the curves and tables in MLflow",
@@ -279,5 +278,5 @@ def report(study_: Study, more: Sequence[str]) -> None:
     if standing.best_drawn is not None:
         again = "train the best again, on splits that the search never saw"
         commands[study_command("confirm", name, storage, *more)] = again
-    click.echo("\nnext:")
+    echo("\nnext:")
     show_commands(commands)

@@ -1,4 +1,4 @@
-"""`css-ray study status | list | table | compare | pseudo-labels | sync`: how far a study is, and what came of it."""
+"""`css-ray study status | list | table | compare | pseudo-labels | sync | repair`: how far a study is, and what came of it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import click
 from css_ray.messages import DEFAULT_STORAGE, at_storage, command, os_error_text, study_command
 
 from ..errors import BadInput
+from ..output import echo
 from .options import (
     EXIT_CODES,
     at_option,
@@ -75,10 +76,10 @@ def list_(storage: str, address: str | None) -> None:
         with cluster_answers():
             there = cluster_at(address).studies()
         if not there:
-            click.echo(f"no study was submitted to the cluster at {address} since its head started")
+            echo(f"no study was submitted to the cluster at {address} since its head started")
         for each in there:
             begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.started))
-            click.echo(f"{each.name:32} {each.status.lower():12} {begun}  {each.storage}  {each.job}")
+            echo(f"{each.name:32} {each.status.lower():12} {begun}  {each.storage}  {each.job}")
         return
     from css_ray.study.journal import studies_in
 
@@ -87,17 +88,18 @@ def list_(storage: str, address: str | None) -> None:
     names = studies_in(storage)
     if not names:
         run = command("study", "run", "studies/quickstart.yaml", *at_storage(storage))
-        click.echo(f"{storage} holds no study yet; start one with: {run}")
+        echo(f"{storage} holds no study yet; start one with: {run}")
     for name in names:
         try:
-            standing = open_study(name, storage).standing
-        except BadInput as error:  # one of them may name a method whose package is no longer installed
+            with bad_input():
+                standing = open_study(name, storage).standing
+        except BadInput as error:  # one may be damaged, or name a method whose package is no longer installed
             warn(f"{name} is not listed: {error.message}")
             continue
         best = standing.best
         label = "" if best is None else labels_of(standing).get(best.index, best.row)
         value = "" if best is None else f"  best {best.mean:.2f} (trial {best.index}, {label})"
-        click.echo(f"{name:32} {standing.status:12} trials {standing.trials_ended}/{standing.num_trials}{value}")
+        echo(f"{name:32} {standing.status:12} trials {standing.trials_ended}/{standing.num_trials}{value}")
 
 
 @click.command()
@@ -184,40 +186,66 @@ def sync(name: str, storage: str) -> None:
         raise click.ClickException(str(error)) from None
     except Exception as error:
         raise click.ClickException(f"MLflow at {shown(uri)} did not take the events: {without_secrets(error)}") from None
-    click.echo(
+    echo(
         f"{done.events} events read, {done.runs_created} MLflow runs created, {done.points_sent} metric points sent "
         f"to {shown(uri)}"
     )
+
+
+@click.command()
+@click.argument("name")
+@storage_option
+@click.option(
+    "--drop-unknown",
+    is_flag=True,
+    help="Give up what this version does not know, too. Only if no newer version of css-ray has worked on the study.",
+)
+def repair(name: str, storage: str, drop_unknown: bool) -> None:
+    """Repair the journal of the study NAME, if it is damaged: what is sound is kept.
+
+    Prints what is given up, and what `resume` trains to its end then. The journal as it was is kept beside it. Nothing is
+    changed while a driver is at work on the study.
+    """
+    from css_ray.api import Study
+
+    try:
+        with bad_input():
+            repaired = Study.repair(name, storage, drop_unknown=drop_unknown)
+    except OSError as error:
+        raise BadInput(os_error_text(error, "repair", storage)) from None
+    echo(repaired)
+    if repaired.lost:
+        echo(f"\nnext: {study_command('resume', name, storage)}")
 
 
 def _watch(name: str, storage: str, console: Console) -> int:
     """Follow the study from its journal until it ends; returns the exit code for how it ended."""
     from css_ray.standing import Standing
     from css_ray.storage import is_url
-    from css_ray.study.definition import parse
-    from css_ray.study.journal import Follower, study_folder
+    from css_ray.study.journal import Follower, in_order, study_folder
+    from css_ray.study.order import Order
 
     from ..view import MAX_ROWS, View, Watcher
 
-    follower = Follower(study_folder(storage, name))
+    follower, order = Follower(study_folder(storage, name)), Order()
     pause = WATCH_SECONDS * (10 if is_url(storage) else 1)  # an object store is listed again each time
     watcher = None
 
     def look() -> list[Any]:
         time.sleep(pause)
         try:
-            return follower.new()
+            return list(in_order(follower.new(), order, follower.folder))
         except OSError as error:
             warn(f"{os_error_text(error, 'read')}; trying again")
             return []
 
     try:
         with bad_input():
-            if not (events := follower.new()):
-                click.echo(f"waiting for the study {name} to begin in {storage} (Ctrl-C ends this)")
+            if not (events := list(in_order(follower.new(), order, follower.folder))):
+                echo(f"waiting for the study {name} to begin in {storage} (Ctrl-C ends this)")
             while not events:
                 events = look()
-            watcher = Watcher(Standing(parse).fold(events), console)
+            watcher = Watcher(Standing(order.parsed).fold(events), console)
             if not watcher.moving:
                 watcher.summary()
             with watcher.live():
@@ -225,7 +253,7 @@ def _watch(name: str, storage: str, console: Console) -> int:
                     for event in look():
                         watcher.event(event)
     except KeyboardInterrupt:
-        click.echo("", err=True)
+        echo("", err=True)
     if watcher is None:
         return 130
     if watcher.moving:
@@ -260,10 +288,10 @@ def text_width(out: str | None = None) -> int:
 
 def print_or_write(text: str, out: str | None) -> None:
     if out is None:
-        click.echo(text)
+        echo(text)
         return
     try:
         Path(out).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise BadInput(f"--out: {os_error_text(error, 'write', out)}") from None
-    click.echo(f"wrote {out}")
+    echo(f"wrote {out}")

@@ -5,30 +5,37 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
-from css_ray.data.remote import DESCRIPTION
-from css_ray.messages import did_you_mean
+from css_ray.data.description import DESCRIPTION
+from css_ray.messages import command, did_you_mean, file_argument
 from css_ray.secrets import shown
 from css_ray.storage import is_url
 
 from .cityscapes import cityscapes_source
 from .digits import digits_source
 from .folder import folder_source
+from .images import MAX_PIXELS
+from .processes import ParallelMap, in_processes
 from .shards import DataSet, open_dataset
 from .voc import voc_source
-from .writing import ParallelMap, Source, in_processes, write_dataset
-
-Reader = Callable[[Path | None, tuple[int, int] | None], Source]
-"""(where the original files lie, (width, height) to resize to) -> source; None if the user gave nothing."""
+from .writing import Source, write_dataset
 
 
-def _digits(root: Path | None, resize: tuple[int, int] | None) -> Source:
+class Reader(Protocol):
+    """Finds the original files of a data set."""
+
+    def __call__(self, root: Path | None, resize: tuple[int, int] | None, *, max_pixels: int) -> Source:
+        """root: where they lie, resize: (width, height); None if the user gave nothing. max_pixels: of an image."""
+
+
+def _digits(root: Path | None, resize: tuple[int, int] | None, *, max_pixels: int) -> Source:
     if root is not None or resize is not None:
         raise ValueError("digits are built in and have one size, 40x40; give neither a root nor a resize")
     return digits_source()
 
 
-def _folder(root: Path | None, resize: tuple[int, int] | None) -> Source:
+def _folder(root: Path | None, resize: tuple[int, int] | None, *, max_pixels: int) -> Source:
     raise ValueError("folder needs a description: give a YAML file such as studies/data/camvid.yaml in place of the name")
 
 
@@ -47,19 +54,22 @@ def make_source(
     root: str | Path | None = None,
     resize: tuple[int, int] | None = None,
     out: str | Path = "OUT",
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> Source:
     """What the reader of a data set of DATASETS, or of one that a YAML file describes, finds.
 
     root: where the original files lie. resize: (width, height) in pixels of all images and masks; as they are if None.
+    max_pixels: how many an image may have, before it is resized.
 
     Raises FileNotFoundError if a file or folder is absent, ValueError with all that is wrong in the description.
     """
     root = None if root is None else Path(root)
     if (reader := DATASETS.get(str(name_or_description))) is not None:
-        return reader(root, resize)
+        return reader(root, resize, max_pixels=max_pixels)
     if Path(name_or_description).suffix not in (".yaml", ".yml"):
         raise ValueError(_unknown(str(name_or_description), out))
-    source = folder_source(name_or_description, root, resize)
+    source = folder_source(name_or_description, root, resize, max_pixels=max_pixels)
     if source.info.name in DATASETS:
         raise ValueError(f"{name_or_description}: the name {source.info.name} is taken by css-ray; choose another")
     return source
@@ -71,18 +81,19 @@ def prepare(
     *,
     root: str | Path | None = None,
     resize: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] = lambda done, total: None,
     spread: ParallelMap | None = None,
 ) -> bool:
     """Write a data set of DATASETS, or the one that a YAML file describes, to `out`; False if it was there already.
 
-    out: a folder, or a URL that pyarrow's file systems open. root, resize: as for `make_source`.
+    out: a folder, or a URL that pyarrow's file systems open. root, resize, max_pixels: as for `make_source`.
     progress: called after each shard with how many images are done, and of how many. spread: see `write_dataset`.
 
     Raises FileNotFoundError if a file or folder is absent, ValueError with all that is wrong in description or images,
     FileExistsError if `out` holds anything else.
     """
-    source = make_source(name_or_description, root, resize, out)
+    source = make_source(name_or_description, root, resize, out, max_pixels=max_pixels)
     done = 0
 
     def advance(count: int) -> None:
@@ -111,8 +122,8 @@ def ensure_dataset(name: str, root: str | Path, scratch: str | Path | None = Non
         elif name not in DATASETS:
             raise FileNotFoundError(f"{root} holds no prepared data set; {_unknown(name, root)}")
         elif name != "folder":
-            command = f"css-ray data prepare {name} --root ORIGINAL_FILES --out {root}"
-            raise FileNotFoundError(f"{root} holds no prepared data set; make it with: {command}")
+            make = command("data", "prepare", name, "--root", "ORIGINAL_FILES", "--out", str(root))
+            raise FileNotFoundError(f"{root} holds no prepared data set; make it with: {make}")
     dataset = open_dataset(root)
     if name not in ("folder", dataset.info.name):
         remedy = f"name {dataset.info.name} or folder to use it" if name in DATASETS else _unknown(name, "ANOTHER_FOLDER")
@@ -122,8 +133,8 @@ def ensure_dataset(name: str, root: str | Path, scratch: str | Path | None = Non
 
 def _unknown(name: str, out: str | Path) -> str:
     """Why css-ray cannot make the data set `name` by itself, and how to have it all the same."""
+    prepare = command("data", "prepare", file_argument(f"{name}.yaml"), "--root", "ORIGINAL_FILES", "--out", str(out))
     return (
         f"{name} is not a built-in data set{did_you_mean(name, DATASETS)}; describe its folders and classes in a YAML file as "
-        f"studies/data/camvid.yaml does, with `name: {name}`, then run: "
-        f"css-ray data prepare {name}.yaml --root ORIGINAL_FILES --out {out}"
+        f"studies/data/camvid.yaml does, with `name: {name}`, then run: {prepare}"
     )

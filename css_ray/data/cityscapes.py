@@ -13,9 +13,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..types import IGNORE_INDEX
+from .description import SUBSETS, DatasetInfo
 from .files import FileItem, Problems, files_source
+from .images import MAX_PIXELS
 from .masks import Colour, MaskCoding, make_coding
-from .shards import SUBSETS, DatasetInfo
 from .writing import Source
 
 # name, label id, colour; the place in the list is the class index.
@@ -59,11 +60,11 @@ _MASKS = {
 """How each kind of mask is read, the ones that need the least work first."""
 
 
-def cityscapes_source(root: Path | None, resize: tuple[int, int] | None = None) -> Source:
+def cityscapes_source(root: Path | None, resize: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Source:
     """Train and val in the order of their ids, masks all of one kind: the first that all images have, else the one that most
     have.
 
-    resize: as for `files_source`.
+    resize, max_pixels: as for `files_source`.
 
     Raises ValueError without a root, FileNotFoundError with the folders that are absent.
     """
@@ -93,7 +94,16 @@ def cityscapes_source(root: Path | None, resize: tuple[int, int] | None = None) 
                 problems.add(f"has no mask *{kind} in {root / 'gtFine' / subset}, as most images have; {remedy}", id)
     info = DatasetInfo("cityscapes", tuple(name for name, _, _ in _CLASSES), tuple(colour for _, _, colour in _CLASSES))
     version = f"cityscapes {_VERSION} {kind}"
-    return files_source(info, subsets, _MASKS[kind], root=root, version=version, resize=resize, problems=problems)
+    return files_source(
+        info,
+        subsets,
+        _MASKS[kind],
+        root=root,
+        version=version,
+        resize=resize,
+        max_pixels=max_pixels,
+        problems=problems,
+    )
 
 
 def _files(folder: Path, suffix: str) -> dict[str, Path]:

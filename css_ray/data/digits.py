@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .shards import DatasetInfo
+from .description import DatasetInfo
 from .writing import Row, Source, rows_source
 
 INFO = DatasetInfo(

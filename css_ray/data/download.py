@@ -34,8 +34,8 @@ from torchvision.datasets import SBDataset, VOCSegmentation, voc
 
 from css_ray.storage import locked, unfinished
 
+from .description import SUBSETS
 from .problems import joined
-from .shards import SUBSETS
 
 STALL_SECONDS = 30.0
 """How long a server may send nothing before it is asked again."""

@@ -14,15 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .description import DatasetInfo, is_name
+from .images import MAX_PIXELS, decode_rgb, image_size
+from .png import declared_size
 from .problems import Problems as Problems
-from .shards import DatasetInfo, decode_rgb
 from .writing import Row, Source
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MASK_SUFFIXES = (".png",)  # lossy formats would invent classes
-
-_JPEG_END = b"\xff\xd9"
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 class Mask(NamedTuple):
@@ -55,6 +53,7 @@ def files_source(
     root: Path,
     version: str,
     resize: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
     problems: Problems,
 ) -> Source:
     """The images of `train` and `val` as a source.
@@ -62,16 +61,21 @@ def files_source(
     version: what determines the rows beside the files: the reader and its version, and its settings.
     resize: (width, height) in pixels that all images (antialiased bilinear) and masks (nearest) get; a JPEG stays one, at
     quality 95, anything else becomes a PNG. Without it the files' bytes are kept.
+    max_pixels: how many an image may have, before it is resized.
     problems: of the listing. They are raised with those of the files, which are read when the source is written.
 
-    Raises ValueError if a side of `resize` is below 1.
+    Raises ValueError if a side of `resize` or `max_pixels` is below 1.
     """
     if resize is not None and min(resize) < 1:
         raise ValueError(f"resize must be at least 1x1, got {resize[0]}x{resize[1]}")
+    if max_pixels < 1:
+        raise ValueError(f"max_pixels must be >= 1, got {max_pixels}")
+    for name, items in subsets.items():
+        if not items:
+            problems.add("has no image", name)
+    subsets = {name: [item for item in items if _is_fit(item, problems)] for name, items in subsets.items()}
     names = {name: Counter(item.id for item in items) for name, items in subsets.items()}
     for name, counts in names.items():
-        if not counts:
-            problems.add("has no image", name)
         for id, count in counts.items():
             if count > 1:
                 problems.add(f"is listed {count} times in {name}", id)
@@ -82,10 +86,28 @@ def files_source(
         version=f"{version} {info.name} {info.class_names} {info.palette} {resize}",
         subsets=subsets,
         sizes={name: [item.image.stat().st_size for item in items] for name, items in subsets.items()},
-        read=_FileReader(read_mask, resize),
+        read=_FileReader(read_mask, resize, max_pixels),
         place=str(root),
         problems=problems.found,
+        distinct=True,
     )
+
+
+def _is_fit(item: FileItem, problems: Problems) -> bool:
+    """Whether the files of an item can be opened, and its id can be stored; else why not goes to `problems`."""
+    if not is_name(item.id):
+        try:
+            item.id.encode()
+            problems.add("has a name with control characters, or of more than 1000 characters; rename the file", ascii(item.id))
+        except UnicodeEncodeError:
+            problems.add("has a name that is not UTF-8; rename the file (convmv renames many)", ascii(item.id))
+        return False
+    for what, path in (("image", item.image), ("mask", item.mask)):
+        if path is not None and not path.is_file():  # to open a FIFO is to wait, and a device may have no end
+            kind = "a folder, not a file" if path.is_dir() else "neither a file nor a link to one"
+            problems.add(f"{what} is {kind}; remove it, or put the file there", item.id)
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +116,7 @@ class _FileReader:
 
     read_mask: MaskReader
     resize: tuple[int, int] | None
+    max_pixels: int
 
     def digest(self, item: FileItem) -> bytes:
         """The hash of the files' content, not of their dates: a copy is the same source."""
@@ -102,17 +125,18 @@ class _FileReader:
     def __call__(self, item: FileItem) -> Row:
         image = item.image.read_bytes()
         encoded = None if item.mask is None else item.mask.read_bytes()
-        size = image_size(image)
+        size = image_size(image, self.max_pixels)
         mask, png = None, None
         if encoded is not None:
+            if (
+                declared := declared_size(encoded)
+            ) is not None:  # before its pixels are decoded, of which there may be too many
+                _compare(declared, size)
             try:
                 mask, png = self.read_mask(encoded)
             except ValueError as error:
                 raise ValueError(f"mask {error}") from None
-            if mask.shape != size:
-                raise ValueError(
-                    f"mask is {mask.shape[1]}x{mask.shape[0]} (width x height), must be as its image {size[1]}x{size[0]}"
-                )
+            _compare(mask.shape, size)
         source = _digest(image, encoded)
         if self.resize is not None and self.resize != (size[1], size[0]):
             image = _resized(image, self.resize)
@@ -122,51 +146,14 @@ class _FileReader:
         return Row(item.id, image, size[0], size[1], mask, png, source)
 
 
+def _compare(mask: tuple[int, ...], image: tuple[int, int]) -> None:
+    """Raises ValueError if the (height, width) of a mask and of its image differ."""
+    if mask != image:
+        raise ValueError(f"mask is {mask[1]}x{mask[0]} (width x height), must be as its image {image[1]}x{image[0]}")
+
+
 def _digest(image: bytes, mask: bytes | None) -> bytes:
     return hashlib.sha256(image).digest() + (b"" if mask is None else hashlib.sha256(mask).digest())
-
-
-def image_size(encoded: bytes) -> tuple[int, int]:
-    """(height, width) in pixels of a JPEG, PNG or WebP that is whole.
-
-    It reads the header, looks for the end, and compares the checksums of a PNG; only an unusual file is decoded.
-    `css-ray data check` decodes every pixel.
-
-    Raises ValueError with what is wrong.
-    """
-    if not encoded:
-        raise ValueError("image is empty (0 bytes); fetch it again")
-    try:
-        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "WEBP")) as image:
-            width, height = image.size
-            usual = image.mode in ("RGB", "L", "P", "1") and _ends_well(encoded, image.format)
-            depth = encoded[24] if image.format == "PNG" else 8
-            if image.format == "PNG":
-                image.verify()
-            elif not usual:
-                image.load()
-        if depth > 8:
-            raise _Unfit(f"image has {depth} bits per channel, must have 8; convert it")
-        if not usual:
-            decode_rgb(encoded)
-    except _Unfit:
-        raise
-    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
-        raise ValueError(f"image is not a readable {'/'.join(IMAGE_SUFFIXES)} ({str(error).splitlines()[0]})") from None
-    return height, width
-
-
-class _Unfit(ValueError):
-    """A whole image, but not one to train on."""
-
-
-def _ends_well(encoded: bytes, kind: str | None) -> bool:
-    """Whether the last bytes are those that its kind ends with; padding after them is left to a decoder to judge."""
-    if kind == "JPEG":
-        return encoded.endswith(_JPEG_END)
-    if kind == "PNG":
-        return encoded.endswith(_PNG_END)
-    return len(encoded) >= 8 + int.from_bytes(encoded[4:8], "little")  # RIFF: the length of what follows
 
 
 def _resized(encoded: bytes, size: tuple[int, int]) -> bytes:

@@ -36,13 +36,15 @@ import yaml
 from css_ray.messages import did_you_mean
 
 from ..types import IGNORE_INDEX
-from .files import IMAGE_SUFFIXES, MASK_SUFFIXES, FileItem, files_source
+from .description import DatasetInfo, is_byte, is_name
+from .files import MASK_SUFFIXES, FileItem, files_source
+from .images import IMAGE_SUFFIXES, MAX_PIXELS
 from .lists import read_lines, resolve
 from .masks import Colour, MaskCoding, make_coding
-from .problems import Problems, joined
-from .shards import DatasetInfo
+from .problems import Problems, brief, joined, quoted
 from .writing import Source
 
+_MOST_BYTES = 2**20  # of a description
 _VERSION = 2  # of this reader: a change of what it makes of the same files must raise it
 
 
@@ -76,39 +78,44 @@ def read_description(path: str | Path) -> Description:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no description {path}; write one as studies/data/camvid.yaml")
+    if (size := path.stat().st_size) > _MOST_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, more than {_MOST_BYTES:,}, so it describes no data set")
     try:
-        described = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise
+    except Exception as error:  # beside its own, PyYAML raises what the dates and numbers of a file lead it into
+        raise ValueError(f"{path} is not YAML: {brief(' '.join(str(error).split()))}") from None
     if not isinstance(described, dict):
-        raise ValueError(f"{path} must hold `name:`, `classes:`, `train:` and `val:`, got {described!r}")
-    problems = [f"{key} is unknown{did_you_mean(key, _KEYS)}" for key in described if key not in _KEYS]
+        raise ValueError(f"{path} must hold `name:`, `classes:`, `train:` and `val:`, got {quoted(described)}")
+    unknown = [brief(key) if isinstance(key, str) else quoted(key) for key in described if key not in _KEYS]
+    problems = [f"{key} is unknown{did_you_mean(key, _KEYS)}" for key in unknown]
     name = described.get("name")
-    if not isinstance(name, str) or not name:
-        problems.append(f"name must be a word, got {name!r}")
+    if not isinstance(name, str) or not is_name(name):
+        problems.append(f"name must be a word, got {quoted(name)}")
     classes = described.get("classes")
     if (
         not isinstance(classes, list)
         or not classes
         or len(classes) > IGNORE_INDEX
-        or not all(isinstance(one, str) for one in classes)
+        or not all(isinstance(one, str) and is_name(one) for one in classes)
     ):
-        problems.append(f"classes must be a list of 1 to {IGNORE_INDEX} names, got {classes!r}")
+        problems.append(f"classes must be a list of 1 to {IGNORE_INDEX} names, got {quoted(classes)}")
         classes = []
     if twice := sorted({one for one in classes if classes.count(one) > 1}):
         problems.append(f"classes has {', '.join(twice)} more than once")
     palette = described.get("palette", [_colour(index) for index in range(len(classes))])
     if not isinstance(palette, list) or len(palette) != len(classes) or not all(map(_is_colour, palette)):
         problems.append(
-            f"palette must have one [red, green, blue] in 0..255 for each of {len(classes)} classes, got {palette!r}"
+            f"palette must have one [red, green, blue] in 0..255 for each of {len(classes)} classes, got {quoted(palette)}"
         )
         palette = []
     void = described.get("void", [IGNORE_INDEX])
-    if not isinstance(void, list) or not all(_is_byte(value) or _is_colour(value) for value in void):
-        problems.append(f"void must be a list of mask values in 0..255 or of [red, green, blue], got {void!r}")
+    if not isinstance(void, list) or not all(is_byte(value) or _is_colour(value) for value in void):
+        problems.append(f"void must be a list of mask values in 0..255 or of [red, green, blue], got {quoted(void)}")
         void = []
-    values = [value for value in void if _is_byte(value)]
-    void_colours = [_rgb(value) for value in void if not _is_byte(value)]
+    values = [value for value in void if is_byte(value)]
+    void_colours = [_rgb(value) for value in void if not is_byte(value)]
     for value in values:
         if value < len(classes):
             problems.append(
@@ -141,7 +148,7 @@ def _suffixes(key: str, described: dict[str, Any], known: tuple[str, ...], probl
         return known
     suffix = described[key]
     if not isinstance(suffix, str) or not suffix.lower().endswith(known):
-        problems.append(f"{key} must end with {' or '.join(known)}, got {suffix!r}")
+        problems.append(f"{key} must end with {' or '.join(known)}, got {quoted(suffix)}")
     return (str(suffix),)
 
 
@@ -150,20 +157,18 @@ def _part(key: str, described: Any, problems: list[str]) -> Part | None:
         return None
     needed = {"images"} if key == "unlabelled" else {"images", "masks"}
     if not isinstance(described, dict) or not needed <= described.keys() <= needed | {"list"}:
-        problems.append(f"{key} must have {' and '.join(sorted(needed))}, and may have list, got {described!r}")
+        problems.append(f"{key} must have {' and '.join(sorted(needed))}, and may have list, got {quoted(described)}")
         return None
-    if wrong := [f"{name} {value!r}" for name, value in described.items() if not isinstance(value, str)]:
+    if wrong := [
+        f"{name} {quoted(value)}" for name, value in described.items() if not isinstance(value, str) or not is_name(value)
+    ]:
         problems.append(f"{key} must have paths, got {', '.join(wrong)}")
         return None
     return Part(described["images"], described.get("masks"), described.get("list"))
 
 
-def _is_byte(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
-
-
 def _is_colour(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_is_byte, value))
+    return isinstance(value, list) and len(value) == 3 and all(map(is_byte, value))
 
 
 def _rgb(colour: list[int]) -> Colour:
@@ -176,10 +181,16 @@ def _colour(index: int) -> list[int]:
     return [round(255 * share) for share in colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 1 - 0.2 * (index % 3))]
 
 
-def folder_source(description: str | Path, root: str | Path | None, resize: tuple[int, int] | None = None) -> Source:
+def folder_source(
+    description: str | Path,
+    root: str | Path | None,
+    resize: tuple[int, int] | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> Source:
     """The data set that the YAML file `description` describes, whose files lie in `root` (beside the description if None).
 
-    resize: as for `files_source`.
+    resize, max_pixels: as for `files_source`.
 
     Raises FileNotFoundError with the folders and lists that are absent, ValueError with every problem of the description.
     What is wrong with the files is raised when the source is written.
@@ -190,7 +201,16 @@ def folder_source(description: str | Path, root: str | Path | None, resize: tupl
     subsets = _listed(described, root, problems)
     coding = described.coding
     version = f"folder {_VERSION} {sorted(coding.values.items())} {sorted(coding.colours.items())}"
-    return files_source(described.info, subsets, coding, root=root, version=version, resize=resize, problems=problems)
+    return files_source(
+        described.info,
+        subsets,
+        coding,
+        root=root,
+        version=version,
+        resize=resize,
+        max_pixels=max_pixels,
+        problems=problems,
+    )
 
 
 def _listed(described: Description, root: Path, problems: Problems) -> dict[str, list[FileItem]]:

@@ -27,11 +27,14 @@ from pathlib import Path
 
 from css_ray.messages import os_error_text
 from css_ray.secrets import shown
-from css_ray.storage import locate
+from css_ray.storage import locate, read_blocks
 
-from .files import IMAGE_SUFFIXES
-from .problems import Problems, joined
+from .images import IMAGE_SUFFIXES
+from .problems import Problems, brief, joined
 from .shards import DataSet
+
+MOST_BYTES = 2**26
+"""Of a split file: a line has about a hundred."""
 
 
 class ListError(ValueError):
@@ -51,10 +54,13 @@ def read_lines(path: str | Path) -> dict[int, str]:
     Raises FileNotFoundError if there is none, OSError if it cannot be read, ValueError if it is empty or not text.
     """
     filesystem, name = locate(path)
+    content = b""
     try:
-        with filesystem.open_input_stream(name) as file:
-            content: bytes = file.read()
-    except FileNotFoundError:
+        for block in read_blocks(filesystem, name):
+            content += block
+            if len(content) > MOST_BYTES:
+                raise ValueError(f"{shown(path)}: has more than {MOST_BYTES:,} bytes; a split file has one id or path per line")
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{shown(path)}: there is no such file") from None
     except OSError as error:
         why = (
@@ -98,7 +104,7 @@ def resolve(lines: Mapping[int, str], known_ids: Iterable[str], problems: Proble
         by_stem.setdefault(_stem(id), []).append(id)
     found = {}
     for number, line in lines.items():
-        where = f"{line.split()[0]} (line {number})"
+        where = f"{brief(line.split()[0])} (line {number})"
         # An id may have blanks, so the whole line goes first.
         whole = [text for text in (line, _bare(line)) if text in known]
         if not whole and len(line.split()) > 2:

@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import wait
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from random import Random
-from signal import Signals
+from signal import SIGTERM, Signals
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from css_ray.data.processes import make_pool
 from css_ray.data.shards import DataSet, Sample, Shards
 from css_ray.data.splits import Split
 from css_ray.data.transforms import labelled_view, unlabelled_view
@@ -33,8 +38,8 @@ CACHE_BYTES = 64 * 2**20
 PREFETCH = 2
 """Batches that each worker process of a loader has ready, or in the making, ahead of the one in use."""
 
-_SIGNS_OF_DEATH = (RuntimeError, ConnectionError, EOFError)
-"""What torch may raise when a worker process is gone; the last two if it was about to fetch something from it."""
+CLOSE_SECONDS = 5.0
+"""How long the worker processes of a loader may take to end, before they are killed."""
 
 Loaded = TypeVar("Loaded")
 
@@ -51,22 +56,17 @@ class Loader(Generic[Loaded]):
 
     name: what messages call it. batches: by number, `order` the numbers. finish: makes what is yielded of such a batch; runs in
     this process. num_workers: processes that load ahead, each with one thread; 0 loads in this one, which is faster for tiny
-    images. pin_memory: see torch's DataLoader.
+    images.
 
-    Raises ValueError if num_workers < 0. Iterating raises WorkerDiedError, and what the batches raise. If torch notices a
-    dead worker while the caller is at work on a batch, it raises a RuntimeError there, which the end of the `with` block turns
-    into a WorkerDiedError.
+    Raises ValueError if num_workers < 0. Iterating raises WorkerDiedError, and what the batches raise.
     """
 
+    # Not torch's DataLoader: a worker that is killed at the wrong moment leaves a lock of its processes held, or makes torch's
+    # signal handler interrupt this process while that holds one, and all who ask for the lock wait for ever. A pool ends its
+    # processes without asking them.
+
     def __init__(
-        self,
-        name: str,
-        batches: Dataset[Any],
-        order: range,
-        finish: Callable[[Any], Loaded],
-        *,
-        num_workers: int,
-        pin_memory: bool,
+        self, name: str, batches: Dataset[Any], order: range, finish: Callable[[Any], Loaded], *, num_workers: int
     ) -> None:
         if num_workers < 0:
             raise ValueError(f"num_workers must be >= 0, got {num_workers}; 0 loads in the training process")
@@ -75,66 +75,84 @@ class Loader(Generic[Loaded]):
         self._order = order
         self._finish = finish
         self._num_workers = min(num_workers, len(order))
-        self._pin_memory = pin_memory
-        self._ahead: DataLoader[Any] | None = None
-        self._reading: Any = None  # the DataLoader's iterator, which owns the processes
+        self._pool: ProcessPoolExecutor | None = None
+        self._workers: list[BaseProcess] = []
 
     def __iter__(self) -> Iterator[Loaded]:
         if self._num_workers == 0:
             for number in self._order:
                 yield self._finish(self._batches[number])
             return
-        if self._ahead is None:
-            self._ahead = DataLoader(
-                self._batches,
-                batch_size=None,
-                sampler=self._order,
-                num_workers=self._num_workers,
-                prefetch_factor=PREFETCH,
-                persistent_workers=True,
-                pin_memory=self._pin_memory,
-                generator=torch.Generator(),  # without one of its own, the loader draws from torch's
-            )
+        if self._pool is None:
+            self._pool = make_pool(self._num_workers, _begin_loading, self._batches)
+        numbers = iter(self._order)
+        ahead: deque[Future[Any]] = deque()
         try:
-            self._reading = iter(self._ahead)
-            for loaded in self._reading:
+            for number in itertools.islice(numbers, PREFETCH * self._num_workers):
+                ahead.append(self._pool.submit(_load, number))
+            self._workers = list(self._pool._processes.values())
+            while ahead:
+                loaded = ahead.popleft().result()
+                for number in itertools.islice(numbers, 1):
+                    ahead.append(self._pool.submit(_load, number))
                 yield self._finish(loaded)
-        except _SIGNS_OF_DEATH as error:
-            self._explain(error)
-            raise
+        except BrokenProcessPool as error:
+            raise WorkerDiedError(self._obituary()) from error
+        finally:
+            for future in ahead:  # of an iteration that is given up
+                future.cancel()
 
-    def _explain(self, error: BaseException | None) -> None:
-        """Raise WorkerDiedError in the place of `error` if a worker process died."""
-        if self._reading is None or not isinstance(error, _SIGNS_OF_DEATH) or isinstance(error, WorkerDiedError):
-            return
-        workers = self._reading._workers
-        if not isinstance(error, RuntimeError):  # a connection is lost a moment before its process is gone
-            wait([worker.sentinel for worker in workers], timeout=1)
-        died = [worker for worker in workers if worker.exitcode]
-        if died:
-            how = ", ".join(f"{worker.pid} ({_exit(worker.exitcode)})" for worker in died)
-            raise WorkerDiedError(
-                f"worker process {how} of the {self._name} loader died. Usually memory ran out: lower data.loader_workers "
-                f"(now {self._num_workers}) or the batch size, or give the machine more memory and a larger /dev/shm"
-            ) from error
+    def _obituary(self) -> str:
+        """Which worker process died, and of what."""
+        workers = self._workers
+        self.close()
+        # The pool has ended the others by SIGTERM.
+        died = [worker for worker in workers if worker.exitcode not in (None, 0, -SIGTERM)] or workers
+        how = ", ".join(f"{worker.pid} ({_exit(worker.exitcode)})" for worker in died)
+        return (
+            f"worker process {how} of the {self._name} loader died. Usually memory ran out: lower data.loader_workers "
+            f"(now {self._num_workers}) or the batch size, or give the machine more memory and a larger /dev/shm"
+        )
 
     def close(self) -> None:
         """End the worker processes; another iteration starts new ones."""
-        reading, self._reading, self._ahead = self._reading, None, None
-        if reading is not None:
-            reading._shutdown_workers()  # deleting it does the same, but a traceback may hold on to it
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        workers, self._workers = self._workers, []
+        impatient = threading.Timer(CLOSE_SECONDS, _kill, [workers])
+        impatient.start()
+        pool.shutdown(wait=True, cancel_futures=True)
+        impatient.cancel()
 
     def __enter__(self) -> Loader[Loaded]:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            self._explain(error)
-        finally:
-            self.close()
+        self.close()
 
 
-def _exit(code: int) -> str:
+_loading: Dataset[Any]  # in a worker process
+
+
+def _begin_loading(batches: Dataset[Any]) -> None:
+    global _loading
+    _loading = batches
+    torch.set_num_threads(1)
+
+
+def _load(number: int) -> Any:
+    return _loading[number]
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+def _exit(code: int | None) -> str:
+    if code is None:
+        return "no exit code"
     return Signals(-code).name if code < 0 else f"exit code {code}"
 
 
@@ -173,12 +191,12 @@ class StoredBatch(NamedTuple):
     labelled_epoch: int
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device, its images as floats in [0, 1]; copies from pinned memory overlap with the computation."""
+        """The batch on a device, its images as floats in [0, 1]."""
         return Batch(
-            labelled_images=_unit(self.labelled_images.to(device, non_blocking=True)),
-            labels=self.labels.to(device, non_blocking=True).long(),
-            unlabelled_images=_unit(self.unlabelled_images.to(device, non_blocking=True)),
-            unlabelled_valid=self.unlabelled_valid.to(device, non_blocking=True),
+            labelled_images=_unit(_sent(self.labelled_images, device)),
+            labels=_sent(self.labels, device).long(),
+            unlabelled_images=_unit(_sent(self.unlabelled_images, device)),
+            unlabelled_valid=_sent(self.unlabelled_valid, device),
             labelled_epoch=self.labelled_epoch,
         )
 
@@ -328,7 +346,6 @@ def make_train_loader(
         range(start_step, num_steps),
         lambda stored: stored.to(device),
         num_workers=num_workers,
-        pin_memory=_is_cuda(device),
     )
 
 
@@ -379,10 +396,10 @@ def make_unlabelled_val_loader(
 
 def _val_loader(name: str, batches: _ValBatches, num_workers: int, device: torch.device | str) -> Loader[tuple[Tensor, Tensor]]:
     def finish(stored: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        images, labels = (item.to(device, non_blocking=True) for item in stored)
+        images, labels = (_sent(item, device) for item in stored)
         return _unit(images), labels.long()
 
-    return Loader(name, batches, range(len(batches)), finish, num_workers=num_workers, pin_memory=_is_cuda(device))
+    return Loader(name, batches, range(len(batches)), finish, num_workers=num_workers)
 
 
 def _check_val(rank: int, world_size: int, batch_size: int) -> None:
@@ -403,11 +420,13 @@ def _permutation(length: int, seed: str) -> list[int]:
     return sorted(range(length), key=keys.__getitem__)
 
 
+def _sent(stored: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on a device; on its way to a GPU in pinned memory, whose copy overlaps with the computation."""
+    pinned = stored.pin_memory() if torch.device(device).type == "cuda" else stored
+    return pinned.to(device, non_blocking=True)
+
+
 def _unit(images: Tensor) -> Tensor:
     """uint8 to float32 in [0, 1], the same numbers on every device."""
     # 255 as a tensor: a GPU would multiply by the inverse of a Python number, which rounds otherwise.
     return images.float().div_(torch.full((), 255.0, device=images.device))
-
-
-def _is_cuda(device: torch.device | str) -> bool:
-    return torch.device(device).type == "cuda"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..types import IGNORE_INDEX
+from . import png
 from .files import Mask
+from .images import read_png
 
 Colour = tuple[int, int, int]
 """Red, green, blue in 0..255."""
 
 _SHOWN = 8  # values or colours that a message names
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY = 0  # a colour type of PNGs
 
 
 def voc_palette(count: int = 256) -> tuple[Colour, ...]:
@@ -58,12 +58,12 @@ class MaskCoding:
 
     def __call__(self, encoded: bytes) -> Mask:
         """Read a mask. Raises ValueError if it is not a whole PNG, is of another kind, or has values outside the coding."""
-        chunks = list(_chunks(encoded))
         try:
-            with Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            raise ValueError("is not a readable PNG; fetch or write it again") from None
+            chunks = png.read_chunks(encoded)
+            png.check_pixels(png.read_header(chunks), chunks)  # Pillow forgives what the decoder of training does not
+            image = read_png(encoded)
+        except ValueError as error:
+            raise ValueError(f"is not a readable PNG: {error}; fetch or write it again") from None
         # Of the header: Pillow spreads grey values of fewer bits over 0..255, and cuts colours of 16 bits.
         depth = encoded[24]
         if image.mode == "P" or (image.mode == "L" and depth == 8):
@@ -174,32 +174,12 @@ def read_mat(encoded: bytes) -> NDArray[np.uint8]:
     return indices
 
 
-def _chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The kind and the content of each chunk of a PNG. Raises ValueError if it is not a PNG, or damaged.
-
-    Pillow forgives what the decoder that training uses does not, and the bytes may be kept.
-    """
-    if not encoded.startswith(_SIGNATURE):
-        raise ValueError(f"is not a readable PNG: it starts with {encoded[:8]!r}; fetch or write it again")
-    start, kind = len(_SIGNATURE), b""
-    while kind != b"IEND":
-        length = int.from_bytes(encoded[start : start + 4], "big")
-        kind, end = encoded[start + 4 : start + 8], start + 8 + length
-        if len(encoded) < end + 4:
-            raise ValueError(f"is not a readable PNG: it is cut off at {len(encoded)} bytes; fetch or write it again")
-        content = encoded[start + 8 : end]
-        if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(encoded[end : end + 4], "big"):
-            raise ValueError(f"is not a readable PNG: its chunk {kind!r} is damaged; fetch or write it again")
-        yield kind, content
-        start = end + 4
-
-
 def _grey(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
     """An 8-bit palette PNG as a grey one of the same values: both compress one byte a pixel, so the pixels stay as they are."""
-    parts = [_SIGNATURE]
+    parts = [png.SIGNATURE]
     for kind, content in chunks:
         if kind == b"IHDR":
-            content = content[:9] + bytes([_GREY]) + content[10:]
+            content = content[:9] + bytes([png.GREY]) + content[10:]
         if kind in (b"IHDR", b"IDAT", b"IEND"):  # all others speak of colours, or are remarks
             parts += [struct.pack(">I", len(content)), kind, content, struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))]
     return b"".join(parts)

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 _SHOWN = 5  # ids that are named if many share a problem
+_MOST_CHARACTERS = 200
+
+
+def brief(text: str) -> str:
+    """What a file holds, as a message shows it: on one line, without what a terminal would obey, and cut if it is long."""
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+
+
+def quoted(value: object) -> str:
+    """The same of a value of any type, with quotation marks if it is a text."""
+    # reprlib stops at a depth: some values hold themselves, or each other a thousand times.
+    return brief(_VALUES.repr(value))
+
+
+_VALUES = reprlib.Repr()
+_VALUES.maxlevel, _VALUES.maxlist, _VALUES.maxstring = 3, 10, _MOST_CHARACTERS
 
 
 @dataclass(slots=True)
@@ -33,7 +51,7 @@ class Problems:
         lines = []
         for problem, ids in self.found.items():
             more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-            lines.append(f"{', '.join(ids[:_SHOWN])}{more}: {problem}")
+            lines.append(f"{', '.join(map(brief, ids[:_SHOWN]))}{more}: {problem}")
         return lines
 
     def raise_any(self, place: object, outcome: str = "nothing was written") -> None:
@@ -41,6 +59,18 @@ class Problems:
         if self.found:
             title = f"{place} has {self.count} problem{'s' * (self.count > 1)}, {outcome}"
             raise ValueError(joined(title, self.lines()))
+
+
+def find_twins(images: Mapping[str, Sequence[tuple[str, bytes]]], problems: Problems) -> None:
+    """Find validation images that are trained on under another id.
+
+    images: of train and val, the id of each and the hash of its encoded image.
+    """
+    trained = {digest: id for id, digest in images["train"]}
+    known = {id for id, _ in images["train"]}
+    for id, digest in images["val"]:
+        if id not in known and (twin := trained.get(digest)) is not None:
+            problems.add(f"is in val, and byte for byte the training image {twin}", id)
 
 
 def joined(title: str, lines: Iterable[str]) -> str:

@@ -19,60 +19,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
-from css_ray.data.remote import DESCRIPTION, local_copy, read_description
-from css_ray.storage import is_url, plain_name
-
-FORMAT = 2
-SUBSETS = ("train", "val")
-
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
-        pa.field("mask", pa.binary()),
-        pa.field("classes", pa.list_(pa.uint8())),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-    ]
-)
-
-
-def decode_rgb(encoded: bytes | pa.Buffer) -> Tensor:
-    """A JPEG, PNG or WebP as uint8 [3, H, W]. Raises RuntimeError or ValueError for anything else."""
-    # torch wants writable memory, and a mapped file is not: copy the encoded bytes, which are few.
-    image: Tensor = decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
-    if image.dtype != torch.uint8:
-        raise ValueError(f"has {image.dtype} pixels, must be 8 bits per channel; convert it")
-    return image
-
-
-def _decode_mask(encoded: pa.Buffer) -> Tensor:
-    """uint8 [H, W]. Our masks are grey PNGs: torchvision gives the indices as they are only in that mode."""
-    mask: Tensor = decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    return mask[0]
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetInfo:
-    """What a data set is about.
-
-    class_names: one name per class, in index order; palette: one RGB colour in 0..255 per class.
-    content: sha256 in hex over the ids, the encoded images and the class indices of all subsets.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    content: str = ""
-
-    @property
-    def num_classes(self) -> int:
-        """C, not counting the ignored label."""
-        return len(self.class_names)
+from css_ray.data.description import DESCRIPTION, SCHEMA, SUBSETS, read_description
+from css_ray.data.description import DatasetInfo as DatasetInfo
+from css_ray.data.images import decode_mask, decode_rgb
+from css_ray.data.remote import local_copy
+from css_ray.data.verification import verify
+from css_ray.messages import command
+from css_ray.secrets import shown
+from css_ray.storage import is_url
 
 
 class Sample(NamedTuple):
@@ -95,10 +51,12 @@ class Shards:
 
     def _open(self) -> None:
         self._batches: list[pa.RecordBatch] = []
+        self._origins: list[Path] = []
         for path in self._paths:
             with pa.memory_map(str(path)) as file:
                 reader = pa.ipc.open_file(file)
                 self._batches += [reader.get_batch(number) for number in range(reader.num_record_batches)]
+                self._origins += [path] * reader.num_record_batches
         for batch in self._batches:
             # pyarrow makes its objects for the columns at first use. Made later, one by one among freed images, they would
             # scatter over the heap, and the memory of a long run would grow with the number of shards.
@@ -118,29 +76,42 @@ class Shards:
         return self._length
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`, mask included. Raises IndexError outside 0..len-1."""
+        """The sample at `index`, mask included. Raises as `sample`."""
         return self.sample(index)
 
     def sample(self, index: int, *, mask: bool = True) -> Sample:
-        """The sample at `index`; with `mask=False` the mask is neither read nor decoded, and None."""
-        batch, row = self._locate(index)
+        """The sample at `index`; with `mask=False` the mask is neither read nor decoded, and None.
+
+        Raises IndexError outside 0..len-1, ValueError that names shard and image if one of the two cannot be decoded.
+        """
+        number, row = self._locate(index)
+        batch = self._batches[number]
+        id = batch.column("id")[row].as_py()
         stored = batch.column("mask")[row].as_buffer() if mask else None
-        return Sample(
-            id=batch.column("id")[row].as_py(),
-            image=decode_rgb(batch.column("image")[row].as_buffer()),
-            mask=None if stored is None else _decode_mask(stored),
-        )
+        what = "image"
+        try:
+            image = decode_rgb(batch.column("image")[row].as_buffer())
+            what = "mask"
+            return Sample(id, image, None if stored is None else decode_mask(stored))
+        except ValueError as error:
+            path = self._origins[number]
+            check = command("data", "check", str(path.parent))
+            raise ValueError(
+                f"{path}: the {what} of {id} cannot be decoded ({error}); {check} names all that are damaged: fetch their "
+                "originals, and prepare the data set again"
+            ) from None
 
     def encoded(self, index: int) -> tuple[pa.Buffer, pa.Buffer | None]:
         """The bytes of the image at `index` and of its mask as they were stored, without a copy."""
-        batch, row = self._locate(index)
+        number, row = self._locate(index)
+        batch = self._batches[number]
         return batch.column("image")[row].as_buffer(), batch.column("mask")[row].as_buffer()
 
-    def _locate(self, index: int) -> tuple[pa.RecordBatch, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < self._length:
             raise IndexError(f"index {index} is outside 0..{self._length - 1}")
         number = bisect.bisect_right(self._starts, index) - 1
-        return self._batches[number], index - self._starts[number]
+        return number, index - self._starts[number]
 
     def _column(self, name: str) -> list[Any]:
         return [value for batch in self._batches for value in batch.column(name).to_pylist()]
@@ -187,37 +158,20 @@ class DataSet:
 def open_dataset(root: str | Path) -> DataSet:
     """Map the data set in the folder `root`, or the copy of the one at the URL `root`, which is fetched if need be.
 
-    Raises FileNotFoundError if there is none, or one of its files is gone; ValueError if its format is another or a
-    file is cut short; OSError if a URL cannot be reached.
+    Its shards are compared with their hashes first, once per machine and content, see `verification`.
+
+    Raises FileNotFoundError if there is none; ValueError if its format is another, or with all that is damaged; OSError if a
+    URL cannot be reached.
     """
-    folder = local_copy(str(root)) if is_url(root) else Path(root)
+    remote = is_url(root)
+    folder = local_copy(str(root)) if remote else Path(root)
     described = read_description(folder)
     if described is None:
         raise FileNotFoundError(
             f"{folder} holds no prepared data set (no {DESCRIPTION}); make one with: "
-            f"css-ray data prepare NAME_OR_YAML --out {folder}"
+            + command("data", "prepare", "NAME_OR_YAML", "--out", str(folder))
         )
-    if described.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder} has format {described.get('format')}, this version reads {FORMAT}; delete it and prepare it again"
-        )
-    subsets, problems = {}, []
-    for name in SUBSETS:
-        files = described["subsets"][name]["files"]
-        for file in files:
-            path = folder / plain_name(file["name"], folder / DESCRIPTION)
-            if not path.is_file():
-                problems.append(f"{path.name} is gone")
-            elif (size := path.stat().st_size) != file["bytes"]:
-                problems.append(f"{path.name} has {size} bytes, was written with {file['bytes']}")
-        if not problems:
-            subsets[name] = Shards([folder / file["name"] for file in files])
-    if problems:
-        raise ValueError(f"{folder} is damaged: {'; '.join(problems)}. Delete the folder and run css-ray data prepare again")
-    info = DatasetInfo(
-        name=described["name"],
-        class_names=tuple(described["class_names"]),
-        palette=tuple((red, green, blue) for red, green, blue in described["palette"]),
-        content=described["content"],
-    )
-    return DataSet(info, subsets["train"], subsets["val"])
+    again = f"run the command again, which fetches it from {shown(root)}" if remote else "run css-ray data prepare again"
+    verify(folder, described, f"Delete the folder and {again}")
+    train, val = (Shards([folder / file.name for file in described.subsets[name].files]) for name in SUBSETS)
+    return DataSet(described.info, train, val)

@@ -19,11 +19,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from css_ray.messages import command
+
 from ..types import IGNORE_INDEX
+from .description import DatasetInfo
 from .files import FileItem, Mask, Problems, files_source
+from .images import MAX_PIXELS
 from .lists import read_lines, stem
 from .masks import MaskCoding, make_coding, read_mat, voc_palette
-from .shards import DatasetInfo
 from .writing import Source
 
 CLASS_NAMES = (
@@ -55,10 +58,12 @@ _LISTS = "ImageSets/Segmentation"
 _MORE_LISTS = (f"{_LISTS}/train_aug.txt", f"{_LISTS}/trainaug.txt", "ImageSets/SegmentationAug/*.txt")
 
 
-def voc_source(root: Path | None, resize: tuple[int, int] | None = None, *, blender: bool) -> Source:
+def voc_source(
+    root: Path | None, resize: tuple[int, int] | None = None, *, blender: bool, max_pixels: int = MAX_PIXELS
+) -> Source:
     """`voc_blender`, or `voc_classic`, whose images beyond VOC's train have no masks; train is sorted by id.
 
-    resize: as for `files_source`.
+    resize, max_pixels: as for `files_source`.
 
     Raises ValueError without a root, FileNotFoundError with all the files and folders that are absent.
     """
@@ -107,7 +112,16 @@ def voc_source(root: Path | None, resize: tuple[int, int] | None = None, *, blen
         len(CLASS_NAMES), palette=info.palette, void_colours=[palette[IGNORE_INDEX]], remedy="fetch the masks again"
     )
     version = f"{name} {_VERSION}"
-    return files_source(info, subsets, VocMasks(coding), root=root, version=version, resize=resize, problems=problems)
+    return files_source(
+        info,
+        subsets,
+        VocMasks(coding),
+        root=root,
+        version=version,
+        resize=resize,
+        max_pixels=max_pixels,
+        problems=problems,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,4 +172,4 @@ def _ids(file: Path) -> Iterator[str]:
 
 
 def _download(what: str, root: Path) -> str:
-    return f"css-ray data download {what} --root {root} fetches {'them' if what == 'voc' else 'SBD'}"
+    return f"{command('data', 'download', what, '--root', str(root))} fetches {'them' if what == 'voc' else 'SBD'}"

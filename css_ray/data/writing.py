@@ -11,18 +11,12 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import re
-import threading
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, signal
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -30,14 +24,14 @@ import pyarrow.fs
 from numpy.typing import NDArray
 from PIL import Image
 
-from css_ray.data.remote import DESCRIPTION, read_description
+from css_ray.data.description import DESCRIPTION, FORMAT, SCHEMA, SUBSETS, DatasetInfo, read_description
 from css_ray.messages import os_error_text, os_errors_in_words
 from css_ray.secrets import shown
 from css_ray.storage import is_url, locate, locked, sync, unfinished
 
 from ..types import IGNORE_INDEX
-from .problems import Problems
-from .shards import FORMAT, SCHEMA, SUBSETS, DatasetInfo
+from .problems import Problems, find_twins
+from .processes import ParallelMap
 
 SHARD_BYTES = 16 * 2**20
 """About how many bytes of files a shard holds: enough to stream, and few enough to share out among processes."""
@@ -77,7 +71,7 @@ class Source:
 
     version: all that the rows depend on beside the items. subsets: what `read` makes a row of, each with an `id`, in order.
     sizes: about how many bytes each item has. place: what messages call it. problems: known before anything is read, by what is
-    wrong; each with the ids that have it.
+    wrong; each with the ids that have it. distinct: whether an image of val that is byte for byte one of train is refused.
     """
 
     info: DatasetInfo
@@ -87,6 +81,7 @@ class Source:
     read: Reader
     place: str
     problems: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    distinct: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -110,57 +105,6 @@ def rows_source(info: DatasetInfo, subsets: Mapping[str, Sequence[Row]], version
     """A source of rows that are in memory already."""
     sizes = {name: [len(row.image) for row in rows] for name, rows in subsets.items()}
     return Source(info, version, subsets, sizes, _RowReader(), info.name)
-
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class ParallelMap(Protocol):
-    """Applies a function to tasks, here or elsewhere; results come in the order of the tasks."""
-
-    def __call__(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]: ...
-
-
-def in_processes(count: int) -> ParallelMap:
-    """A map over `count` processes of this machine; over this one alone if 1 suffices.
-
-    Raises ValueError if count < 1.
-    """
-    if count < 1:
-        raise ValueError(f"processes must be >= 1, got {count}")
-
-    def run(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
-        workers = min(count, len(tasks))
-        if workers <= 1:
-            yield from map(function, tasks)
-            return
-        # A forked process has torch imported already; a fresh one would take seconds for it.
-        context = get_context("fork" if "fork" in get_all_start_methods() else None)
-        with ProcessPoolExecutor(workers, context, _follow, (os.getpid(),)) as pool:
-            try:
-                yield from pool.map(function, tasks)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-    return run
-
-
-def num_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _follow(parent: int) -> None:
-    """Make a process of the pool leave Ctrl-C to its parent, and end when that was killed."""
-    signal(SIGINT, SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_dataset(
@@ -233,7 +177,7 @@ def _is_there(out: str | Path, source: Source, advance: Callable[[int], None], s
     for shard, found in zip(shards, spread(functools.partial(_digests, source.read), shards), strict=True):
         digests[shard.subset] += found
         advance(len(found))
-    if described["format"] != FORMAT or described["source"] != _source_hash(source, digests):
+    if described.source != _source_hash(source, digests):
         raise _foreign(out)
     return True
 
@@ -247,10 +191,11 @@ class _Shard(NamedTuple):
 
 
 class _Written(NamedTuple):
-    """What became of a shard: its file, or what is wrong with its items."""
+    """What became of a shard: its file, or what is wrong with its items. images: the hash of each encoded image."""
 
     file: dict[str, Any]
     masks: int
+    images: list[bytes]
     contents: list[bytes]
     sources: list[bytes]
     problems: dict[str, list[str]]
@@ -298,21 +243,24 @@ def _write_shards(out: str | Path, source: Source, advance: Callable[[int], None
     subsets: dict[str, dict[str, Any]] = {name: {"files": [], "images": 0, "masks": 0} for name in SUBSETS}
     contents: dict[str, Any] = {name: hashlib.sha256() for name in SUBSETS}
     sources: dict[str, list[bytes]] = {name: [] for name in SUBSETS}
-    problems: dict[str, list[str]] = {}
+    images: dict[str, list[tuple[str, bytes]]] = {name: [] for name in SUBSETS}
+    problems = Problems()
     shards = _plan(source)
     write = functools.partial(_write_shard, str(out), source.read, metadata)
     for shard, written in zip(shards, spread(write, shards), strict=True):
-        for problem, ids in written.problems.items():
-            problems.setdefault(problem, []).extend(ids)
+        problems.update(written.problems)
         subset = subsets[shard.subset]
         subset["files"].append(written.file)
         subset["images"] += len(shard.items)
         subset["masks"] += written.masks
+        images[shard.subset] += zip((item.id for item in shard.items), written.images, strict=False)
         for content in written.contents:
             contents[shard.subset].update(content)
         sources[shard.subset] += written.sources
         advance(len(shard.items))
-    _refuse(source, problems)
+    if source.distinct:
+        find_twins(images, problems)
+    _refuse(source, problems.found)
     for name in SUBSETS:
         subsets[name]["content"] = contents[name].hexdigest()
     description = {
@@ -338,7 +286,7 @@ def _refuse(source: Source, problems: Mapping[str, Sequence[str]]) -> None:
 
 def _write_shard(out: str, read: Reader, metadata: Mapping[str, str], shard: _Shard) -> _Written:
     """Read the items, and write them if none is wrong."""
-    records, contents, sources = [], [], []
+    records, images, contents, sources = [], [], [], []
     problems: dict[str, list[str]] = {}
     for item in shard.items:
         try:
@@ -349,10 +297,11 @@ def _write_shard(out: str, read: Reader, metadata: Mapping[str, str], shard: _Sh
             continue
         record, content = _packed(row)
         records.append(record)
+        images.append(hashlib.sha256(row.image).digest())
         contents.append(content)
         sources.append(row.source)
     if problems:
-        return _Written({}, 0, [], [], problems)
+        return _Written({}, 0, [], [], [], problems)
     own = hashlib.sha256(b"".join(sources)).hexdigest()
     schema = SCHEMA.with_metadata({**metadata, "source": own})
     sink = pa.BufferOutputStream()
@@ -368,7 +317,7 @@ def _write_shard(out: str, read: Reader, metadata: Mapping[str, str], shard: _Sh
         sync(Path(root) / name)
     file = {"name": name, "rows": len(records), "bytes": encoded.size, "sha256": digest}
     masks = sum(record["mask"] is not None for record in records)
-    return _Written(file, masks, contents, sources, {})
+    return _Written(file, masks, images, contents, sources, {})
 
 
 def _packed(row: Row) -> tuple[dict[str, Any], bytes]:

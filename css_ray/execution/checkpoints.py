@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +13,11 @@ import pyarrow.fs
 import torch
 
 from css_ray import distributed
-from css_ray.storage import free_bytes, is_url, locate, receive, send
+from css_ray.room import write_with_room
+from css_ray.storage import is_url, locate, put, receive, send
 
 COMPLETE = "complete.json"
 """Written last: a folder without it was interrupted, and counts for nothing."""
-
-POLL_SECONDS = 2.0
-NEARLY_FULL = 64 * 2**20
 
 KEPT = 2
 """How many checkpoints are kept: the newest, and the one before, which is used if the newest is damaged."""
@@ -31,7 +27,8 @@ class Checkpoints:
     """Folders `000001`, `000002`, ... at `place`, a path that all ranks see, or a URL. Every rank makes one and calls alike.
     The files of a checkpoint lie right in its folder.
 
-    min_free: bytes that must be free on the disk for another one to be written. waiting: called as long as they are not.
+    min_free: bytes that must be free on the disk for another one to be written. waiting: called with the reason while there is
+    no room.
     """
 
     def __init__(
@@ -40,7 +37,7 @@ class Checkpoints:
         device: torch.device | str = "cpu",
         *,
         min_free: float = 0,
-        waiting: Callable[[], None] = lambda: None,
+        waiting: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.place = place
         self.device = device
@@ -57,14 +54,11 @@ class Checkpoints:
 
         If the disk is full it waits for room, rather than lose what was trained.
         """
-        self._wait_for_room(self.min_free)
         target = f"{self._root}/{self._next():06d}"
-        while self._sum(int(not self._written(target, write))):
-            # More than there was at this attempt, which was not enough.
-            self._wait_for_room((free_bytes(self.place) or 0) + 1)
+        self.together(lambda: self._write(target, write), self.place, "a checkpoint", undo=lambda: self._remove(target))
+        # Apart, for it says of all files that they are there.
+        self.together(lambda: self._complete(target), self.place, "a checkpoint")
         if distributed.rank() == 0:
-            with self._filesystem.open_output_stream(f"{target}/{COMPLETE}") as file:
-                file.write(json.dumps({"ranks": distributed.world_size()}).encode())
             # Old ones that a store, away for a moment, does not remove now are removed after the next.
             with contextlib.suppress(OSError):
                 counting = self.newest_first()[:KEPT]
@@ -72,6 +66,18 @@ class Checkpoints:
                     if old not in counting:
                         self._filesystem.delete_dir(f"{self._root}/{old}")
         self._sum(0)
+
+    def together(self, write: Callable[[], None], place: str, what: str, *, undo: Callable[[], None] = lambda: None) -> None:
+        """Call `write` on all ranks, again on all of them if one had no room, once there is some; see `write_with_room`."""
+        write_with_room(
+            write,
+            place,
+            what,
+            waiting=self.waiting,
+            min_free=self.min_free,
+            undo=undo,
+            any_of=lambda here: bool(self._sum(here)),
+        )
 
     def fetch(self, name: str, scratch: Path) -> Path:
         """A folder of this machine with the files of `name`: itself, or a copy under `scratch`.
@@ -98,38 +104,27 @@ class Checkpoints:
         """The number of the next one: rank 0's, for a rank that was slow to look might see it begun already."""
         return self._sum(1 + int((self._names() or ["0"])[-1]) if distributed.rank() == 0 else 0)
 
-    def _written(self, target: str, write: Callable[[Path], None]) -> bool:
-        """Write this rank's files; False if there was no room for them."""
+    def _write(self, target: str, write: Callable[[Path], None]) -> None:
+        """Write this rank's files."""
         self._filesystem.create_dir(target, recursive=True)
-        try:
-            if is_url(self.place):
-                with tempfile.TemporaryDirectory() as scratch:
-                    write(Path(scratch))
-                    for file in sorted(Path(scratch).iterdir()):
-                        send(file, self._filesystem, f"{target}/{file.name}")
-            else:
-                write(Path(target))
-        except (OSError, RuntimeError) as error:  # torch raises the latter, without a reason
-            # At a URL it is this machine's scratch disk that is full, of which the other ranks know nothing.
-            if is_url(self.place) or not _is_full(error, free_bytes(self.place)):
-                raise
-            return False
-        return True
+        if not is_url(self.place):
+            write(Path(target))
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            write(Path(scratch))
+            for file in sorted(Path(scratch).iterdir()):
+                send(file, self._filesystem, f"{target}/{file.name}")
 
-    def _wait_for_room(self, needed: float) -> None:
-        """Wait until rank 0 sees `needed` bytes free. The ranks ask each other repeatedly: no collective may last for hours."""
-        while True:
-            free = free_bytes(self.place) if distributed.rank() == 0 else None
-            if not self._sum(int(free is not None and free < needed)):
-                return
-            self.waiting()
-            time.sleep(POLL_SECONDS)
+    def _complete(self, target: str) -> None:
+        if distributed.rank() == 0:
+            put(self._filesystem, f"{target}/{COMPLETE}", json.dumps({"ranks": distributed.world_size()}).encode())
+
+    def _remove(self, target: str) -> None:
+        """Give up what was written of one for which there is no room."""
+        if distributed.rank() == 0:
+            with contextlib.suppress(OSError):
+                self._filesystem.delete_dir(target)
 
     def _sum(self, number: int) -> int:
         """The sum of the ranks' numbers; none continues before all are here."""
         return int(distributed.all_reduce_sum(torch.tensor(number, device=self.device)))
-
-
-def _is_full(error: Exception, free: int | None) -> bool:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or (free is not None and free < NEARLY_FULL and "PytorchStreamWriter" in str(error))

@@ -20,11 +20,12 @@ NOTHING, LEAVE = -1, -2
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the ranks of a slot report of the job with this number; over: it is done."""
+    """What the ranks of a slot report of the job with this number; over: it is done; waits: why they wait, empty if not."""
 
     job: int
     events: list[Event]
     over: bool
+    waits: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +37,25 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What a slot reports of a job: its new events; `retry`, why its workers start again; `error`, why it is given up."""
+    """What a slot reports of a job: its new events; `retry`, why its workers start again; `error`, why it is given up;
+    `waits`, why they wait, for as long as no other message comes.
+    """
 
     events: list[Event]
     retry: str = ""
     error: str = ""
+    waits: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, which Tune carries as the result of a trial."""
-        return {"events": [event.to_json() for event in self.events], "retry": self.retry, "error": self.error}
+        events = [event.to_json() for event in self.events]
+        return {"events": events, "retry": self.retry, "error": self.error, "waits": self.waits}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Message:
         """The message in a result of Tune's; an empty one if that has none."""
         events = [from_json(event) for event in plain.get("events", ())]
-        return cls(events=events, retry=plain.get("retry", ""), error=plain.get("error", ""))
+        return cls(events=events, **{name: plain.get(name, "") for name in ("retry", "error", "waits")})
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from css_ray.messages import DEFAULT_STORAGE, command, study_command
+from css_ray.execution.address import dashboard_problem
+from css_ray.messages import DEFAULT_STORAGE, command, quoted, study_command
 from css_ray.secrets import BY_CLUSTER, credentials_text, shown
 from css_ray.storage import is_url
 from css_ray.study.code import code_version, copy_code
@@ -38,6 +39,9 @@ STUDY_FILE = "study.yaml"
 
 STOP_SECONDS = 30
 """How long a driver that is to stop may take to write down what it has; it needs a few."""
+
+AGENT_SECONDS = 60.0
+"""How long a job waits for a head that started a moment ago."""
 
 FRUITLESS = 3
 """The number of drivers in a row that may die without an event in the journal, before no other one is started."""
@@ -66,17 +70,12 @@ class Submitted:
         return self.status in ACTIVE
 
 
-def is_jobs_address(address: str | None) -> bool:
-    """Whether an address is that of a cluster's dashboard, through which jobs are submitted: `http://host:8265`."""
-    return address is not None and address.startswith(("http://", "https://"))
-
-
 class Cluster:
     """The jobs of the Ray cluster whose dashboard is at `address`. Raises ClusterError if it does not answer."""
 
     def __init__(self, address: str) -> None:
-        if not is_jobs_address(address):
-            raise ClusterError(f"--address {shown(address)}: must be that of the dashboard, such as http://127.0.0.1:8265")
+        if problem := dashboard_problem(address):
+            raise ClusterError(problem)
         self.address = address
         with self._answering():
             self._client = _client(address)
@@ -161,20 +160,29 @@ class Cluster:
         return status == "SUCCEEDED", printed.partition(f"{shlex.join(arguments)}\n")[2] or printed
 
     def _start(self, job: str, command: Sequence[str], study: StudyDefinition | str | None, metadata: dict[str, str]) -> str:
+        from css_ray.execution.ray_internals import NO_AGENT
+
         with tempfile.TemporaryDirectory() as scratch, self._answering():
             copy_code(Path(scratch))
             if isinstance(study, StudyDefinition):
                 (Path(scratch) / STUDY_FILE).write_text(to_yaml(study))
-            self._client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "css_ray_cli", *command]),
-                submission_id=job,
-                runtime_env={
-                    "working_dir": scratch,
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONDONTWRITEBYTECODE": "1"},
-                },
-                metadata={**metadata, CODE: code_version()},
-            )
-        return job
+            limit = time.monotonic() + AGENT_SECONDS
+            while True:
+                try:
+                    self._client.submit_job(
+                        entrypoint=shlex.join(["python", "-m", "css_ray_cli", *command]),
+                        submission_id=job,
+                        runtime_env={
+                            "working_dir": scratch,
+                            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONDONTWRITEBYTECODE": "1"},
+                        },
+                        metadata={**metadata, CODE: code_version()},
+                    )
+                    return job
+                except RuntimeError as error:
+                    if NO_AGENT not in str(error) or time.monotonic() > limit:
+                        raise
+                    time.sleep(1.0)
 
     def _wait(self, job: str, timeout: float) -> str:
         limit = time.monotonic() + timeout
@@ -267,7 +275,7 @@ def _homely(study: StudyDefinition) -> list[Problem]:
         Problem(
             path,
             f"{value} is a path of this machine; give an absolute one that all nodes see, or a URL "
-            f"(--set {path}=/mnt/shared/{Path(value).name})",
+            f"(--set {quoted(f'{path}=/mnt/shared/{Path(value).name}')})",
         )
         for path, value in sorted(found)
     ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import statistics
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,20 +66,6 @@ class Report:
     passed: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     bandwidth: dict[tuple[str, str], float] = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def joined(address: str) -> Iterator[None]:
-    """Be a member of the Ray cluster at `address`. Raises ConnectionError if none answers."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
-        raise ConnectionError(f"no Ray cluster answers at {address}: {_short(error)}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def check_cluster(*, storage: str | None = None, tracking_uri: str | None = None) -> Report:

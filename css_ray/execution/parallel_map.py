@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,8 +9,8 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 
-from css_ray.data.writing import ParallelMap
-from css_ray.execution.token import guard_token
+from css_ray.data.processes import ParallelMap
+from css_ray.execution.joining import join, start_here
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,10 +27,9 @@ def on_cluster(address: str | None) -> Iterator[ParallelMap]:
     Raises ConnectionError if there is no such cluster.
     """
     if address is None:
-        guard_token()
-    ray.init(
-        address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False if address is None else None
-    )
+        start_here(include_dashboard=False)
+    else:
+        join(address)
     try:
         yield _run
     finally:

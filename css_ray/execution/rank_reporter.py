@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,10 +15,9 @@ from css_ray.events import RunEvaluated, RunEvent, RunLogged
 from css_ray.execution.checkpoints import Checkpoints
 from css_ray.execution.handover import News
 from css_ray.execution.ray_internals import put_without_waiting
+from css_ray.execution.trial_file import write_trial
 from css_ray.execution.verdicts import Verdicts
 from css_ray.study.job import Job
-
-TRIAL_FILE = "trial.json"
 
 VERDICT_SECONDS = 30.0
 """How long a trial waits between two splits for a driver that is slow to judge."""
@@ -34,8 +32,10 @@ class SlotReporter:
 
     def __init__(self, job: Job, number: int, queue: Queue, device: torch.device, alive: Callable[[], None]) -> None:
         self.trial = job.trial
+        self.settings = job.runs[0].settings
         self.verdicts = Verdicts(job.verdicts) if job.verdicts else None
-        self.checkpoints = Checkpoints(job.checkpoints, device, min_free=job.min_free, waiting=alive)
+        self.checkpoints = Checkpoints(job.checkpoints, device, min_free=job.min_free, waiting=self._wait)
+        self.alive = alive
         self.number = number
         self.queue = queue
         self.device = device
@@ -44,10 +44,11 @@ class SlotReporter:
         self.events: list[RunEvent] = []
         self.known: set[Any] = set()
         self.told = 0
+        self.waits = False
 
     def remember(self, events: list[RunEvent]) -> None:
         """Take over what an earlier life of this trial reported; the next message reports it again."""
-        self.events = events
+        self.events, self.told = events, 0
         self.known = {event.identity for event in events}
 
     def tell(self, kind: type[RunEvent], **content: Any) -> None:
@@ -59,9 +60,24 @@ class SlotReporter:
 
     def send(self, *, over: bool = False) -> None:
         """Send the new events without waiting for their arrival: what matters of them is in the next checkpoint."""
-        if distributed.rank() == 0:
-            put_without_waiting(self.queue, News(self.number, list(self.events[self.told :]), over))
+        self._put(News(self.number, list(self.events[self.told :]), over))
         self.told = len(self.events)
+        self.waits = False
+
+    def _put(self, news: News) -> None:
+        if distributed.rank() == 0:
+            put_without_waiting(self.queue, news)
+
+    def _wait(self, reason: str) -> None:
+        """Sign of life of a rank that waits for room; the slot is told why, once."""
+        self.alive()
+        if not self.waits:
+            self._put(News(self.number, [], over=False, waits=reason))
+        self.waits = True
+
+    def keep_best(self, write: Callable[[], None], folder: str) -> None:
+        """Have rank 0 call `write`, which writes best weights into `folder`; all ranks wait if there is no room for them."""
+        self.checkpoints.together(write if distributed.rank() == 0 else lambda: None, folder, "the best weights")
 
     def save(self, write_checkpoint: Callable[[Path], None]) -> None:
         """Keep a checkpoint, on all ranks together, then send the new events."""
@@ -69,7 +85,7 @@ class SlotReporter:
         def write(folder: Path) -> None:
             write_checkpoint(folder)
             if distributed.rank() == 0:
-                (folder / TRIAL_FILE).write_text(json.dumps([event.to_json() for event in self.events]))
+                write_trial(folder, self.events, self.settings)
 
         self.checkpoints.save(write)
         self.send()

@@ -19,6 +19,9 @@ QUIET_LOGGERS = (
 )
 """Loggers that report each upload of a job's code."""
 
+NO_AGENT = "No available agent"
+"""Part of what the dashboard says of a job while the head's agent, which would start it, is still starting itself."""
+
 TITLES = {"worker": "ray::RayTrainWorker", "trial": "ray::ImplicitFunc"}
 """How the titles of the processes begin that a study starts under Ray, by which `benchmarks/chaos.py` finds them."""
 

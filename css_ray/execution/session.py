@@ -14,11 +14,11 @@ from typing import Any
 import ray
 import torch
 
-from css_ray.execution.address import remember_address
-from css_ray.execution.nodes import check_code, joined
+from css_ray.execution.joining import join, joined, start_here
+from css_ray.execution.nodes import check_code
 from css_ray.execution.ray_internals import keep_from_trials, machine_cpus
 from css_ray.execution.reclaim import driver_config
-from css_ray.execution.token import guard_token
+from css_ray.execution.start_up import set_up_process
 from css_ray.study.capacity import ENLARGE, Capacity
 from css_ray.study.definition import StudyDefinition
 
@@ -29,10 +29,9 @@ def connect(study: StudyDefinition, address: str | None) -> int:
     """Start Ray here, or join the cluster at `address`; returns how many trials run side by side.
 
     On this machine the number that fits; on a cluster the number that the study asks for, since an autoscaler may bring nodes.
-    Raises RuntimeError if not even one trial fits on this machine, with what it needs and what is there.
+    Raises RuntimeError if not even one trial fits on this machine, with what it needs and what is there; ConnectionError if no
+    cluster answers.
     """
-    if address is not None and address.startswith("ray://"):
-        raise RuntimeError(f"--address {address}: a Ray Client cannot drive a study; run this on the head with --address auto")
     settings = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2" if address is None else "2",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0" if address is None else "1",
@@ -47,23 +46,22 @@ def connect(study: StudyDefinition, address: str | None) -> int:
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     threads = str(study.resources.cpus_per_worker)
-    guard_token()
     # Tune would hand on the driver's AWS keys in the runtime environment of its trials, which Ray writes to a log on each node.
     keep_from_trials(["AWS_"])
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        # The dashboard is needed: Ray Train frees the cores of a killed trial through it. It listens on loopback.
-        include_dashboard=True if address is None else None,
-        job_config=driver_config(),
-        runtime_env={
+    own: dict[str, Any] = {
+        "job_config": driver_config(),
+        "runtime_env": {
             "env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
             | {name: os.environ[name] for name in settings},
-            "worker_process_setup_hook": remember_address,
+            "worker_process_setup_hook": set_up_process,
         },
-    )
+    }
+    if address is None:
+        # The dashboard is needed: Ray Train frees the cores of a killed trial through it. It listens on loopback.
+        start_here(include_dashboard=True, **own)
+    else:
+        join(address, **own)
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray's own handler of SIGTERM ends the process on the spot
             if handler is not None:  # None: it was not Python's

@@ -100,7 +100,7 @@ class Slot:
         self._handover.put(number, job)
         counted = False
         while True:
-            over = False
+            over, waits = False, ""
             events: list[Event] = []
             for message in self._news(timeout=1.0):
                 if isinstance(message, Failure):
@@ -113,9 +113,9 @@ class Slot:
                         return
                 elif message.job == number:
                     events += message.events
-                    over = over or message.over
-            if events:
-                yield Message(events=events)
+                    over, waits = over or message.over, message.waits
+            if events or waits:
+                yield Message(events=events, waits=waits)
             if over:
                 self._handover.withdraw(number)
                 return

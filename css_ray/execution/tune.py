@@ -27,6 +27,7 @@ from css_ray.messages import last_line
 from css_ray.storage import below
 from css_ray.study import upkeep
 from css_ray.study.driver import Driver
+from css_ray.temporary import temporary_folder
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def tune(driver: Driver, concurrent: int, code: str | None, *, trainable: Callab
         OSError, StudyLockedError: The journal could not be written.
     """
     link = _Link(driver, Verdicts(uuid.uuid4().hex) if driver.pruners else None, code)
-    with tempfile.TemporaryDirectory(prefix="css-ray-tune-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="tune-", dir=temporary_folder()) as scratch:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(trainable, {"memory": 50e6}),
             tune_config=ray.tune.TuneConfig(
@@ -167,6 +168,7 @@ class _Listener(ray.tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         driver, verdicts = self.hand.link.driver, self.hand.link.verdicts
         message = Message.from_json(result)
+        driver.waits(trial.config["trial"], message.waits)
         for event in message.events:
             judgement = driver.hear(event)
             if judgement is not None and verdicts is not None:

@@ -7,10 +7,10 @@ journal misses nothing, however the driver died.
 
 from __future__ import annotations
 
-import json
 import socket
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,17 @@ from torch import Tensor
 
 from css_ray import distributed
 from css_ray.events import (
-    RunEvaluated,
     RunEvent,
     RunFailed,
     RunFinished,
     RunResized,
     RunRewound,
     RunStarted,
-    from_json,
 )
 from css_ray.execution.checkpoints import Checkpoints
 from css_ray.execution.handover import LEAVE, NOTHING, Handover
-from css_ray.execution.rank_reporter import TRIAL_FILE, PrunedError, SlotReporter, sum_of_ranks
+from css_ray.execution.rank_reporter import PrunedError, SlotReporter, sum_of_ranks
+from css_ray.execution.trial_file import TRIAL_FILE, progress_of, read_trial
 from css_ray.execution.watchdog import Watchdog
 from css_ray.storage import below, is_url, locate, send
 from css_ray.study.code import code_version
@@ -81,98 +80,117 @@ def train_splits(job: Job, reporter: SlotReporter, device: torch.device, beat: C
 
     beat: called regularly while training makes progress.
     A split whose loss becomes NaN or infinite has failed, with its reason; the others are trained all the same. Any other
-    exception ends the worker group, and Ray Train starts it again from the last checkpoint. A checkpoint that is damaged is
-    skipped: the trial continues from the one before, or from its first step, and reports that.
+    exception ends the worker group, and Ray Train starts it again from the last checkpoint. A checkpoint that is damaged, or
+    not of this trial, is skipped: the trial continues from the one before, or from its first step, and reports that.
     """
+    kept = reporter.checkpoints
+    names, damages = kept.newest_first(), list[str]()
     with tempfile.TemporaryDirectory() as scratch:
-        folder: Path | None = None
-        kept = reporter.checkpoints
-        opened, damages = newest_readable(kept.newest_first(), lambda name: open_checkpoint(kept, name, Path(scratch)), device)
-        if opened is not None:
-            folder, told = opened
-            reporter.remember(told)
-        ended, evaluated = progress_of(reporter.events)
-        for spec in job.runs:
-            split = spec.split
-            if split in ended:
-                continue
-            reporter.split = split
-            # The checkpoint is of the run in progress, if that had been evaluated; else the run starts at its first step.
-            resumed = folder if split in evaluated else None
-            prepared = prepare(spec)
-            workers = distributed.world_size()
-            before = workers_of(reporter.events, split)
-            reporter.tell(RunStarted, **prepared.started(), workers=workers)
-            if before not in (None, workers):
-                step = evaluated[split] if resumed else 0
-                reason = f"from step {step} on {workers} workers train it, {before} did before"
-                reporter.tell(RunResized, step=step, workers=workers, before=before, reason=reason)
-            if damages:
-                step = evaluated[split] if resumed else 0
-                where = f"continues from the one before, at step {step}" if resumed else "starts from its first step"
-                reporter.tell(RunRewound, step=step, reason=f"damaged checkpoints ({'; '.join(damages)}): the run {where}")
-                damages = []
-            reporter.send()
+        while True:
+            opened, more = newest_readable(names, lambda name: open_checkpoint(kept, name, Path(scratch), job), device)
+            damages += more
             try:
-                fit = execute(
-                    prepared,
-                    reporter,
-                    device=device,
-                    checkpoint=resumed,
-                    keep_best=keeper(below(job.models, f"split_{split}")),
-                    beat=beat,
-                )
-            except PrunedError:
-                break
-            except NonFiniteLossError as error:
-                reporter.tell(RunFailed, step=reporter.step, reason=str(error))
-            else:
-                reporter.tell(
-                    RunFinished,
-                    step=fit.step,
-                    last=fit.last,
-                    best=fit.best,
-                    best_step=fit.best_step,
-                    seconds=round(fit.seconds, 3),
-                )
-            folder = None
-            reporter.save(lambda folder: None)
-            if spec is not job.runs[-1] and reporter.pruned_after(split):
-                break
-        reporter.send(over=True)
+                return _train_from(opened, damages, job, reporter, device, beat)
+            except DamagedError as error:
+                # Found when it was loaded, by all ranks alike, before anything was reported.
+                if opened is None:
+                    raise
+                damages.append(f"{opened.name}/{error.reason}")
+                names = names[names.index(opened.name) + 1 :]
 
 
-def open_checkpoint(checkpoints: Checkpoints, name: str, scratch: Path) -> tuple[Path, list[RunEvent]]:
-    """A folder with the files of the checkpoint `name`, and the events it holds.
+def _train_from(
+    opened: Opened | None,
+    damages: list[str],
+    job: Job,
+    reporter: SlotReporter,
+    device: torch.device,
+    beat: Callable[[], None],
+) -> None:
+    """Train what is left after a checkpoint, None to begin at the first step. damages: why it is not a newer one.
+
+    Raises DamagedError if the checkpoint is not of the run that it is said to be of.
+    """
+    folder = None if opened is None else opened.folder
+    reporter.remember([] if opened is None else opened.events)
+    ended, evaluated = progress_of(reporter.events)
+    for spec in job.runs:
+        split = spec.split
+        if split in ended:
+            continue
+        reporter.split = split
+        # The checkpoint is of the run in progress, if that had been evaluated; else the run starts at its first step.
+        resumed = folder if split in evaluated else None
+        prepared = prepare(spec)
+        workers = distributed.world_size()
+        before = workers_of(reporter.events, split)
+        reporter.tell(RunStarted, **prepared.started(), workers=workers)
+        if before not in (None, workers):
+            step = evaluated[split] if resumed else 0
+            reason = f"from step {step} on {workers} workers train it, {before} did before"
+            reporter.tell(RunResized, step=step, workers=workers, before=before, reason=reason)
+        if damages:
+            step = evaluated[split] if resumed else 0
+            where = f"continues from the one before, at step {step}" if resumed else "starts from its first step"
+            reporter.tell(RunRewound, step=step, reason=f"damaged checkpoints ({'; '.join(damages)}): the run {where}")
+            damages = []
+        try:
+            fit = execute(
+                prepared,
+                reporter,
+                device=device,
+                checkpoint=resumed,
+                begun=reporter.send,
+                keep_best=keeper(below(job.models, f"split_{split}"), reporter.keep_best),
+                beat=beat,
+            )
+        except PrunedError:
+            break
+        except NonFiniteLossError as error:
+            reporter.tell(RunFailed, step=reporter.step, reason=str(error))
+        else:
+            reporter.tell(
+                RunFinished,
+                step=fit.step,
+                last=fit.last,
+                best=fit.best,
+                best_step=fit.best_step,
+                seconds=round(fit.seconds, 3),
+            )
+        folder = None
+        reporter.save(lambda folder: None)
+        if spec is not job.runs[-1] and reporter.pruned_after(split):
+            break
+    reporter.send(over=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A checkpoint from which this rank can continue: its name, a folder of this machine with its files, its trial's events."""
+
+    name: str
+    folder: Path
+    events: list[RunEvent]
+
+
+def open_checkpoint(checkpoints: Checkpoints, name: str, scratch: Path, job: Job) -> Opened:
+    """Read the checkpoint `name` of the trial that `job` is to train.
 
     Raises DamagedError if this rank could not continue from it.
     """
     try:
         try:
             folder = checkpoints.fetch(name, scratch)
-            told = map(from_json, json.loads((folder / TRIAL_FILE).read_text()))
-            events = [event for event in told if isinstance(event, RunEvent)]
         except FileNotFoundError:
             raise DamagedError(Path(TRIAL_FILE), "it is missing") from None
-        except ValueError as error:
-            raise DamagedError(Path(TRIAL_FILE), error) from error
+        events = read_trial(folder, job)
         ended, evaluated = progress_of(events)
-        if evaluated.keys() - ended:
-            check_checkpoint(folder)
+        for split in evaluated.keys() - ended:
+            check_checkpoint(folder, step=evaluated[split])
     except DamagedError as error:
         error.reason = f"{name}/{error.reason}"
         raise
-    return folder, events
-
-
-def progress_of(events: list[RunEvent]) -> tuple[set[int], dict[int, int]]:
-    """The splits of a trial that ended, and the latest evaluated step of each that was evaluated."""
-    ended = {event.split for event in events if isinstance(event, RunFinished | RunFailed)}
-    evaluated: dict[int, int] = {}
-    for event in events:
-        if isinstance(event, RunEvaluated):
-            evaluated[event.split] = max(event.step, evaluated.get(event.split, 0))
-    return ended, evaluated
+    return Opened(name, folder, events)
 
 
 def workers_of(events: list[RunEvent], split: int) -> int | None:
@@ -181,10 +199,15 @@ def workers_of(events: list[RunEvent], split: int) -> int | None:
     return told[-1] if told else None
 
 
-def keeper(folder: str) -> Callable[[dict[str, Tensor], BestDescription], None]:
-    """Writes the best weights of a run and their description into `folder`, a path or a URL."""
+def keeper(
+    folder: str, with_room: Callable[[Callable[[], None], str], None] = lambda write, folder: write()
+) -> Callable[[dict[str, Tensor], BestDescription], None]:
+    """Keeps the best weights of a run and their description in `folder`, a path or a URL.
 
-    def keep(weights: dict[str, Tensor], best: BestDescription) -> None:
+    with_room: calls the function that writes them, again if there is no room for them there.
+    """
+
+    def write(weights: dict[str, Tensor], best: BestDescription) -> None:
         if not is_url(folder):
             write_best(Path(folder), weights, best)
             return
@@ -195,4 +218,4 @@ def keeper(folder: str) -> Callable[[dict[str, Tensor], BestDescription], None]:
             for name in BEST_FILES:
                 send(Path(scratch) / name, filesystem, f"{path}/{name}")
 
-    return keep
+    return lambda weights, best: with_room(lambda: write(weights, best), folder)

@@ -135,8 +135,8 @@ class CSS(Method):
             "ramp_down", help="ramp_down: λ_c falls as exp(-5 progress²); the paper gives no schedule"
         )
         contrast_mean: ClassMean = knob("present", help="classes that the contrast's mean counts: present, or with hard pixels")
-        num_queries: int = knob(256, help="anchors a class", ge=1)
-        num_negatives: int = knob(512, help="negatives per class, or per anchor", ge=1)
+        num_queries: int = knob(256, help="anchors a class", ge=1, le=65_536)
+        num_negatives: int = knob(512, help="negatives per class, or per anchor", ge=1, le=65_536)
         negatives: Negatives = knob("shared", help="shared: one set per class (Eq. 9); per_anchor: as the published code")
 
         @property

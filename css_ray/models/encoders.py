@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from css_ray.messages import did_you_mean
+from css_ray.messages import did_you_mean, last_line, os_error_text
 
 LOW_LEVEL_STRIDE = 4
 """Of the feature that a timm network gives the decoder, and so of logits and representations."""
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class WeightsError(ValueError):
+    """A file of weights is not one, or not one of this encoder; the message names what differs."""
 
 
 class Encoder(nn.Module):
@@ -113,6 +121,12 @@ def unknown_encoder(name: str) -> str | None:
     import timm  # takes seconds, and the tiny encoder does without
 
     if timm.is_model(name):
+        try:
+            timm.models.get_pretrained_cfg(name)
+        except RuntimeError:
+            network, _, tag = name.partition(".")
+            known = timm.list_pretrained(f"{network}.*")
+            return f"encoder {network} has no weights {tag!r}{did_you_mean(name, known)}"
         return None
     close = difflib.get_close_matches(name, ["tiny", *timm.list_models(), *timm.list_pretrained()], n=1)
     return f"unknown encoder {name!r}{did_you_mean(name, close) or '; known: tiny, and what timm.list_models() lists'}"
@@ -121,8 +135,8 @@ def unknown_encoder(name: str) -> str | None:
 def make_encoder(name: str, output_stride: int, pretrained: bool | str) -> Encoder:
     """`tiny`, or a timm network by name. pretrained: True downloads timm's weights, a path loads a .safetensors or .pth file.
 
-    Raises ValueError for an unknown name (with close ones), for weights that lack keys of the encoder, and if a network has
-    no features at stride 4 or at the output stride.
+    Raises ValueError for an unknown name (with close ones), and if a network has no features at stride 4 or at the output
+    stride; WeightsError if the file cannot be read, lacks keys of the encoder, or has other shapes.
     """
     if name == "tiny":
         if pretrained:
@@ -143,18 +157,98 @@ def make_encoder(name: str, output_stride: int, pretrained: bool | str) -> Encod
 
 def _load(network: nn.Module, path: Path) -> None:
     """Weights from a file. Keys that the network does not have (a classifier's) are fine, missing ones are not."""
-    if not path.is_file():
-        raise ValueError(f"pretrained: there is no file {path}; give a .safetensors or .pth file, or true or false")
-    weights: Mapping[str, Tensor]
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        weights = load_file(path)
-    else:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+    wanted = network.state_dict()
+    try:
+        weights = _read_safetensors(path, wanted) if path.suffix == ".safetensors" else _read_pickle(path, wanted)
+    except OSError as error:
+        raise WeightsError(os_error_text(error, "read", path)) from None
+    wrong = [f"{name} {sentence}" for name, found in weights.items() if (sentence := _misfit(found, wanted[name]))]
+    if wrong:
+        others = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
+        raise WeightsError(f"{path}: {wrong[0]}{others}; is it for another network?")
     missing = network.load_state_dict(weights, strict=False).missing_keys
     if missing:
-        raise ValueError(
-            f"{path} lacks {len(missing)} of the encoder's {len(network.state_dict())} keys, among them "
-            f"{', '.join(missing[:5])}; is it for another network?"
+        raise WeightsError(
+            f"{path} lacks {len(missing)} of the encoder's {len(wanted)} keys, among them {', '.join(missing[:5])}; is it for "
+            "another network?"
         )
+
+
+def _misfit(found: object, wanted: Tensor) -> str:
+    """Why a value of a file does not fit a tensor of the network; empty if it does."""
+    if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_quantized or found.is_meta:
+        return "is not a plain tensor in the file"
+    if found.shape != wanted.shape:
+        return f"has the shape {_shape(found)} in the file, {_shape(wanted)} in the encoder"
+    if wanted.is_floating_point() and not found.is_floating_point():
+        return f"holds {str(found.dtype).removeprefix('torch.')} in the file, floating-point numbers in the encoder"
+    return ""
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "()"
+
+
+def _read_safetensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of those names that a safetensors file has."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name in names}  # noqa: SIM118 (it is no mapping)
+    except (SafetensorError, ValueError, RuntimeError, AttributeError, MemoryError) as error:
+        raise WeightsError(f"{path} is cut short or damaged, or not a safetensors file ({last_line(error, 200)})") from None
+
+
+def _read_pickle(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """The values of those names in the mapping that `torch.save` wrote. Reading it runs no code."""
+    _check_file(path)
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK" and start[:1] != b"\x80":  # an archive, or a pickle, as torch wrote before 1.6
+        raise WeightsError(f"{path} is neither a safetensors file nor one of torch.save; give one of them")
+    if start == b"PK":
+        _check_archive(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats that are read all the same
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=start == b"PK")
+    except OSError:
+        raise
+    except Exception as error:  # what a damaged pickle raises is anything
+        found = re.search(r"GLOBAL (\S{1,100})", str(error))
+        if found is not None:
+            raise WeightsError(
+                f"{path} holds {found[1]}, which is no tensor and could run code, so it is not read; save the weights alone, "
+                "with torch.save(network.state_dict(), PATH)"
+            ) from None
+        raise WeightsError(f"{path} is cut short or damaged, or holds more than tensors; fetch or save it again") from None
+    if not isinstance(held, Mapping):
+        raise WeightsError(f"{path} holds a {type(held).__name__}, not tensors by name; save network.state_dict()")
+    weights = {name: value for name, value in held.items() if isinstance(name, str) and name in names}
+    if not weights:
+        for key, value in held.items():
+            if isinstance(value, Mapping) and any(name in value for name in names):
+                raise WeightsError(f"{path} has the weights inside of {key!r}; save that part alone")
+    return weights
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise WeightsError(f"there is no file {path}; give a .safetensors or .pth file, or true or false")
+    if not path.stat().st_size:
+        raise WeightsError(f"{path} is empty; fetch or save it again")
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what unfolds to more than the file's own size: torch stores, and never compresses."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as error:
+        raise WeightsError(f"{path} is cut short or damaged ({last_line(error, 200)}); fetch or save it again") from None
+    if any(each.compress_type != zipfile.ZIP_STORED for each in members) or (
+        sum(each.file_size for each in members) > path.stat().st_size
+    ):
+        raise WeightsError(f"{path} is compressed, or claims to hold more than it has; save it with torch.save")

@@ -29,18 +29,23 @@ class ModelConfig(Config):
         8, help="stride of the deep feature; 2 and 4 serve the tiny encoder on small images"
     )
     pretrained: bool | str = knob(True, help="true downloads timm's weights; a path loads a .safetensors or .pth file")
-    decoder_channels: int = knob(256, help="channels of the pyramid pooling and of the heads", ge=1)
-    low_level_channels: int = knob(48, help="channels that the low-level feature is reduced to", ge=1)
-    representation_dim: int = knob(256, help="channels of a representation (D)", ge=1)
+    decoder_channels: int = knob(256, help="channels of the pyramid pooling and of the heads", ge=1, le=65_536)
+    low_level_channels: int = knob(48, help="channels that the low-level feature is reduced to", ge=1, le=65_536)
+    representation_dim: int = knob(256, help="channels of a representation (D)", ge=1, le=65_536)
     aspp_rates: tuple[int, ...] | None = knob(
         None,
         help="dilations of the pyramid; null: 12, 24, 36 at output stride 8, 6, 12, 18 at 16, 1, 2, 4 at 4, 2, 4, 8 at 2",
         ge=1,
+        le=1_024,
     )
 
     def problems(self) -> Iterator[Problem]:
-        """Adds to the bounds: there are no trained weights of the tiny encoder, and only that one has output stride 2."""
+        """Adds to the bounds: the tiny encoder alone has no trained weights and output stride 2; a pyramid has dilations."""
         yield from super().problems()
+        if self.aspp_rates is not None and not 1 <= len(self.aspp_rates) <= 16:
+            yield Problem("aspp_rates", f"must have 1 to 16 entries, got {len(self.aspp_rates)}")
+        if self.pretrained == "":
+            yield Problem("pretrained", "must be true, false or the path of a file, got ''")
         if self.encoder == "tiny" and self.pretrained:
             yield Problem("pretrained", f"must be false (the encoder tiny has no pretrained weights), got {self.pretrained!r}")
         if self.encoder != "tiny" and self.output_stride == 2:

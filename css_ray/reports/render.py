@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 import textwrap
 from typing import Any, Protocol
 
+from css_ray.messages import markdown, printable
 from css_ray.reports.table import Entry, Grid
 
 
@@ -21,6 +23,11 @@ class Drawable(Protocol):
         """The unrounded values, for other programs."""
 
 
+def _line(text: str) -> str:
+    """Text from a study file or a journal in one line, in which nothing commands a terminal."""
+    return re.sub(r"[\n\t]", " ", printable(text))
+
+
 TEXT_WIDTH = 100  # characters of a caption's line in plain text, if no terminal asks for another number
 
 
@@ -28,20 +35,21 @@ def to_text(table: Drawable, width: int = TEXT_WIDTH) -> str:
     """Plain text in columns; `*` marks what is bold elsewhere. width: characters of a caption's line."""
     grid = table.grid()
     body = [
-        [entry.text + ("*" if entry.bold else "") + "".join(f" [{note}]" for note in entry.notes) for entry in row]
+        [_line(entry.text) + ("*" if entry.bold else "") + "".join(f" [{note}]" for note in entry.notes) for entry in row]
         for row in grid.rows
     ]
-    widths = [max(map(len, column)) for column in zip(grid.header, *body, strict=True)]
+    header = [_line(text) for text in grid.header]
+    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
 
     def line(texts: list[str]) -> str:
         return "  ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
-    notes = [f"[{number}] {note}" for number, note in enumerate(grid.notes, start=1)]
+    notes = [f"[{number}] {_line(note)}" for number, note in enumerate(grid.notes, start=1)]
     if any(entry.bold for row in grid.rows for entry in row):
         notes.insert(0, "* best of its column")
-    caption = textwrap.fill(grid.caption, width, break_long_words=False, break_on_hyphens=False)
-    return "\n".join([caption, "", line(list(grid.header)), rule, *map(line, body), *([""] if notes else []), *notes]) + "\n"
+    caption = textwrap.fill(_line(grid.caption), width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([caption, "", line(header), rule, *map(line, body), *([""] if notes else []), *notes]) + "\n"
 
 
 def to_markdown(table: Drawable) -> str:
@@ -49,7 +57,7 @@ def to_markdown(table: Drawable) -> str:
     grid = table.grid()
 
     def plain(text: str) -> str:
-        return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
+        return markdown(_line(text))
 
     def cell(entry: Entry) -> str:
         text = f"**{plain(entry.text)}**" if entry.bold else plain(entry.text)
@@ -64,8 +72,11 @@ def to_markdown(table: Drawable) -> str:
 
 
 def to_csv(table: Drawable) -> str:
-    """The long form with a header line, unrounded; a field that a line lacks is empty."""
-    lines = table.lines()
+    """The long form with a header line, unrounded; a field that a line lacks is empty.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe, as OWASP recommends.
+    """
+    lines = [{_cell(name): _cell(value) for name, value in line.items()} for line in table.lines()]
     fields = dict.fromkeys(name for line in lines for name in line)
     # The splits' values belong side by side, even if the first line lacks one.
     splits = sorted((name for name in fields if name.startswith(("split_", "run_"))), key=_split_order)
@@ -74,6 +85,17 @@ def to_csv(table: Drawable) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A value as a spreadsheet may read it; numbers stay numbers, also the negative ones."""
+    if not isinstance(value, str):
+        return value
+    text = _line(value)
+    return f"'{text}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(text) else text
+
+
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 
 
 def _split_order(name: str) -> tuple[bool, int]:
@@ -93,7 +115,7 @@ def to_latex(table: Drawable) -> str:
     grid = table.grid()
 
     def plain(text: str) -> str:
-        return "".join(_LATEX.get(letter, letter) for letter in text)
+        return "".join(_LATEX.get(letter, letter) for letter in _line(text))
 
     def cell(entry: Entry) -> str:
         text = f"\\textbf{{{plain(entry.text)}}}" if entry.bold else plain(entry.text)
@@ -120,18 +142,27 @@ def to_html(table: Drawable) -> str:
     """A whole page that loads nothing from elsewhere; a score shows the values of its splits under the pointer."""
     grid = table.grid()
 
+    def plain(text: str) -> str:
+        return html.escape(_line(text))
+
     def cell(entry: Entry) -> str:
-        text = f"<b>{html.escape(entry.text)}</b>" if entry.bold else html.escape(entry.text)
+        text = f"<b>{plain(entry.text)}</b>" if entry.bold else plain(entry.text)
         marks = "".join(f"<sup>{note}</sup>" for note in entry.notes)
-        title = f' title="{html.escape(entry.detail)}"' if entry.detail else ""
+        title = f' title="{plain(entry.detail)}"' if entry.detail else ""
         return f"<td{title}>{text}{marks}</td>"
 
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in grid.header)
+    head = "".join(f"<th>{plain(text)}</th>" for text in grid.header)
     body = "\n".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in grid.rows)
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in grid.notes)
+    notes = "".join(f"<li>{plain(note)}</li>" for note in grid.notes)
     notes = f"<ol>{notes}</ol>\n" if notes else ""
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(grid.caption.split(":")[0])}</title>'
-        f"<style>{_STYLE}</style></head><body>\n<table><caption>{html.escape(grid.caption)}</caption>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{plain(grid.caption.split(":")[0])}</title>'
+        f"<style>{_STYLE}</style></head><body>\n<table><caption>{plain(grid.caption)}</caption>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n{notes}</body></html>\n"
     )
+
+
+def draw(table: Drawable, format: str, width: int = TEXT_WIDTH) -> str:
+    """A table in a format by its name: text, md, csv, latex or html. width: as of `to_text`."""
+    renderers = {"md": to_markdown, "csv": to_csv, "latex": to_latex, "html": to_html}
+    return to_text(table, width) if format == "text" else renderers[format](table)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from css_ray.study.definition import Resources
 
@@ -14,8 +19,39 @@ def needs(resources: Resources) -> dict[str, float]:
     return {device: resources.fewest * share for device, share in wanted.items() if share}
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a worker on this machine has for a step. where: "this machine", "its GPU"."""
+
+    where: str
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.where} has {self.bytes / 1e9:.3g} GB"
+
+
+def step_memory(resources: Resources) -> Memory:
+    """What each worker of a trial of the fewest workers has on this machine: a GPU's memory, or its share of the machine's."""
+    if resources.gpus_per_worker and (count := torch.cuda.device_count()):
+        return Memory("its GPU", max(torch.cuda.get_device_properties(index).total_memory for index in range(count)))
+    share = _machine_memory() // resources.fewest
+    return Memory("this machine" if resources.fewest == 1 else f"each of {resources.fewest} workers on this machine", share)
+
+
+def _machine_memory() -> int:
+    """Bytes that this machine, or the container that this process is in, has for all its processes."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # `max` is no limit
+            total = min(total, int(path.read_text()))
+    return total
+
+
 ENLARGE = "lower resources.workers or resources.cpus_per_worker, or join a cluster with --address"
 """What to do about a shortage of this machine."""
+
+SMALLER = "lower data.crop, data.labelled_batch or the channels of the model"
+"""What to do about a step that does not fit into memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,24 @@
-"""What a study would cost: time, measured on a few steps of each row, and space on its disk."""
+"""What a study would cost: time, measured on a few steps of each row, memory for a step, and space on its disk."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from css_ray.data.remote import read_description
-from css_ray.methods import Method
+from css_ray.data.description import read_description
+from css_ray.methods import METHODS, Method
+from css_ray.models.segmenter import make_segmenter
+from css_ray.study.capacity import step_memory
 from css_ray.study.definition import StudyDefinition, TrialSpec, ends
-from css_ray.study.run import build_method
+from css_ray.study.run import build_method, model_config
 from css_ray.training.settings import TrainConfig
 from css_ray.training.timing import seconds_per_step
 
@@ -56,6 +62,36 @@ def _file_sizes(trial: TrialSpec) -> tuple[int, int]:
     return weights, state + momentum
 
 
+def least_memory(trial: TrialSpec, workers: int) -> float:
+    """Bytes that a worker needs at least for a step of a trial; infinite if they cannot be counted. Allocates no memory.
+
+    These are the method's state, SGD's momentum, the worker's images, and the outputs of the student's convolutions on the
+    labelled ones, which the way back needs. What else a step needs depends on the method, and is often as much again.
+    """
+    data, train = trial.settings["data"], trial.settings["train"]
+    side, labelled, outputs = data["crop"], data["labelled_batch"] // workers, 0
+    needs_unlabelled = METHODS[trial.settings["method"]["name"]].needs_unlabelled
+    images = labelled + (data["unlabelled_batch"] // workers if needs_unlabelled else 0)
+
+    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        nonlocal outputs
+        outputs += output.numel()
+
+    try:
+        with torch.device("meta"), torch.no_grad():
+            network = make_segmenter(dataclasses.replace(model_config(trial.settings), pretrained=False), ASSUMED_CLASSES)
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.register_forward_hook(count)
+            network.eval()(torch.empty(labelled, 3, side, side))
+        _, state = _file_sizes(trial)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        return math.inf
+    return float(state + images * 3 * side**2 * 4 + outputs * (2 if train["precision"] == "bf16" else 4))
+
+
 def num_classes(data: Mapping[str, Any]) -> int:
     """The classes of a trial's data set, by its `data` settings or the description of the set; assumed if neither has them."""
     if (given := data["num_classes"]) is not None:
@@ -64,8 +100,7 @@ def num_classes(data: Mapping[str, Any]) -> int:
         described = read_description(data["root"])
     except (OSError, ValueError):  # which the check of the study reports
         described = None
-    names = (described or {}).get("class_names")
-    return len(names) if names else ASSUMED_CLASSES
+    return ASSUMED_CLASSES if described is None else described.info.num_classes
 
 
 def _untrained(trial: TrialSpec, num_classes: int) -> Method:
@@ -93,6 +128,7 @@ def estimate(study: StudyDefinition, side_by_side: int) -> Estimate:
     """Time a few steps of every row on random images of the study's size, one worker's share of the batch, on this machine.
 
     side_by_side: how many trials train together. It needs no data set. The first step of each row warms up and is not counted.
+    Raises StepMemoryError if a step does not fit into this machine's memory.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and study.resources.gpus_per_worker else "cpu")
     torch.set_num_threads(study.resources.cpus_per_worker)
@@ -111,9 +147,26 @@ def estimate(study: StudyDefinition, side_by_side: int) -> Estimate:
     return Estimate(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", timed, seconds)
 
 
+class StepMemoryError(RuntimeError):
+    """A step of a trial does not fit into the memory of this machine."""
+
+
 def _seconds_a_step(study: StudyDefinition, trial: TrialSpec, device: torch.device) -> float:
     data = trial.settings["data"]
     classes, workers = num_classes(data), study.resources.sizes(data)[0]
+    there = step_memory(study.resources)
+    if (needed := least_memory(trial, workers)) > there.bytes:
+        raise StepMemoryError(f"a step of {trial.row} takes {needed / 1e9:.3g} GB of memory or more, {there}")
+    try:
+        return _timed(study, trial, device, classes, workers)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
+            raise
+        raise StepMemoryError(f"a step of {trial.row} does not fit into memory: {there}") from None
+
+
+def _timed(study: StudyDefinition, trial: TrialSpec, device: torch.device, classes: int, workers: int) -> float:
+    data = trial.settings["data"]
     return seconds_per_step(
         _untrained(trial, classes),
         TrainConfig(**trial.settings["train"]),

@@ -7,18 +7,20 @@ knows nothing of Ray: `execution.runner` asks it for trials and reports to it wh
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import os
 import time
 import uuid
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
+from css_ray.clocks import Stopwatch
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.events import (
     Event,
+    EventError,
     RunEvaluated,
     RunFailed,
     RunFinished,
@@ -38,15 +40,17 @@ from css_ray.events import (
 from css_ray.messages import study_command
 from css_ray.methods import METHODS
 from css_ray.records import Record, mean_std
+from css_ray.room import has_no_room, write_with_room
 from css_ray.secrets import shown
 from css_ray.standing import Standing, TrialStanding
 from css_ray.storage import below, is_url
 from css_ray.study import budget, upkeep
 from css_ray.study.code import versions
-from css_ray.study.definition import StudyDefinition, TrialSpec, parse
+from css_ray.study.definition import StudyDefinition, TrialSpec
 from css_ray.study.inputs import prepare, split_key, write_ids
 from css_ray.study.job import Job, Lists, RunSpec
-from css_ray.study.journal import Journal, study_folder
+from css_ray.study.journal import Journal, JournalError, in_order, study_folder
+from css_ray.study.order import Order
 from css_ray.study.pruning import LEADERS, PruningContext
 from css_ray.study.run import method_config, run_spec
 from css_ray.study.sampling import Result, Sampling, suggestion_lag
@@ -67,6 +71,7 @@ class Observer(Protocol):
     """Who watches a study while it runs. Called on the driver's thread, after an event is in the journal."""
 
     def event(self, event: Event) -> None: ...
+    def warn(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +124,22 @@ class Driver:
         self.pruners = study.pruners()
         self.unsent = 0
         self._tracker: Tracker | None = None
+        self._tracked = 0  # events that the tracker was given
         self._fold()
+        self._stopwatch = Stopwatch(self.standing.wall_seconds)
         self._sampling: Sampling | None = None
         self._drawn: list[dict[str, Any]] = []
         self._classes: dict[tuple[str, str], int] = {}
         self._lists: dict[Hashable, Lists | None] = {}
         self._paused = False
+        self._waits: dict[int, str] = {}
+        self._told_to_wait = False
         self._looked = -math.inf
 
     def _fold(self) -> None:
         """Fold the events of the journal, from the first on."""
-        self.standing = Standing(parse, self.study).fold(self.journal.events)
+        self._order, self._next = Order(), 0
+        self.standing = Standing(self._order.parsed, self.study).fold(in_order(self.journal.events, self._order, self.folder))
         # Trials of the search that ended, and may have files.
         self._uncollected = {trial.index for trial in self.standing.ended.values() if self._may_have_files(trial)}
 
@@ -149,9 +159,10 @@ class Driver:
         with self.journal.driving():
             # Read again under the lock: what another driver wrote before it ended is part of the study.
             self._read_again()
+            self._stopwatch = Stopwatch(self.standing.wall_seconds)
             self._tracker = Tracker(tracking_uri(self.study, self.storage))
-            for event in self.journal.events:
-                self._tracker.record(event)
+            self._tracked = 0
+            self._track(self.journal.events)
             self.journal.forget()
             try:
                 yield
@@ -163,6 +174,12 @@ class Driver:
         tracker, self._tracker = self._tracker, None
         if tracker is not None:
             self.unsent = tracker.close(timeout)
+
+    def _track(self, events: Sequence[Event]) -> None:
+        if self._tracker is not None:
+            for event in events:
+                self._tracker.record(event)
+                self._tracked += 1
 
     def _read_again(self) -> None:
         self.journal.read()
@@ -226,11 +243,17 @@ class Driver:
             self.emit(StudyFinished.now(status=status, best_trial=None if best is None else best.index))
 
     def interrupt(self) -> None:
-        """Write that the user interrupted the study, if it had begun."""
-        # Read again: the interrupt may have come between an event's writing and its being noted here.
+        """Write that the user interrupted the study, if it had begun, and if there is room."""
+        # Read again: the interrupt may have come between an event's writing and its being noted here. MLflow must not miss it:
+        # what it has is marked by its number in the journal.
         self._read_again()
+        self._track(self.journal.events[self._tracked :])
         if self.started:
-            self.emit(StudyInterrupted.now(reason="interrupted by the user"))
+            try:
+                self.emit(StudyInterrupted.now(reason="interrupted by the user"), patient=False)
+            except OSError as error:
+                if not has_no_room(error):
+                    raise
 
     def outcome(self, *, interrupted: bool = False) -> Outcome:
         """The outcome of the study as the driver leaves it."""
@@ -238,7 +261,7 @@ class Driver:
         if interrupted:
             return Outcome("interrupted", self.study, records, self.unsent)
         whole = len(self.standing.ended) == self.study.num_trials
-        more = functools.partial(study_command, "resume", self.study.name, self.storage, "--set")
+        more = partial(study_command, "resume", self.study.name, self.storage, "--set")
         if self.standing.status == "budget":
             spent = self.overdrawn() or "what is left of the budget is less than another trial takes"
             return Outcome("budget", self.study, records, self.unsent, f"{spent}; to continue: {more('budget.KEY=MORE')}")
@@ -268,16 +291,48 @@ class Driver:
 
     # ------------------------------------------------------------------------------------------------------------ the events
 
-    def emit(self, event: Event) -> None:
-        """Write an event; report it to MLflow and the observer if it is new."""
-        if self.journal.append(event):
-            self.standing.add(event)
-            if isinstance(event, TrialFinished) and self._may_have_files(self.standing.trials[event.trial]):
-                self._uncollected.add(event.trial)
-            if self._tracker is not None:
-                self._tracker.record(event)
-            if self.observer is not None:
-                self.observer.event(event)
+    def emit(self, event: Event, *, patient: bool = True) -> None:
+        """Write an event if it is new, stamped with the time worked; report it to MLflow and the observer.
+
+        patient: Wait if there is no room for it.
+
+        Raises JournalError if it cannot have followed those before: the journal could not be read again.
+        """
+        if self.journal.knows(event):
+            return
+        if isinstance(event, StudyStarted | StudyResumed):
+            self._stopwatch.start()
+        event = replace(event, worked=round(self._stopwatch.seconds, 3))
+        try:
+            self._order.take(event)
+        except EventError as error:
+            self.journal.error = JournalError(
+                f"{event.kind} cannot be written to the journal of {self.study.name} ({error}); if a checkpoint was altered, "
+                f"remove the folder of its trial in {shown(below(self.folder, 'checkpoints'))}, and resume the study"
+            )
+            raise self.journal.error from None
+        if patient:
+            self._with_room(lambda: self.journal.append(event), "the journal")
+        else:
+            self.journal.append(event)
+        self.standing.add(event)
+        if isinstance(event, TrialFinished) and self._may_have_files(self.standing.trials[event.trial]):
+            self._uncollected.add(event.trial)
+        self._track([event])
+        if self.observer is not None:
+            self.observer.event(event)
+
+    def _with_room(self, write: Callable[[], object], what: str) -> None:
+        """Call `write`, again if there is no room for what it writes; the observer is told."""
+        write_with_room(write, self.folder, what, waiting=self._wait)
+        if self._told_to_wait and self.observer is not None:
+            self.observer.warn("there is room again: the study continues")
+        self._told_to_wait = False
+
+    def _wait(self, reason: str) -> None:
+        if not self._told_to_wait and self.observer is not None:
+            self.observer.warn(f"{reason}: the study pauses, and continues when there is room; Ctrl-C ends it")
+        self._told_to_wait = True
 
     def hear(self, event: Event) -> Judgement | None:
         """Take an event of a run, and judge its trial if there is something to judge."""
@@ -299,7 +354,10 @@ class Driver:
             return None
         if waiting := self.standing.running.keys() - running:
             return self.study.trial_begun(trials[min(waiting)].start)
-        index, grid = len(trials), self.grid
+        grid = self.grid
+        while self._next in trials:
+            self._next += 1
+        index = self._next  # the number of those that have begun, unless one of them was lost with a damaged journal
         if (
             index >= self.study.num_trials
             or not budget.affordable(self.study, self.standing, len(running))
@@ -363,12 +421,12 @@ class Driver:
             for section, values in trial.settings.items()
             for key, value in values.items()
         }
-        runs = self.runs_of(trial)
+        runs, new = self.runs_of(trial), trial.index not in self.standing.trials
         self.emit(TrialStarted.now(trial=trial.index, row=trial.row, source=trial.source, params=trial.params, config=config))
         job = make_job(self.study, trial.index, runs, self.folder, verdicts if trial.source == "search" else None)
         # None are left of a trial whose driver was stopped when all its runs, but not yet the trial, had ended.
         finished = {record.split for record in self.standing.records_of(trial.index) if record.status == "finished"}
-        return replace(job, runs=[run for run in job.runs if run.split not in finished])
+        return replace(job, new=new, runs=[run for run in job.runs if run.split not in finished])
 
     def runs_of(self, trial: TrialSpec) -> list[RunSpec]:
         """The run of `trial` on each split of the study.
@@ -383,7 +441,7 @@ class Driver:
             if key not in self._lists:
                 try:
                     prepared = prepare(spec)
-                    write_ids(prepared, below(self.folder, "splits"))
+                    self._with_room(partial(write_ids, prepared, below(self.folder, "splits")), "the ids of a split")
                 except (OSError, ValueError) as error:
                     raise RuntimeError(f"split {split} of trial {trial.index}: {error}") from error
                 self._lists[key] = prepared.spec.lists
@@ -427,6 +485,7 @@ class Driver:
         finished: on all splits; partial: some failed for reasons of their own; pruned: by a verdict; failed: its machinery did,
         with the reason `error`.
         """
+        self._waits.pop(trial, None)
         records = self.standing.records_of(trial)
         verdict = self.standing.pruned.get(trial)
         status: Literal["finished", "partial", "pruned", "failed"]
@@ -486,12 +545,18 @@ class Driver:
         """What is short of space, in words; empty if nothing is."""
         return upkeep.full_disk(self.study.keep, self.storage, self.folder)
 
+    def waits(self, trial: int, reason: str) -> None:
+        """Note that the ranks of a trial wait for room, for this reason, or with an empty one that they do not."""
+        self._waits.pop(trial, None)
+        if reason:
+            self._waits[trial] = f"trial {trial}: {reason}"
+
     def watch_disk(self) -> None:
-        """Pause the study while its disk is full: no trial starts, and those that run wait at their next checkpoint."""
+        """Pause the study while its disk is full: no trial starts, and those that run wait for room for what they write."""
         if time.monotonic() - self._looked < DISK_SECONDS:
             return
         self._looked = time.monotonic()
-        full = self.full_disk()
+        full = self.full_disk() or next(iter(self._waits.values()), "")
         if full and not self._paused:
             self.emit(StudyPaused.now(reason=full))
         elif self._paused and not full:
@@ -503,6 +568,7 @@ def make_job(study: StudyDefinition, trial: int, runs: list[RunSpec], folder: st
     """What the ranks of a slot need to train `runs` of a trial; `folder` is where its checkpoints and weights go."""
     return Job(
         trial=trial,
+        new=False,
         runs=runs,
         sizes=study.resources.sizes(runs[0].settings["data"]),
         checkpoints=upkeep.checkpoints_of(folder, trial),

@@ -12,7 +12,7 @@ from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.lists import listed_ids
 from css_ray.data.shards import DataSet
 from css_ray.data.splits import Split, listed_split, make_split
-from css_ray.storage import locate
+from css_ray.storage import locate, put
 from css_ray.study.job import Lists, RunSpec
 
 
@@ -83,8 +83,7 @@ def write_ids(prepared: Prepared, folder: str) -> None:
     }
     filesystem, root = locate(folder)
     filesystem.create_dir(root, recursive=True)
-    with filesystem.open_output_stream(f"{root}/{split.hash}.json") as file:
-        file.write((json.dumps(ids, indent=0) + "\n").encode())
+    put(filesystem, f"{root}/{split.hash}.json", (json.dumps(ids, indent=0) + "\n").encode())
 
 
 def _read_lists(dataset: DataSet, data: Mapping[str, Any], index: int) -> Lists | None:

@@ -44,12 +44,14 @@ class RunSpec:
 class Job:
     """What the ranks of a slot need to train a trial.
 
-    runs: one per split that is left, in their order. sizes: the numbers of workers that may train it, lowest first.
-    checkpoints, models: folders or URLs, of what it continues from and of the best weights of each run. verdicts: whose they
-    are, None if nothing prunes it. hang_seconds: how long a step may take. min_free: bytes that must stay free on the disk.
+    new: whether nothing of the trial is in the journal. runs: one per split that is left, in their order. sizes: the numbers of
+    workers that may train it, lowest first. checkpoints, models: folders or URLs, of what it continues from and of the best
+    weights of each run. verdicts: whose they are, None if nothing prunes it. hang_seconds: how long a step may take. min_free:
+    bytes that must stay free on the disk.
     """
 
     trial: int
+    new: bool
     runs: list[RunSpec]
     sizes: list[int]
     checkpoints: str

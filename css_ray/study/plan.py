@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 
-from css_ray.study.capacity import Capacity
-from css_ray.study.cost import Estimate
-from css_ray.study.definition import Resources, StudyDefinition, TrialSpec
+from css_ray.study.capacity import SMALLER, Capacity
+from css_ray.study.cost import Estimate, StepMemoryError, estimate, needed_bytes
+from css_ray.study.definition import Problem, Resources, StudyDefinition, StudyError, TrialSpec
 from css_ray.study.labels import labels
+from css_ray.study.preflight import check
 
 
 def _count(number: int, word: str) -> str:
@@ -87,6 +89,26 @@ class Plan:
             return f"{text} ({asked} asked for, the study has {number})"
         waits = "; the study would wait for nodes" if number < 1 else ""
         return f"{text} ({asked} asked for, {self.capacity.where} has {self.capacity}{waits})"
+
+
+def make_plan(study: StudyDefinition, there: Capacity, *, local: bool, folder: str, measure: bool) -> Plan:
+    """Check a study and report what it would do. Starts nothing, and writes no file.
+
+    there: what the machine, or the cluster if not `local`, holds. folder: where the study would be kept. measure: time some
+    steps on this machine. Raises StudyError with every problem that would stop a trial later.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        warned = check(study, local=local, capacity=there if local else None, folder=folder, scratch=scratch)
+    timed = None
+    if measure:
+        try:
+            # On a cluster that is empty now the study waits until one trial fits.
+            timed = estimate(study, max(1, side_by_side(study, there)))
+        except StepMemoryError as error:
+            if local:
+                raise StudyError([Problem("data.crop", f"{error}; {SMALLER}")], study.name) from None
+            warned.append(f"{error}, so that no step was timed; the nodes of the cluster may have more")
+    return Plan(study, tuple(study.grid_trials()), needed_bytes(study), tuple(warned), there, timed)
 
 
 def side_by_side(definition: StudyDefinition, capacity: Capacity) -> int:

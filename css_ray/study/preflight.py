@@ -18,12 +18,12 @@ from css_ray.data.splits import Split
 from css_ray.events import Event, RunStarted, TrialStarted
 from css_ray.messages import os_error_text
 from css_ray.methods import METHODS
-from css_ray.models.encoders import make_encoder
+from css_ray.models.encoders import WeightsError, make_encoder
 from css_ray.secrets import shown
 from css_ray.storage import free_bytes
-from css_ray.study.capacity import ENLARGE, Capacity
-from css_ray.study.cost import needed_bytes
-from css_ray.study.definition import Problem, StudyDefinition, StudyError, TrialSpec, fresh_splits, read
+from css_ray.study.capacity import ENLARGE, SMALLER, Capacity, step_memory
+from css_ray.study.cost import least_memory, needed_bytes
+from css_ray.study.definition import Problem, Resources, StudyDefinition, StudyError, TrialSpec, fresh_splits, read
 from css_ray.study.definition.problems import intact
 from css_ray.study.inputs import choose_split, list_files, split_key
 from css_ray.study.run import method_config
@@ -103,7 +103,10 @@ def _look(
         problems.append(Problem("resources", f"{shortage}; {ENLARGE}"))
     trials = [trial for _, trial, _ in study.known_trials()]
     if intact(known, "model"):
-        problems += _models(trials)
+        wrong_models = _models(trials)
+        problems += wrong_models
+        if local and wanted <= present and not wrong_models and intact(known, "data.crop", "data.labelled_batch", "resources"):
+            problems += _memory(trials, resources)
     if not intact(known, "data.dataset", "data.root"):
         return _Found(problems, trials, {}, {})
     begun = _begun(study, events)
@@ -256,6 +259,27 @@ def _warnings(trials: Sequence[TrialSpec], datasets: Mapping[tuple[str, str], Da
     return [f"{', '.join(dict.fromkeys(where))}: {warning}" for warning, where in rows.items()]
 
 
+def _memory(trials: Sequence[TrialSpec], resources: Resources) -> list[Problem]:
+    """Settings with which not even one step can fit into the memory of this machine."""
+    there = step_memory(resources)
+    largest: dict[str, TrialSpec] = {}
+    for trial in trials:
+        key = repr((trial.settings["model"], trial.settings["method"]["name"], trial.settings["train"]["precision"]))
+        if key not in largest or _pixels(trial) > _pixels(largest[key]):
+            largest[key] = trial
+    problems = []
+    for trial in largest.values():
+        if (needed := least_memory(trial, resources.fewest)) > there.bytes:
+            sentence = f"a step of {trial.row} takes {needed / 1e9:.3g} GB of memory or more, {there}; {SMALLER}"
+            problems.append(Problem("data.crop", sentence))
+    return problems
+
+
+def _pixels(trial: TrialSpec) -> int:
+    data = trial.settings["data"]
+    return int((data["labelled_batch"] + data["unlabelled_batch"]) * data["crop"] ** 2)
+
+
 def _models(trials: Sequence[TrialSpec]) -> list[Problem]:
     """What is wrong with the networks; nothing is downloaded."""
     problems = []
@@ -269,6 +293,8 @@ def _models(trials: Sequence[TrialSpec]) -> list[Problem]:
             else:
                 with torch.device("meta"):  # takes neither memory nor the time of drawing weights
                     make_encoder(encoder, stride, False)
+        except WeightsError as error:
+            problems.append(Problem("model.pretrained", str(error)))
         except (OSError, ValueError) as error:
             problems.append(Problem("model", str(error)))
     return problems

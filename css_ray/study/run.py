@@ -65,14 +65,15 @@ def execute(
     *,
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
+    begun: Callable[[], None] = lambda: None,
     keep_best: Callable[[dict[str, Tensor], BestDescription], None] = lambda weights, best: None,
     beat: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Train the run, from `checkpoint` if given, as this rank of the process group (or alone). Raises as `loop.fit` does.
 
-    keep_best: called on rank 0 with the predictor's weights and their description, as `write_best` takes them, after each
-    evaluation that is better than all before. beat: called before each batch, of training and of an evaluation alike: a sign of
-    life.
+    begun: called once the checkpoint is loaded, if there is one. keep_best: called on every rank with the predictor's weights
+    and their description, as `write_best` takes them, after each evaluation that is better than all before. beat: called before
+    each batch, of training and of an evaluation alike: a sign of life.
     """
     spec, dataset = prepared.spec, prepared.dataset
     data, rank, world_size = spec.settings["data"], distributed.rank(), distributed.world_size()
@@ -123,6 +124,7 @@ def execute(
             crop=data["crop"],
             device=device,
             checkpoint=checkpoint,
+            begun=begun,
             keep_best=lambda predictor, step, metrics: keep_best(
                 predictor.state_dict(), _describe(prepared, train, predictor, step, metrics)
             ),

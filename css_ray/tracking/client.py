@@ -28,14 +28,18 @@ SETTINGS = {
 }
 
 
+DATABASE, ARTIFACTS = "mlflow.db", "artifacts"
+"""What MLflow has in a storage folder, beside the studies."""
+
+
 def default_uri(storage: str | Path) -> str:
     """The tracking URI of a storage folder: an SQLite file in it. The folder must be on a local disk."""
-    return f"sqlite:///{Path(storage).resolve() / 'mlflow.db'}"
+    return f"sqlite:///{Path(storage).resolve() / DATABASE}"
 
 
 def default_artifacts(storage: str | Path) -> str:
     """The folder of a storage folder that holds MLflow's artifacts."""
-    return str(Path(storage).resolve() / "artifacts")
+    return str(Path(storage).resolve() / ARTIFACTS)
 
 
 def connect(uri: str) -> MlflowClient:

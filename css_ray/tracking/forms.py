@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from css_ray.events import Event, TrialFinished
+from css_ray.messages import markdown
 
 MAX_PARAM = 6000  # characters; MLflow would cut longer values without a warning
 MAX_TAG = 8000
@@ -75,8 +76,8 @@ def trial_note(score: str, event: TrialFinished, reasons: Mapping[int, str]) -> 
     lines += [f"| {split} | {value:.2f} |" for split, value in sorted(values.items())]
     failed = {split: reason for split, reason in reasons.items() if split not in values}
     for split, reason in sorted(failed.items()):
-        line = " ".join(reason.split())[:200].replace("|", "\\|")
+        line = markdown(" ".join(reason.split())[:200])
         lines.append(f"| {split} | {line} |")
     if event.reason:
-        lines += ["", event.reason]
+        lines += ["", markdown(event.reason)]
     return "\n".join(lines)

@@ -222,6 +222,8 @@ class Projection:
 
     def _run_measured(self, position: int, run: _Run, event: RunLogged | RunEvaluated) -> None:
         self._measure(run, event.metrics, event, step=event.step)
+        if self._standing.trials[event.trial].runs[event.split].status == "finished":
+            return  # reported once more, since it was lost with a damaged journal
         run.tags["css_ray.step"] = str(event.step)
         self._reopen(run)
 

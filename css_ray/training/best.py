@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ from css_ray import __version__
 from css_ray.functional.windows import WindowAverage
 from css_ray.models.deeplabv3plus import ASPP_RATES
 from css_ray.models.segmenter import ModelConfig, Segmenter, make_segmenter
+from css_ray.storage import write_whole
 from css_ray.training.checkpoint import write_tensors
 from css_ray.training.settings import TrainConfig
 from css_ray.types import IGNORE_INDEX
@@ -128,24 +128,31 @@ def describe_best(
 
 
 def write_best(folder: Path, weights: dict[str, Tensor], best: BestDescription) -> None:
-    """Write both files into `folder`, which is made; each is replaced as a whole.
+    """Write both files into `folder`, which is made; each is replaced as a whole, and nothing is if there is no room for both.
 
     A reader that meets the new weights beside the old description knows it by their SHA-256.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    new_weights, new_description = (folder / f"{name}.new" for name in BEST_FILES)
+    new = [folder / f"{name}.new" for name in BEST_FILES]
+    try:
+        _write_new(new[0], new[1], weights, best)
+        # Both are on the disk before the first takes its place: a kill between the two is unlikely.
+        for file, name in zip(new, BEST_FILES, strict=True):
+            file.replace(folder / name)
+    except BaseException:
+        for file in new:
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _write_new(new_weights: Path, new_description: Path, weights: dict[str, Tensor], best: BestDescription) -> None:
     # From the CPU, so that a machine without a GPU reads them too.
     write_tensors(new_weights, {name: tensor.cpu() for name, tensor in weights.items()})
     with new_weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     content = {"format": FORMAT, "weights_sha256": digest, **dataclasses.asdict(best)}
-    with new_description.open("w") as text:
-        json.dump(content | {"checksum": _checksum(content)}, text, indent=1, allow_nan=False)
-        text.flush()
-        os.fsync(text.fileno())
-    # Both are on the disk before the first takes its place: a kill between the two lines below is unlikely.
-    new_weights.replace(folder / WEIGHTS_FILE)
-    new_description.replace(folder / DESCRIPTION_FILE)
+    text = json.dumps(content | {"checksum": _checksum(content)}, indent=1, allow_nan=False)
+    write_whole(new_description, text.encode())
 
 
 def load_best(folder: str | Path) -> tuple[Segmenter, BestDescription]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import math
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import torch
+from torch import Tensor, nn
 
 from css_ray import distributed
+from css_ray.storage import whole_file
 
 STATE_FILE = "state.pt"
 
@@ -29,13 +31,36 @@ class DamagedError(RuntimeError):
 
 
 def write_tensors(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` so that `path` holds all of it or does not exist, also when the machine stops half-way."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Write `state` so that `path` holds all of it or is as it was, also when the machine stops half-way.
+
+    Raises OSError if it cannot be written, of a full disk with its errno.
+    """
+    with whole_file(path) as file:
+        kept = _KeepsError(file)
+        try:
+            torch.save(state, cast(BinaryIO, kept))
+        except RuntimeError:
+            if kept.error is not None:
+                raise kept.error from None
+            raise
+
+
+class _KeepsError:
+    """A file for torch to write to, which of an error in between raises one of its own that names no cause."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -46,15 +71,90 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         # torch compares no checksums: a block that a dying machine never wrote would be read as zeros.
         with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise DamagedError(path, "it is compressed, as no checkpoint is")
             altered = archive.testzip()
         if altered is not None:
-            raise DamagedError(path, f"the checksum of {altered} is wrong")
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            raise DamagedError(path, f"the checksum of {altered!r:.80} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, DamagedError):
         raise
     except Exception as error:
         raise DamagedError(path, next(iter(str(error).splitlines()), type(error).__name__)) from error
+    if not isinstance(state, dict):
+        raise DamagedError(path, f"it holds a {type(state).__name__}, not a state")
     return state
+
+
+def read_state(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer, iterations: int) -> dict[str, Any]:
+    """The shared state in a checkpoint's folder. Raises DamagedError if it is not of this method, its optimizer and its run."""
+    path = folder / STATE_FILE
+    state = read_tensors(path)
+    problem = (
+        _progress_problem(state.get("progress"), iterations)
+        or _method_problem(state.get("method"), method.state_dict())
+        or _optimizer_problem(state.get("optimizer"), optimizer)
+    )
+    if problem:
+        raise DamagedError(path, problem)
+    return state
+
+
+def _progress_problem(progress: object, iterations: int) -> str:
+    """Why something is not what a run has reached, in words; empty if it is."""
+    kinds = {"step": int, "last": dict, "best": dict, "best_step": int, "seconds": float}
+    if not isinstance(progress, dict) or progress.keys() != kinds.keys():
+        return "it does not hold what the run has reached"
+    wrong = [name for name, kind in kinds.items() if type(progress[name]) is not kind]
+    if not wrong:
+        last, best = progress["last"], progress["best"]
+        numbers = [*last.values(), *best.values(), progress["seconds"]]
+        finite = all(isinstance(value, float) and math.isfinite(value) for value in numbers)
+        scored = "val/miou" in last and "val/miou" in best
+        if finite and scored and 0 < progress["best_step"] <= progress["step"] <= iterations:
+            return ""
+    return f"what the run has reached cannot be: {progress!r:.200}"
+
+
+def _method_problem(weights: object, expected: Mapping[str, Any]) -> str:
+    """Why something is not the state of a method, of which `expected` is another, in words; empty if it is."""
+    if not isinstance(weights, dict):
+        return "it does not hold the weights of a method"
+    if other := sorted(map(str, weights.keys() ^ expected.keys())):
+        return f"its weights are of another network: {len(other)} differ, such as {other[0]:.80}"
+    for name, own in expected.items():
+        if isinstance(own, Tensor) and not _is_like(weights[name], own.shape, own.dtype):
+            now = weights[name]
+            found = f"{list(now.shape)} of {now.dtype}" if isinstance(now, Tensor) else type(now).__name__
+            return f"its weights are of another network: {name} is {found}, not {list(own.shape)} of {own.dtype}"
+    return ""
+
+
+def _is_like(value: object, shape: torch.Size, dtype: torch.dtype) -> bool:
+    """Whether a value is an ordinary tensor of this shape and type."""
+    if not isinstance(value, Tensor):
+        return False
+    return (value.layout, value.device.type, value.shape, value.dtype) == (torch.strided, "cpu", shape, dtype)
+
+
+def _optimizer_problem(state: object, optimizer: torch.optim.Optimizer) -> str:
+    """Why something is not the state of an optimizer, in words; empty if it is."""
+    if not isinstance(state, dict) or state.keys() != {"state", "param_groups"}:
+        return "it does not hold the state of an optimizer"
+    groups, of_parameters = state["param_groups"], state["state"]
+    own = [group["params"] for group in optimizer.state_dict()["param_groups"]]
+    if not isinstance(groups, list) or [group.get("params") if isinstance(group, dict) else None for group in groups] != own:
+        return "its optimizer has other groups of parameters"
+    parameters = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]))
+    if not isinstance(of_parameters, dict) or of_parameters.keys() - parameters.keys():
+        return "its optimizer has other parameters"
+    for number, values in of_parameters.items():
+        own_shape, dtype = parameters[number].shape, parameters[number].dtype
+        if not isinstance(values, dict) or not all(
+            value is None or _is_like(value, own_shape, dtype) for value in values.values()
+        ):
+            return f"the optimizer's state of parameter {number} is not of its shape"
+    return ""
 
 
 def random_state() -> dict[str, Any]:
@@ -85,15 +185,31 @@ def read_random_state(folder: Path) -> dict[str, Any] | None:
     return read_tensors(path) if path.exists() else None
 
 
-def check_checkpoint(folder: Path) -> None:
-    """Read this rank's files of a checkpoint. Raises DamagedError if one is damaged or missing."""
+def check_checkpoint(folder: Path, step: int) -> None:
+    """Read this rank's files of a checkpoint that was written at `step`. Raises DamagedError if one is damaged or missing."""
     path = folder / STATE_FILE
     try:
-        if distributed.rank() < read_tensors(path).get("num_ranks", 1):
+        state = read_tensors(path)
+        ranks, progress = state.get("num_ranks", 1), state.get("progress")
+        if type(ranks) is not int or ranks < 1:
+            raise DamagedError(path, f"num_ranks must be a whole number >= 1, got {ranks!r:.80}")
+        if isinstance(progress, dict) and progress.get("step") != step:
+            raise DamagedError(path, f"it was written at step {progress.get('step')!r:.80}, not at step {step}")
+        if distributed.rank() < ranks:
             path = folder / f"random_rank{distributed.rank()}.pt"
-            read_tensors(path)
+            _check_random(path, read_tensors(path))
     except FileNotFoundError:
         raise DamagedError(path, "it is missing") from None
+
+
+def _check_random(path: Path, state: Mapping[str, Any]) -> None:
+    try:
+        torch.Generator().set_state(state["cpu"])
+        cuda = state.get("cuda")
+        if cuda is not None and (cuda.dtype, cuda.dim()) != (torch.uint8, 1):
+            raise TypeError("cuda")
+    except (AttributeError, KeyError, TypeError, RuntimeError):
+        raise DamagedError(path, "it holds no state of random generators") from None
 
 
 def newest_readable(

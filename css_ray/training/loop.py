@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from css_ray import distributed
 from css_ray.methods.base import Method
 from css_ray.models.segmenter import Segmenter
-from css_ray.training.checkpoint import STATE_FILE, read_random_state, read_tensors, set_random_state, write_checkpoint
+from css_ray.training.checkpoint import read_random_state, read_state, set_random_state, write_checkpoint
 from css_ray.training.evaluate import evaluate, evaluation_metrics, pseudo_label_quality
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import Reporter
@@ -57,6 +57,7 @@ def fit(
     crop: int | None = None,
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
+    begun: Callable[[], None] = lambda: None,
     keep_best: Callable[[Segmenter, int, dict[str, float]], None] = lambda predictor, step, metrics: None,
 ) -> Fit:
     """Train `method` and evaluate its predictor every `config.evaluate_every` steps and after the last.
@@ -68,10 +69,12 @@ def fit(
     crop: side in pixels of the training crop, which is the window if `config.evaluation` is sliding_window.
     checkpoint: a folder that the reporter's `write_checkpoint` filled; the run continues from there, bit for bit if
     the number of ranks is the same and the device computes deterministically (the CPU does, with the same number of threads).
-    keep_best(predictor, step, metrics): called on rank 0 after an evaluation that is better than all before.
+    begun: called once before the first batch, when the checkpoint is loaded.
+    keep_best(predictor, step, metrics): called on every rank after an evaluation that is better than all before, so that all
+    wait if there is no room for what one writes.
 
-    Raises NonFiniteLossError with the step, the loss's name and where the last good checkpoint is; ValueError, before the
-    first step, if the evaluation needs a crop and has none.
+    Raises NonFiniteLossError with the step, the loss's name and where the last good checkpoint is. Before the first step it
+    raises DamagedError if the checkpoint is damaged or not of this run, ValueError if the evaluation needs a crop and has none.
     """
     window = crop if config.evaluation == "sliding_window" else None
     if config.evaluation == "sliding_window" and window is None:
@@ -81,9 +84,10 @@ def fit(
     progress = _Progress()
     torch.manual_seed(seed * 1_000_003 + distributed.rank())
     if checkpoint is not None:
-        state = read_tensors(checkpoint / STATE_FILE)
+        state = read_state(checkpoint, method, optimizer, config.iterations)
         method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
+        # Its groups are the config's: what a checkpoint says of them is not taken over.
+        optimizer.load_state_dict(state["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
         progress = _Progress(**state["progress"])
     batches = iter(make_batches(progress.step)) if progress.step < config.iterations else iter(())
     if checkpoint is not None:
@@ -91,6 +95,7 @@ def fit(
         random = read_random_state(checkpoint)
         if random is not None:
             set_random_state(random)
+    begun()
     module = _distributed(method)
     method.train()
 
@@ -122,8 +127,7 @@ def fit(
             progress.last = metrics
             if not progress.best or metrics["val/miou"] > progress.best["val/miou"]:
                 progress.best, progress.best_step = metrics, progress.step
-                if distributed.rank() == 0:
-                    keep_best(method.predictor(), progress.step, metrics)
+                keep_best(method.predictor(), progress.step, metrics)
 
             def write(folder: Path) -> None:
                 shared = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress.state()}

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from css_ray.room import write_with_room
+
 Metrics = Mapping[str, float]
 
 
@@ -59,11 +61,12 @@ class PrintingReporter(SilentReporter):
 
 
 class FolderReporter(PrintingReporter):
-    """Keeps the last checkpoint in a folder, replaced atomically."""
+    """Keeps the last checkpoint in a folder, replaced atomically; waits while there is no room for one."""
 
     def __init__(self, folder: Path, echo: Callable[[str], None] = lambda line: None) -> None:
         super().__init__(echo)
         self.folder = folder
+        self._waits = ""
 
     @property
     def checkpoint(self) -> Path | None:
@@ -73,13 +76,32 @@ class FolderReporter(PrintingReporter):
 
     def evaluated(self, step: int, metrics: Metrics, write_checkpoint: Callable[[Path], None]) -> None:
         super().evaluated(step, metrics, write_checkpoint)
+        self.keep(lambda: self._replace(write_checkpoint), "the checkpoint")
+
+    def keep(self, write: Callable[[], None], what: str) -> None:
+        """Call `write`, again if there is no room for what it writes into the folder."""
+        write_with_room(write, self.folder, what, waiting=self._wait)
+        self._waits = ""
+
+    def _wait(self, reason: str) -> None:
+        if not self._waits:
+            self.echo(f"{reason}; waiting for room, Ctrl-C ends this")
+        self._waits = reason
+
+    def _replace(self, write_checkpoint: Callable[[Path], None]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix="step-", dir=self.folder))
-        write_checkpoint(new)
         # A folder cannot be replaced in one call; a link to it can, so a reader sees the old checkpoint or the new one.
         link, pending = self.folder / "checkpoint", self.folder / f"{new.name}.link"
-        pending.symlink_to(new.name)
-        pending.replace(link)
+        try:
+            write_checkpoint(new)
+            pending.symlink_to(new.name)
+            pending.replace(link)
+        except BaseException:
+            pending.unlink(missing_ok=True)
+            if not (link.exists() and link.samefile(new)):
+                shutil.rmtree(new, ignore_errors=True)
+            raise
         for old in self.folder.glob("step-*"):
             if old.is_symlink():  # left by a kill just above
                 old.unlink()

@@ -126,8 +126,9 @@ class Journal:
         )  # fmt: skip
 
     def whole(self, trial: int, scores: Mapping[int, float], drawn: Mapping[str, Any] | None = None, **settings: Any) -> None:
-        """A trial that finishes with these scores by split; settings: as of `run`."""
+        """A trial that finishes with these scores by split, if they are all; settings: as of `run`."""
         self.begin(trial, **(drawn or {}))
         for split, score in scores.items():
             self.run(trial, split, score, **settings)
-        self.end(trial, scores)
+        if scores.keys() == set(self.definition.splits):
+            self.end(trial, scores)

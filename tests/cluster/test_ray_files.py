@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable
@@ -29,7 +31,11 @@ def commands(config: dict[str, Any]) -> list[str]:
 
 def the(config: dict[str, Any], part: str) -> str:
     """The one command with `part` in it."""
-    (command,) = (command for command in commands(config) if part in command)
+    return the_one(commands(config), part)
+
+
+def the_one(commands: list[str], part: str) -> str:
+    (command,) = (command for command in commands if part in command)
     return command
 
 
@@ -140,6 +146,37 @@ def test_mlflow_is_asked_under_the_address_that_it_answers_for(name: str, tmp_pa
     assert listen == (head if name == "cluster/on-prem.yaml" else "0.0.0.0")
     uri, mode, *started = bash(the(config, "ray start --head"), tmp_path, PATH=path).split()
     assert (uri, mode, started[:2]) == (f"http://{head}:5000", "token", ["start", "--head"])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rays_folder_lies_in_one_that_was_shut_to_others_before(name: str) -> None:
+    config = load(name)
+    for phase in ("head_start_ray_commands", "worker_start_ray_commands"):
+        script, start = (config[phase].index(the_one(config[phase], part)) for part in ("private-folder.sh", "ray start"))
+        assert script < start
+        assert "--temp-dir=/tmp/css-ray-$(id -u)/ray" in config[phase][start]
+
+
+def test_the_private_folder_of_a_cluster_is_where_css_ray_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from css_ray.temporary import private_folder
+
+    script = (ROOT / "cluster" / "private-folder.sh").read_text().replace("/tmp/", f"{tmp_path}/")
+    folder = tmp_path / f"css-ray-{os.getuid()}"
+    for _ in range(2):
+        bash(script, tmp_path)
+        assert folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr("css_ray.temporary._LONGEST", 1000)
+    assert private_folder(str(tmp_path)) == folder
+    folder.chmod(0o777)
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        bash(script, tmp_path)
+    assert f"{folder} is not a folder that only" in caught.value.stderr
+    assert private_folder(str(tmp_path)) != folder
+    shutil.rmtree(folder)
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "theirs")
+    with pytest.raises(subprocess.CalledProcessError):
+        bash(script, tmp_path)
 
 
 @pytest.mark.parametrize("name", FILES)

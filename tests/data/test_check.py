@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,10 @@ from PIL import Image
 
 from css_ray.data import writing
 from css_ray.data.check import check_dataset
+from css_ray.data.description import SCHEMA, DatasetInfo
 from css_ray.data.digits import digits_source
-from css_ray.data.shards import SCHEMA, DatasetInfo
-from css_ray.data.writing import Row, in_processes, rows_source, write_dataset
+from css_ray.data.processes import in_processes
+from css_ray.data.writing import Row, rows_source, write_dataset
 
 INFO = DatasetInfo("small", ("a", "b", "c"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)))
 
@@ -95,9 +97,9 @@ def altered(path: Path) -> None:
     ("damage", "message"),
     [
         (lambda path: path.unlink(), "is gone; prepare the data set again"),
-        (altered, "with the SHA-256"),
-        (lambda path: path.write_bytes(path.read_bytes()[:200]), "has 200 bytes with the SHA-256"),
-        (lambda path: path.write_bytes(b"not Arrow at all"), "has 16 bytes with the SHA-256"),
+        (altered, "has the SHA-256"),
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), "has 200 bytes, was written with"),
+        (lambda path: path.write_bytes(b"not Arrow at all"), "has 16 bytes, was written with"),
     ],
     ids=["gone", "altered", "cut", "foreign"],
 )
@@ -109,30 +111,49 @@ def test_damaged_files_are_named(tmp_path: Path, damage: Callable[[Path], None],
     assert any(message in problem and ids == [path.name] for problem, ids in problems.items()), problems
 
 
+def reseal(folder: Path, rows: list[dict[str, Any]], **counts: int) -> None:
+    """Write other rows as the training images, with a description that fits, but for `counts`."""
+    (path,) = folder.glob("train-*.arrow")
+    with pa.ipc.new_file(path, SCHEMA) as writer:
+        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+    described = json.loads((folder / "dataset.json").read_text())
+    masks = sum(row["mask"] is not None for row in rows)
+    described["subsets"]["train"] |= {"images": len(rows), "masks": masks} | counts
+    described["subsets"]["train"]["files"][0] |= {
+        "rows": len(rows),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "bytes": path.stat().st_size,
+    }
+    (folder / "dataset.json").write_text(json.dumps(described))
+
+
 def test_a_shard_that_contradicts_itself(tmp_path: Path) -> None:
     """Its own hash is right, but what it records of a mask is not what the mask shows."""
-    write_dataset(tmp_path / "set", rows_source(INFO, {"train": some_rows("t"), "val": some_rows("v", first=10)}))
-    (path,) = (tmp_path / "set").glob("train-*.arrow")
+    folder = tmp_path / "set"
+    write_dataset(folder, rows_source(INFO, {"train": some_rows("t"), "val": some_rows("v", first=10)}))
+    (path,) = folder.glob("train-*.arrow")
     with pa.ipc.open_file(path) as reader:
         rows = reader.read_all().to_pylist()
-    rows[1]["classes"] = [0, 2]
-    with pa.ipc.new_file(path, SCHEMA) as writer:
-        writer.write_batch(pa.RecordBatch.from_pylist(rows[:2], schema=SCHEMA))
-    described = json.loads((tmp_path / "set" / "dataset.json").read_text())
-    record = described["subsets"]["train"]["files"][0]
-    record["sha256"], record["bytes"] = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
-    (tmp_path / "set" / "dataset.json").write_text(json.dumps(described))
-    assert check_dataset(tmp_path / "set")[1].found == {
+    reseal(folder, [rows[0], rows[1] | {"classes": [0, 2]}, rows[2]])
+    assert check_dataset(folder)[1].found == {
         "mask shows the classes [0, 1], recorded are [0, 2]; prepare the data set again": ["t1"]
     }
-    rows[1]["classes"] = [0, 1]
-    with pa.ipc.new_file(path, SCHEMA) as writer:
-        writer.write_batch(pa.RecordBatch.from_pylist(rows[:2], schema=SCHEMA))
-    record["sha256"], record["bytes"] = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
-    (tmp_path / "set" / "dataset.json").write_text(json.dumps(described))
-    assert check_dataset(tmp_path / "set")[1].found == {
-        "dataset.json counts 3 images and 3 masks, the files hold 2 and 2; prepare the data set again": ["train"]
+    reseal(folder, rows[:2], masks=1)
+    assert check_dataset(folder)[1].found == {
+        "dataset.json counts 2 images and 1 masks, the files hold 2 and 2; prepare the data set again": ["train"]
     }
+    reseal(folder, rows[:2], images=3)
+    with pytest.raises(ValueError, match=r"dataset\.json is not as css-ray writes it.*\n.*train.images is 3, .* have 2 rows"):
+        check_dataset(folder)
+
+
+def test_an_altered_shard_is_the_only_problem(tmp_path: Path) -> None:
+    """What it held is not known, so nothing is said about it: not that no image has a mask."""
+    write_dataset(tmp_path / "set", rows_source(INFO, {"train": some_rows("t"), "val": some_rows("v", first=10)}))
+    (path,) = (tmp_path / "set").glob("train-*.arrow")
+    altered(path)
+    problems = check_dataset(tmp_path / "set")[1]
+    assert problems.count == 1 and problems.lines()[0].startswith(f"{path.name}: has the SHA-256"), problems.lines()
 
 
 def run(*arguments: object) -> Result:

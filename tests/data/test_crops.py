@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from css_ray.data import shards
+from css_ray.data import images
 from css_ray.data.crops import crop_warning
 from css_ray.data.shards import DataSet, DatasetInfo, open_dataset
 from css_ray.data.writing import Row, rows_source, write_dataset
@@ -31,7 +31,7 @@ def prepared(folder: Path, sizes: list[tuple[int, int]]) -> DataSet:
 
 def test_a_crop_larger_than_every_training_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = prepared(tmp_path / "toy", [(10, 40), (30, 16)])
-    monkeypatch.setattr(shards, "decode_image", None)  # sizes are known without decoding
+    monkeypatch.setattr(images, "decode_image", None)  # sizes are known without decoding
     assert crop_warning(dataset, 40) is None  # one image has a side of 40
     # No image covers more than 30 x 40 = 1200 of 80 x 80 = 6400 pixels, 18.75 %.
     assert crop_warning(dataset, 80) == (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -192,4 +194,86 @@ def test_original_files_that_cannot_be_read_are_told_in_words(rooms: Path, tmp_p
     image.mkdir()  # a folder with the name of an image
     result = run("prepare", rooms, "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert f"train03: cannot read {image}: it is a folder, not a file" in result.output and "rrno" not in result.output
+    assert "train03: image is a folder, not a file; remove it" in result.output and "rrno" not in result.output
+
+
+def test_a_fifo_and_a_device_are_not_opened(rooms: Path, tmp_path: Path) -> None:
+    images, masks = tmp_path / "train" / "images", tmp_path / "train" / "masks"
+    (images / "train03.png").unlink()
+    os.mkfifo(images / "train03.png")
+    (images / "train04.png").unlink()
+    (images / "train04.png").symlink_to("/dev/zero")
+    (images / "train05.png").unlink()
+    (images / "train05.png").symlink_to("nowhere")
+    (masks / "train10.png").unlink()
+    os.mkfifo(masks / "train10.png")
+    result = run("prepare", rooms, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert "train03, train04, train05: image is neither a file nor a link to one; remove it" in result.output
+    assert "train10: mask is neither a file nor a link to one; remove it" in result.output
+
+
+def test_a_name_that_is_not_utf_8_or_not_of_one_line(rooms: Path, tmp_path: Path) -> None:
+    images = os.fsencode(tmp_path / "train" / "images")
+    os.rename(os.path.join(images, b"train03.png"), os.path.join(images, b"train\xff03.png"))
+    os.rename(os.path.join(images, b"train04.png"), os.path.join(images, b"train\n04.png"))
+    result = run("prepare", rooms, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert r"'train\udcff03': has a name that is not UTF-8; rename the file" in result.output
+    assert r"'train\n04': has a name with control characters" in result.output
+
+
+def test_a_limit_of_pixels_for_prepare_and_check(rooms: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 12)).save(tmp_path / "train" / "images" / "train03.png")
+    out = tmp_path / "out"
+    result = run("prepare", rooms, "--out", out, "--max-pixels", 200)
+    assert result.exit_code == 2 and not out.exists()
+    assert "train03: image has 240 pixels (20x12, width x height), at most 200 are allowed" in result.output
+    assert "give --max-pixels 240" in result.output
+    assert run("prepare", rooms, "--out", out, "--max-pixels", 240).exit_code == 0
+    result = run("check", out, "--max-pixels", 200)
+    assert result.exit_code == 1 and "train03: image cannot be decoded (image has 240 pixels" in result.output
+    assert run("check", out, "--max-pixels", 240).exit_code == 0
+    assert run("check", out, "--max-pixels", 0).exit_code == 2
+
+
+def test_an_aerial_photograph(rooms: Path, tmp_path: Path) -> None:
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "train" / "images" / "train03.png")
+    result = run("prepare", rooms, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "train03: image has 200,000,000 pixels (20000x10000, width x height)" in result.output, result.output
+    result = run("prepare", rooms, "--out", tmp_path / "out", "--max-pixels", 200_000_000)
+    assert result.exit_code == 0 and "16x12 to 20000x10000" in result.output, result.output
+
+
+def test_a_validation_image_that_is_trained_on_under_another_name(rooms: Path, tmp_path: Path) -> None:
+    shutil.copy(tmp_path / "train" / "images" / "train07.png", tmp_path / "val" / "images" / "val01.png")
+    result = run("prepare", rooms, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert "val01: is in val, and byte for byte the training image train07" in result.output
+
+
+def test_a_mask_of_another_size_is_not_decoded(rooms: Path, tmp_path: Path) -> None:
+    """Its header tells: decoded, it would take 400 MB."""
+    Image.new("L", (20_000, 20_000)).save(tmp_path / "train" / "masks" / "train10.png")
+    result = run("prepare", rooms, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "train10: mask is 20000x20000 (width x height), must be as its image 16x12" in result.output
+
+
+def test_info_names_an_image_that_cannot_be_decoded(rooms: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "train" / "images" / "train10.png"
+    whole.unlink()
+    with Image.new("RGB", (16, 12), "red") as image:
+        image.save(tmp_path / "train" / "images" / "train10.jpg", quality=90)
+    path = tmp_path / "train" / "images" / "train10.jpg"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\xff\xc0") + 12] = 3  # the number of a quantization table that is not there
+    path.write_bytes(content)
+    out = tmp_path / "out"
+    assert run("prepare", rooms, "--out", out).exit_code == 0  # a JPEG is not decoded there
+    result = run("info", out)
+    assert result.exit_code == 2, result.output
+    assert re.search(rf"{out}/train-00000-\w+\.arrow: the image of train10 cannot be decoded", result.output), result.output
+    result = run("check", out)
+    assert result.exit_code == 1 and "train10: image cannot be decoded" in result.output

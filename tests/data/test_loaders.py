@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.synchronize import SemLock
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from css_ray.data import loaders, shards
+from css_ray.data.images import decode_mask
 from css_ray.data.loaders import (
     Loader,
     StoredBatch,
@@ -90,7 +92,8 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 def load(dataset: DataSet, split: Split, **changes: Any) -> list[Batch]:
-    return list(make_train_loader(dataset, split, **settings(**changes)))
+    with make_train_loader(dataset, split, **settings(**changes)) as loader:
+        return list(loader)
 
 
 def tensors(batch: Batch) -> tuple[torch.Tensor, ...]:
@@ -218,8 +221,8 @@ def test_supervised_reads_no_unlabelled_image(dataset: DataSet, split: Split, mo
 def test_unlabelled_masks_are_never_decoded(dataset: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     # Images 1..4 have masks that the split hides.
     decoded: list[int] = []
-    decode = shards._decode_mask
-    monkeypatch.setattr(shards, "_decode_mask", lambda data: decoded.append(1) or decode(data))  # type: ignore[func-returns-value]
+    decode = decode_mask
+    monkeypatch.setattr(shards, "decode_mask", lambda data: decoded.append(1) or decode(data))  # type: ignore[func-returns-value]
     ids = dataset.train.ids
     batches = load(dataset, Split(0, ids[:1], ids[1:], ""), num_steps=20)
     assert set(unlabelled_numbers(batches)) == set(range(1, 12))
@@ -236,38 +239,44 @@ def test_workers_change_nothing_and_torchs_generator_stays(dataset: DataSet, spl
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_unlabelled_images_are_trained_on_with_masks_that_cannot_be_read(tmp_path: Any) -> None:
-    rows = [row(f"train-{n}", n, (12, 10)) for n in range(4)]
-    broken = [rows[0], *(item._replace(png=b"no PNG") for item in rows[1:])]
-    info = DatasetInfo("broken", ("a", "b", "c", "d"), ((0, 0, 0),) * 4)
-    write_dataset(tmp_path / "broken", rows_source(info, {"train": broken, "val": rows}))
-    planted = open_dataset(tmp_path / "broken")
-    with pytest.raises(RuntimeError):  # what opening one of them does
-        planted.train.sample(1)
-    ids = planted.train.ids
-    batches = load(planted, Split(0, ids[:1], ids[1:], ""), num_workers=1)
-    assert set(unlabelled_numbers(batches)) == {1, 2, 3}
+def test_unlabelled_images_are_trained_on_with_masks_that_cannot_be_read(
+    dataset: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled, decode = dataset.train.encoded(0)[1], decode_mask
+
+    def refuse_others(encoded: Any) -> torch.Tensor:
+        if encoded != labelled:
+            raise ValueError("no PNG")
+        return decode(encoded)
+
+    monkeypatch.setattr(shards, "decode_mask", refuse_others)  # in worker processes too, which are forked
+    with pytest.raises(ValueError, match=r"train-00000-.*\.arrow: the mask of train-01 cannot be decoded .*css-ray data check"):
+        dataset.train.sample(1)
+    ids = dataset.train.ids
+    batches = load(dataset, Split(0, ids[:1], ids[1:], ""), num_workers=1)
+    assert set(unlabelled_numbers(batches)) == set(range(1, NUM_TRAIN))
 
 
 class Told(Dataset[tuple[int, int, int]]):
-    """Says of each batch who loaded it, with how many threads."""
+    """Says of each batch who loaded it, with how many threads; slow enough for two workers to share the work."""
 
     def __getitem__(self, number: int) -> tuple[int, int, int]:
+        time.sleep(0.01)
         return number, os.getpid(), torch.get_num_threads()
 
 
 def told(num_workers: int, name: str = "training", count: int = 8) -> Loader[Any]:
-    return Loader(name, Told(), range(count), lambda item: item, num_workers=num_workers, pin_memory=False)
+    return Loader(name, Told(), range(count), lambda item: item, num_workers=num_workers)
 
 
 def test_workers_have_one_thread_and_stay_from_one_iteration_to_the_next() -> None:
     before = set(multiprocessing.active_children())
     with told(num_workers=2) as loader:
         first, second = list(loader), list(loader)
-        assert [number for number, _, _ in first] == list(range(8))
-        assert first == second and {threads for _, _, threads in first} == {1}
+        assert [number for number, _, _ in first] == [number for number, _, _ in second] == list(range(8))
+        assert {threads for _, _, threads in first} == {1}
         pids = {pid for _, pid, _ in first}
-        assert len(pids) == 2 and os.getpid() not in pids
+        assert len(pids) == 2 and os.getpid() not in pids and {pid for _, pid, _ in second} == pids
     assert set(multiprocessing.active_children()) == before
     assert not {pid for _, pid, _ in loader} & pids  # new ones, after the others were ended
     loader.close()
@@ -290,6 +299,27 @@ def test_an_iteration_may_begin_before_another_has_ended() -> None:
             if number == 2:
                 break
         assert [number for number, _, _ in loader] == list(range(8))
+
+
+class Stuck(Dataset[int]):
+    """Its worker waits for a disk that does not answer."""
+
+    def __getitem__(self, number: int) -> int:
+        if number == 3:
+            time.sleep(120)
+        return number
+
+
+def test_a_worker_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "CLOSE_SECONDS", 0.3)
+    before = set(multiprocessing.active_children())
+    with Loader("training", Stuck(), range(60), lambda item: item, num_workers=1) as loader:
+        for number in loader:
+            if number == 2:
+                break
+        started = time.monotonic()
+    assert time.monotonic() - started < 10
+    assert set(multiprocessing.active_children()) == before
 
 
 def test_no_more_workers_than_batches() -> None:
@@ -325,8 +355,7 @@ def kill_while_idle(loader: Loader[Any]) -> None:
         (kill_while_at_work, True),
         (kill_while_reading, True),
         (kill_while_idle, True),
-        # As under Ray: there torch is not told by a signal, and looks every five seconds.
-        (kill_while_reading, False),
+        (kill_while_reading, False),  # as under Ray
         (kill_while_idle, False),
     ],
 )
@@ -351,6 +380,37 @@ def test_a_killed_worker_is_named_with_the_remedy(kill: Callable[[Loader[Any]], 
     (error,) = errors
     assert isinstance(error, WorkerDiedError), repr(error)
     assert "(SIGKILL) of the validation loader died" in str(error) and "lower data.loader_workers (now 2)" in str(error)
+    assert set(multiprocessing.active_children()) == before
+
+
+class DiesHoldingLocks(Dataset[int]):
+    """Its worker is killed at the worst moment: while it holds all the locks that it was seen to take before."""
+
+    def __init__(self) -> None:
+        self.taken: list[SemLock] = []
+
+    def __getitem__(self, number: int) -> int:
+        enter = SemLock.__enter__
+
+        def watched(lock: SemLock) -> bool:
+            self.taken.append(lock)
+            return enter(lock)
+
+        if not self.taken:  # once in each worker; it takes the locks of its process group between two batches
+            SemLock.__enter__ = watched  # type: ignore[method-assign]
+        if len(self.taken) > 3:
+            for lock in self.taken:
+                lock.acquire(False)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_is_killed_while_it_holds_a_lock_stops_nobody() -> None:
+    before = set(multiprocessing.active_children())
+    loader = Loader("training", DiesHoldingLocks(), range(60), lambda item: item, num_workers=2)
+    with pytest.raises(WorkerDiedError, match=r"\(SIGKILL\) of the training loader died"), loader:
+        list(loader)
     assert set(multiprocessing.active_children()) == before
 
 

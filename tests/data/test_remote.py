@@ -18,9 +18,10 @@ from moto.server import ThreadedMotoServer
 from css_ray.data import remote, writing
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.digits import digits_source
+from css_ray.data.processes import in_processes
 from css_ray.data.remote import local_copy
 from css_ray.data.shards import open_dataset
-from css_ray.data.writing import in_processes, write_dataset
+from css_ray.data.writing import write_dataset
 from css_ray.secrets import shown
 from css_ray.storage import below, locate, receive, send
 

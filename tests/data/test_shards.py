@@ -24,8 +24,9 @@ from PIL import Image
 
 from css_ray.data import shards, writing
 from css_ray.data.digits import digits_source
+from css_ray.data.processes import in_processes
 from css_ray.data.shards import DatasetInfo, open_dataset
-from css_ray.data.writing import Row, Source, in_processes, rows_source, write_dataset
+from css_ray.data.writing import Row, Source, rows_source, write_dataset
 from css_ray.types import IGNORE_INDEX
 
 INFO = DatasetInfo("small", ("a", "b", "c"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)))
@@ -128,7 +129,7 @@ def test_content_hash_sees_images_masks_and_ids(tmp_path: Path) -> None:
     other_mask = first.mask.copy()
     other_mask[0, 0] = 1
     changed = [first, first._replace(id="another"), first._replace(mask=other_mask), first._replace(mask=None)]
-    changed.append(first._replace(image=some_rows(2)[1].image))
+    changed.append(row("image 0", pixels(9, first.height, first.width), first.mask))
     contents = set()
     for number, one in enumerate(changed):
         write_dataset(tmp_path / str(number), source([one, *rest]))
@@ -151,7 +152,7 @@ def test_masks_are_left_alone_if_not_asked_for(tmp_path: Path, monkeypatch: pyte
     def refuse(encoded: object) -> None:
         raise AssertionError("a mask was decoded")
 
-    monkeypatch.setattr(shards, "_decode_mask", refuse)
+    monkeypatch.setattr(shards, "decode_mask", refuse)
     assert train.sample(0, mask=False).mask is None
     with pytest.raises(AssertionError, match="decoded"):
         train.sample(0)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from css_ray.data import shards
+from css_ray.data import images
 from css_ray.data.digits import digits_source
 from css_ray.data.shards import DataSet, DatasetInfo, open_dataset
 from css_ray.data.splits import count_shown, listed_split, make_split, write_split
@@ -192,7 +192,7 @@ def test_a_small_independent_count_covers_as_much_as_it_can(tmp_path: Path) -> N
 
 def test_no_image_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = prepared(tmp_path / "toy", alike(10))
-    monkeypatch.setattr(shards, "decode_image", None)
+    monkeypatch.setattr(images, "decode_image", None)
     with pytest.raises(TypeError):
         dataset.train[0]
     assert len(make_split(dataset, 3, 0).labelled) == 3

@@ -10,11 +10,19 @@ from typing import Any
 
 import pytest
 
+from css_ray.execution.checkpoints import Checkpoints
+from css_ray.execution.trial_file import progress_of
+from css_ray.execution.worker import open_checkpoint
 from css_ray.standing import records_from_events
+from css_ray.study.begun import begun_definition
+from css_ray.study.driver import Driver
+from css_ray.study.inputs import prepare
 from css_ray.study.journal import Journal
+from css_ray.study.run import build_method
+from css_ray.training.checkpoint import read_state
+from css_ray.training.optimizer import make_optimizer
+from css_ray.training.settings import TrainConfig
 from tests.places import Place
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BEFORE = Path(__file__).parents[1] / "fixtures" / "begun_before"
 """journal.jsonl and checkpoints of css-ray 0.1.0 at commit 5869cbf, killed at step 20 of trial 1 on split 1; the weights in the
@@ -35,14 +43,40 @@ def ended(events: list[dict[str, Any]]) -> list[tuple[int, int]]:
     return sorted((event["trial"], event["split"]) for event in events if event["event"] == "run_finished")
 
 
-def test_a_study_begun_before_ends_as_the_version_that_began_it_ended_it(place: Place, data: Path) -> None:
-    study = place.folder / "runs" / "begun-before"
+def unpacked(study: Path, data: Path) -> Path:
+    """The journal of that study, put into the folder `study` with its checkpoint."""
     shutil.copytree(BEFORE, study, ignore=shutil.ignore_patterns("ended.json"))
     (packed,) = study.glob("checkpoints/*/*/state.pt.xz")
     packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
     packed.unlink()
     journal = study / "journal.jsonl"
-    *lines, last = journal.read_text().replace("@DATA@", str(data)).splitlines()
+    journal.write_text(journal.read_text().replace("@DATA@", str(data)))
+    return journal
+
+
+def test_its_checkpoint_is_known_for_its_own(tmp_path: Path, data: Path) -> None:
+    """It has no checksum and no settings: what it holds is of the trial, and fits its network and optimizer."""
+    unpacked(tmp_path / "begun-before", data)
+    driver = Driver(begun_definition("begun-before", str(tmp_path)), str(tmp_path))
+    trial = driver.next_trial(set())
+    assert trial is not None and not isinstance(trial, str)
+    job = driver.begin(trial)
+    kept = Checkpoints(job.checkpoints)
+    (name,) = kept.newest_first()
+    opened = open_checkpoint(kept, name, tmp_path, job)
+    assert progress_of(opened.events) == (set(), {1: 20})
+    settings = job.runs[0].settings
+    method = build_method(settings, prepare(job.runs[0]).dataset.info.num_classes)
+    train = TrainConfig(**settings["train"])
+    assert read_state(opened.folder, method, make_optimizer(method, train), train.iterations)["progress"]["step"] == 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_study_begun_before_ends_as_the_version_that_began_it_ended_it(place: Place, data: Path) -> None:
+    study = place.folder / "runs" / "begun-before"
+    journal = unpacked(study, data)
+    *lines, last = journal.read_text().splitlines()
     # Its last event is in a checkpoint, too: without its line in the journal it can come from there alone.
     saved = json.loads(last)
     assert (saved["event"], saved["trial"], saved["split"], saved["step"]) == ("run_evaluated", 1, 1, 20)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from css_ray.execution import checkpoints as module
+from css_ray import room
 from css_ray.execution.checkpoints import COMPLETE, Checkpoints
 
 
@@ -56,28 +56,36 @@ def test_at_a_url(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_is_begun_before_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = iter([10, 20, 99, 100])
-    monkeypatch.setattr(module, "free_bytes", lambda place: next(free))
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
-    waited = []
-    kept = Checkpoints(str(tmp_path), min_free=100, waiting=lambda: waited.append(list(tmp_path.iterdir())))
+    free = [10]
+    monkeypatch.setattr(room, "free_bytes", lambda place: free[0])
+    monkeypatch.setattr(room, "POLL_SECONDS", 0.0)
+    waited: list[tuple[str, list[Path]]] = []
+
+    def waiting(reason: str) -> None:
+        waited.append((reason, list(tmp_path.iterdir())))
+        free[0] += 30
+
+    kept = Checkpoints(str(tmp_path), min_free=100, waiting=waiting)
     kept.save(writing("a"))
-    assert waited == [[], [], []] and kept.newest_first() == ["000001"]
+    assert waited == [(f"no room for a checkpoint in {tmp_path}, where 0 MB are free", [])] * 3
+    assert kept.newest_first() == ["000001"]
 
 
 def test_a_disk_that_fills_while_writing_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [50]
-    monkeypatch.setattr(module, "free_bytes", lambda place: free[0])
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(room, "free_bytes", lambda place: free[0])
+    monkeypatch.setattr(room, "POLL_SECONDS", 0.0)
     attempts = []
 
     def write(folder: Path) -> None:
         attempts.append(free[0])
+        (folder / "first").touch()
         if free[0] < 100:
             raise OSError(errno.ENOSPC, "no space left on device")
         writing("a")(folder)
 
-    def more() -> None:
+    def more(reason: str) -> None:
+        assert list(tmp_path.iterdir()) == []  # what there was no room for takes none
         free[0] += 30
 
     kept = Checkpoints(str(tmp_path), waiting=more)
@@ -85,14 +93,25 @@ def test_a_disk_that_fills_while_writing_is_waited_for(tmp_path: Path, monkeypat
     assert attempts == [50, 80, 110] and kept.newest_first() == ["000001"]
 
 
-def test_a_full_scratch_disk_is_no_reason_to_wait_at_a_url(tmp_path: Path) -> None:
-    def write(folder: Path) -> None:
-        raise OSError(errno.ENOSPC, "no space left on device")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_of_a_quota_or_a_store_nobody_sees_the_room_and_it_is_tried_now_and_then(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scratch disk of this machine, at a URL; a quota, in a folder."""
+    monkeypatch.setattr(room, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(room, "RETRY_SECONDS", 0.1)
+    attempts, reasons = [0], list[str]()
 
-    kept = Checkpoints(f"file://{tmp_path}/trial")
-    with pytest.raises(OSError, match="no space left"):
-        kept.save(write)
-    assert kept.newest_first() == []
+    def write(folder: Path) -> None:
+        attempts[0] += 1
+        if attempts[0] < 3:
+            raise OSError(number, "no room")
+        writing("a")(folder)
+
+    kept = Checkpoints(f"file://{tmp_path}/trial", waiting=reasons.append)
+    kept.save(write)
+    assert kept.newest_first() == ["000001"] and attempts == [3]
+    assert 4 <= len(reasons) <= 12 and set(reasons) == {f"no room for a checkpoint in file://{tmp_path}/trial"}
 
 
 def test_another_error_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from css_ray.execution import nodes
-from css_ray.execution.jobs import Cluster, is_jobs_address
+from css_ray.execution import jobs, nodes
+from css_ray.execution.address import is_jobs_address
+from css_ray.execution.jobs import Cluster, ClusterError
 from css_ray.execution.nodes import Node, Report
 from css_ray.study.code import code_version, copy_code
 from css_ray.study.definition import StudyError, parse
@@ -63,7 +64,7 @@ def test_a_dashboard_is_no_place_to_run_from(tmp_path: Path) -> None:
     code, output = call("study", "run", str(tmp_path / "study.yaml"), "--address", NOBODY)
     assert code == 2 and "study submit" in output
     code, output = call("study", "submit", str(tmp_path / "study.yaml"), "--address", "10.0.0.1:6379", "--storage", "/s")
-    assert code == 1 and "http://127.0.0.1:8265" in output
+    assert code == 2 and "http://127.0.0.1:8265" in output
 
 
 class Silent(Cluster):
@@ -90,6 +91,30 @@ def test_an_override_with_a_secret_is_refused() -> None:
     (problem,) = caught.value.problems
     assert str(problem).startswith("--set tracking.uri: http://mlflow:5000 contains credentials (a user or a password); ")
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_job_waits_for_the_agent_of_a_head_that_has_just_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "Request failed with status code 500: No available agent to submit job, please try again later."
+    answers: list[Exception | None] = [RuntimeError(told), RuntimeError(told), None]
+    asked: list[str] = []
+
+    class Client:
+        def submit_job(self, submission_id: str, **settings: Any) -> None:
+            asked.append(submission_id)
+            if (answer := answers.pop(0)) is not None:
+                raise answer
+
+    cluster = Silent()
+    cluster._client = Client()  # type: ignore[assignment]
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert cluster._start("job-1", ["cluster", "check"], None, {}) == "job-1"
+    assert asked == ["job-1"] * 3
+    for error, tries in ((RuntimeError("Request failed with status code 500: no"), 1), (RuntimeError(told), 2)):
+        answers[:], asked[:] = [error] * 5, []
+        monkeypatch.setattr(jobs, "AGENT_SECONDS", -1.0 if tries == 1 else 0.0)
+        with pytest.raises(ClusterError, match="status code 500"):
+            cluster._start("job-2", ["cluster", "check"], None, {})
+        assert len(asked) <= tries
 
 
 def test_the_code_that_travels_is_the_code_that_runs_here(tmp_path: Path) -> None:
@@ -266,13 +291,12 @@ def test_a_token_that_is_there_is_used(before: str, given: dict[str, str], mode:
     assert ended.stdout.strip() == mode
 
 
-def test_what_knows_no_ray_changes_nothing_in_the_process() -> None:
+def test_what_knows_no_ray_shows_no_token() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     program = (
-        "import os, sys; before = dict(os.environ)\n"
-        "import css_ray.api, css_ray.study.driver, css_ray.study.preflight\n"
-        "print(dict(os.environ) == before, 'ray' in sys.modules)"
+        "import os, sys, css_ray.api, css_ray.study.driver, css_ray.study.preflight\n"
+        "print('RAY_AUTH_MODE' in os.environ, 'ray' in sys.modules)"
     )
     environment["RAY_AUTH_TOKEN"] = "0" * 64
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "True False"
+    assert ended.stdout.strip() == "False False"

@@ -83,7 +83,14 @@ def test_the_best_weights_load_without_the_platform(undisturbed: Place) -> None:
     assert best.metrics == {name: value for name, value in ended["best"].items() if name.startswith("val/")}
 
 
-@pytest.mark.parametrize("moment", ["first evaluation", "between splits", "second trial"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "first evaluation",
+        pytest.param("between splits", marks=pytest.mark.long),
+        pytest.param("second trial", marks=pytest.mark.long),
+    ],
+)
 def test_kill_the_driver_then_resume(moment: str, place: Place, undisturbed: Place) -> None:
     ready = {
         "first evaluation": lambda events: evaluations(events) >= 1,
@@ -209,7 +216,7 @@ def test_a_split_that_fails_is_told_not_averaged_away(place: Place) -> None:
     assert [event["split"] for event in place.events() if event["event"] == "run_finished"] == [0, 1]
 
 
-@pytest.mark.parametrize("method", ["supervised", "css"])
+@pytest.mark.parametrize("method", ["css", pytest.param("supervised", marks=pytest.mark.long)])
 def test_a_loss_that_is_not_finite_fails_the_split_with_its_reason(method: str, place: Place) -> None:
     code, output = place.run("train.lr=1e30", "search=null", f"grid.method=[{{name: {method}}}]")
     assert code == 1, output
@@ -245,6 +252,7 @@ def test_one_run_with_ray_is_the_run_without_it(place: Place) -> None:
     assert code == 2 and "--ray needs --out" in output
 
 
+@pytest.mark.long  # test_driver.py has the like of it without Ray
 def test_a_spent_budget_ends_a_study_and_a_larger_one_goes_on(place: Place, undisturbed: Place) -> None:
     code, output = place.run("budget.cpu_hours=0.0002")
     assert code == 0, output
@@ -255,10 +263,12 @@ def test_a_spent_budget_ends_a_study_and_a_larger_one_goes_on(place: Place, undi
     assert code == 0 and runs_finished(place.events()) < 6, output
     code, output = place.call("study", "resume", "small", "--set", "budget.cpu_hours=10")
     assert code == 0, output
-    assert place.events()[-1] | {"time": 0} == undisturbed.events()[-1] | {"time": 0}
+    clocks = {"time": 0, "worked": 0}
+    assert place.events()[-1] | clocks == undisturbed.events()[-1] | clocks
     check_same(place, undisturbed)
 
 
+@pytest.mark.long  # test_driver.py has the like of it without Ray
 def test_a_finished_study_gets_more_splits_and_trials(place: Place, undisturbed: Place) -> None:
     shutil.copytree(undisturbed.folder / "runs", place.folder / "runs")
     before = place.events()
@@ -306,6 +316,7 @@ def test_a_pruned_trial_stays_pruned_over_a_kill(place: Place) -> None:
     assert "best of 1 trials" in place.call("study", "table", "small")[1]
 
 
+@pytest.mark.long  # test_driver.py has the like of it without Ray
 def test_a_trial_that_loses_on_the_first_splits_is_spared_the_others(place: Place) -> None:
     code, output = place.run(*PRUNED, "search.pruners=[{name: paired, prior_std: 0.5}]", "search.confirm=2")
     assert code == 0, output
@@ -328,6 +339,7 @@ def test_a_trial_that_loses_on_the_first_splits_is_spared_the_others(place: Plac
     assert confirmed[-1]["status"] == "finished" and "small-confirm: the best of the search again" in output
 
 
+@pytest.mark.long  # test_driver.py has the like of it without Ray
 def test_a_study_whose_trials_all_fail_is_given_up(place: Place) -> None:
     sets = ["grid=null", "search.trials=30", "splits=[0]", "search.space={train.lr: {loguniform: [1.0e+6, 1.0e+7]}}"]
     code, output = place.run(*sets)

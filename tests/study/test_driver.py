@@ -72,7 +72,7 @@ def what_happened(events: list[Event]) -> list[dict[str, Any]]:
     for event in events:
         if not isinstance(event, StudyInterrupted | StudyResumed):
             plain = event.to_json()
-            told.append({name: value for name, value in plain.items() if name not in ("time", "study_id")})
+            told.append({name: value for name, value in plain.items() if name not in ("time", "worked", "study_id")})
     return [event for event, _ in itertools.groupby(told)]
 
 
@@ -138,6 +138,25 @@ def test_interrupted_at_any_event_and_resumed_it_is_the_same_study(spec: dict[st
         assert what_happened(journal(small)) == expected, event
         # MLflow is sent all of the journal again, and what is new.
         assert Told.events[-1] == journal(small)
+
+
+@pytest.mark.parametrize("number", [3, 8])
+def test_an_interrupt_between_the_writing_and_the_noting_of_an_event_costs_mlflow_nothing(
+    number: int, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, count = Journal.append, itertools.count()
+
+    def interrupted(self: Journal, event: Event) -> bool:
+        append(self, event)
+        if next(count) == number:
+            raise KeyboardInterrupt
+        return True
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    assert study(spec, "runs").run().status == "interrupted"
+    events = Journal("runs/small").events
+    assert len(events) == number + 2 and isinstance(events[-1], StudyInterrupted)
+    assert Told.events[-1] == events  # MLflow's bookmarks are numbers of events: one that is missing would shift the next ones
 
 
 def test_a_study_of_two_trials_side_by_side_draws_the_same_ones_after_an_interruption(spec: dict[str, Any]) -> None:
@@ -249,7 +268,7 @@ def test_a_study_that_was_given_more_trains_what_is_missing(spec: dict[str, Any]
 def test_a_budget_ends_a_study_that_goes_on_with_a_larger_one(spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     spec["budget"] = {"hours": 1.0}
     clock = iter(range(10**9, 2 * 10**9, 60))  # a minute between two looks at it
-    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    monkeypatch.setattr("css_ray.clocks.time.monotonic", lambda: float(next(clock)))
     small, audience = study(spec), Listening()
     outcome = small.run(audience=audience)
     assert audience.warnings == [outcome.reason]
@@ -259,6 +278,50 @@ def test_a_budget_ends_a_study_that_goes_on_with_a_larger_one(spec: dict[str, An
     assert 0.5 < spent(small.standing)["hours"] < 1.1 and 0 < len(small.standing.ended) < 5
     assert small.resume(set={"budget.hours": 100}).status == "finished"
     assert len(small.standing.ended) == 5 and small.best is not None and small.best.index == 1
+
+
+def test_hours_in_which_the_machine_slept_or_that_its_clock_jumped_over_are_not_spent(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hours pass on the machine's clock between any two events, none by the clock that stands still meanwhile."""
+    spec["budget"] = {"hours": 8.0, "cpu_hours": 8.0}
+    clock = iter(range(10**9, 2 * 10**9, 7200))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    small = study(spec)
+    assert small.run(audience=Listening(interrupt_at=20)).status == "interrupted"
+    assert small.resume().status == "finished"
+    events = journal(small)
+    assert events[-1].time - events[0].time > 100 * 3600
+    assert all(hours < 0.02 for hours in spent(small.standing).values())
+    assert 0 < spent(small.standing)["hours"] == small.standing.wall_seconds / 3600
+
+
+def test_what_was_worked_is_counted_over_all_drivers_and_not_while_one_waits_for_a_cluster(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock moves by 100 s whenever it is read after the start, and by an hour before each start."""
+    now = [0.0]
+
+    def tick() -> float:
+        now[0] += 100.0
+        return now[0]
+
+    monkeypatch.setattr("css_ray.clocks.time.monotonic", tick)
+    waits = Driver.begin_or_resume
+
+    def begin_or_resume(driver: Driver) -> None:
+        now[0] += 3600.0
+        waits(driver)
+
+    monkeypatch.setattr(Driver, "begin_or_resume", begin_or_resume)
+    small = study(spec)
+    assert small.run(audience=Listening(interrupt_at=20)).status == "interrupted"
+    assert small.resume().status == "finished"
+    events = journal(small)
+    worked = [-1.0 if event.worked is None else event.worked for event in events]
+    # An event that a resumed run tells again costs a look at the clock, and is not written.
+    assert worked[0] == 100.0 and worked == sorted(worked)
+    assert len(events) * 100 <= small.standing.wall_seconds == worked[-1] < 2 * len(events) * 100
 
 
 def test_what_the_pruners_and_the_sampler_are_shown(spec: dict[str, Any]) -> None:

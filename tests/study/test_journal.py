@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +73,7 @@ def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path) -> None:
 
 def test_damage_elsewhere_is_refused_by_place(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text('{"event": oops}\n' + LINE + "\n")
-    with pytest.raises(JournalError, match="event 1 of the journal"):
+    with pytest.raises(JournalError, match=rf"^line 1 of {tmp_path}/journal.jsonl is damaged"):
         Journal(str(tmp_path))
 
 
@@ -93,6 +95,39 @@ def test_a_second_driver_is_refused_and_the_lock_dies_with_its_holder(tmp_path: 
         holder.wait()
     with Journal(str(tmp_path)).driving():
         pass
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_study_that_was_refused_leaves_no_trace(kept: bool, tmp_path: Path) -> None:
+    storage = tmp_path / "new" / "runs"
+    if kept:
+        storage.mkdir(parents=True)
+        (storage / "mlflow.db").touch()
+    with contextlib.suppress(ValueError), Journal(str(storage / "small")).driving():
+        assert (storage / "small" / "driver.lock").exists()
+        raise ValueError("no disk holds it")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == (["mlflow.db", "new", "runs"] if kept else [])
+
+
+def test_a_driver_that_waits_at_a_removed_lock_does_not_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its two calls, to open the lock's file and to lock it, a driver that was refused removes that file."""
+    import fcntl
+
+    locks: list[int] = []
+    flock = fcntl.flock
+
+    def late(file: Any, how: int) -> None:
+        if not locks:
+            (tmp_path / "small" / "driver.lock").unlink()
+        locks.append(os.fstat(file.fileno()).st_ino)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Journal(str(tmp_path / "small")).driving():
+        monkeypatch.undo()
+        assert locks[-1] == (tmp_path / "small" / "driver.lock").stat().st_ino and len(locks) == 2
+        with pytest.raises(StudyLockedError), Journal(str(tmp_path / "small")).driving():
+            pass
 
 
 def test_a_second_driver_is_refused_on_an_object_store(tmp_path: Path) -> None:
@@ -149,7 +184,7 @@ def test_nothing_is_written_after_an_append_that_failed(kind: str, tmp_path: Pat
     journal = Journal(folder)
     journal.append(STARTED)
     with monkeypatch.context() as broken:
-        broken.setattr(os, "write", lambda descriptor, data: 0)
+        broken.setattr(os, "write", lambda descriptor, data: os.stat("/nowhere/at/all"))
         broken.setattr(module._Objects, "_put", lambda self, path, data: os.stat("/nowhere/at/all"))
         with pytest.raises(OSError) as first:
             journal.append(logged(0, 1))
@@ -184,7 +219,7 @@ def test_damage_in_the_middle_is_refused_by_place(damage: bytes, tmp_path: Path)
     (tmp_path / "journal.jsonl").write_bytes(
         line + b"\n" + damage + b"\n" + json.dumps(logged(0, 1).to_json()).encode() + b"\n"
     )
-    with pytest.raises(JournalError, match=r"event 2 of the journal in .* is damaged .*restore it from a copy"):
+    with pytest.raises(JournalError, match=r"^line 2 of .* is damaged .*; keep what is sound with: css-ray study repair .*"):
         Journal(str(tmp_path))
 
 
@@ -193,7 +228,9 @@ def test_an_object_that_is_gone_is_missed_and_not_written_over(tmp_path: Path) -
     for step in range(5):
         journal.append(logged(0, step))
     (tmp_path / "s" / "journal" / "000000002.json").unlink()
-    with pytest.raises(JournalError, match=r"event 3 of the journal in .* is missing"):
+    with pytest.raises(
+        JournalError, match=r"^event 3 of the journal in .* is missing; keep what is sound with: css-ray study repair s "
+    ):
         Journal(f"file://{tmp_path}/s")
 
 
@@ -211,7 +248,7 @@ def test_what_a_newer_version_wrote_is_refused_with_the_remedy(more: dict[str, s
     assert len(Journal(str(tmp_path)).events) == 2
     path.write_text(f"{LINE}\n{json.dumps(paused | more)}\n")
     remedy = "use the version that wrote it, or a later one"
-    said = rf"^event 2 of the journal in {tmp_path} is of a newer version: this version of css-ray {what}; {remedy}$"
+    said = rf"^line 2 of {path} is of a newer version: this version of css-ray {what}; {remedy}$"
     for read in (lambda: Journal(str(tmp_path)), lambda: Follower(str(tmp_path)).new()):
         with pytest.raises(JournalError, match=said):
             read()

@@ -5,6 +5,7 @@ their bounds, so that each bound is written once. The rest (splits, grid, search
 """
 
 from css_ray.config import Problem
+from css_ray.study.definition.checker import is_study_name
 from css_ray.study.definition.file import check_settings, confirmation, extend, fresh_splits, parse, read, to_yaml
 from css_ray.study.definition.problems import StudyError
 from css_ray.study.definition.sections import Budget, Data, Keep, Objective, Resources, Search, Table, Tracking
@@ -31,6 +32,7 @@ __all__ = [
     "ends",
     "extend",
     "fresh_splits",
+    "is_study_name",
     "parse",
     "points_of",
     "read",

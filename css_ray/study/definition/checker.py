@@ -7,7 +7,8 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -19,10 +20,25 @@ from css_ray.models.segmenter import ModelConfig
 from css_ray.secrets import BY_ENVIRONMENT, BY_MLFLOW, credentials_text
 from css_ray.study.definition.fields import checker_of, problems_of
 from css_ray.study.definition.problems import intact, unknown_key, within
-from css_ray.study.definition.sections import Budget, Data, Keep, Objective, Resources, Search, Section, Table, Tracking
+from css_ray.study.definition.sections import (
+    MAX_LISTED,
+    MAX_SPLITS,
+    MAX_TRIALS,
+    Budget,
+    Data,
+    Keep,
+    Objective,
+    Resources,
+    Search,
+    Section,
+    Table,
+    Tracking,
+)
 from css_ray.study.definition.space import Distribution, contains, points_of
 from css_ray.study.definition.study import StudyDefinition, as_tuples
+from css_ray.study.definition.yaml_file import MAX_DEPTH
 from css_ray.study.pruning import PRUNERS
+from css_ray.tracking import ARTIFACTS, DATABASE
 from css_ray.training.settings import TrainConfig
 from css_ray.views import Views
 
@@ -47,14 +63,30 @@ SECTIONS = (
     "tracking",
 )
 VARIED = ("data", "views", "model", "train", "method")
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}$")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_CONFIRM = "-confirm"
+_MAX_SEED, _MAX_SPLIT = 2**32, 10**9  # torch's generators take seeds of 64 bits, of which the ranks need some
+_MAX_NUMBER = 2**63
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def is_study_name(name: str) -> bool:
+    """Whether a study may have this name, which is that of its folder in a storage."""
+    return _NAME.fullmatch(name) is not None and not taken_by_mlflow(name)
+
+
+def taken_by_mlflow(name: str) -> bool:
+    """Whether MLflow has something of this name in a storage; SQLite keeps mlflow.db-wal and others beside its file."""
+    return name == ARTIFACTS or name.startswith(DATABASE)
 
 
 class Checker:
     """Collects problems; a part that is wrong is None, and later checks that need it are left out.
 
     problems: all of them. faults: those that leave a part of the study without a valid value; the others break a rule between
-    valid parts. unknown_encoder: returns why a name is not an encoder, or None.
+    valid parts. readable: whether the values are of the kinds that the checks can look at. unknown_encoder: returns why a name
+    is not an encoder, or None.
     """
 
     def __init__(self, spec: dict[str, Any], unknown_encoder: Callable[[str], str | None] = lambda name: None) -> None:
@@ -62,6 +94,7 @@ class Checker:
         self.unknown_encoder = unknown_encoder
         self.problems: list[Problem] = []
         self.faults: list[Problem] = []
+        self.readable = True
 
     def fault(self, path: str, sentence: str) -> None:
         self.add(Problem(path, sentence))
@@ -77,26 +110,44 @@ class Checker:
         """Whether the file asks for something in `part`, be it wrong or right."""
         return self.spec.get(part) not in (None, {}, [])
 
-    def secrets(self, value: Any, path: str = "") -> None:
-        """Find URLs with secrets: the spec is copied into the journal, into MLflow and to the nodes."""
-        if isinstance(value, Mapping):
+    def values(self, value: Any, path: str = "", depth: int = 0) -> None:
+        """Find what no check can look at, and URLs with secrets: the spec is copied to the journal, MLflow and the nodes."""
+        if depth > MAX_DEPTH:
+            self.unreadable(path, f"is nested more than {MAX_DEPTH} levels deep")
+        elif isinstance(value, Mapping):
             for key, each in value.items():
-                self.secrets(each, f"{path}.{key}" if path else str(key))
+                if not isinstance(key, str):
+                    self.unreadable(path, f"has the key {key!r}, which is not text; put it into quotes, or remove it")
+                self.values(each, f"{path}.{key}" if path else str(key), depth + 1)
         elif isinstance(value, list | tuple):
             for place, each in enumerate(value):
-                self.secrets(each, f"{path}[{place}]")
+                self.values(each, f"{path}[{place}]", depth + 1)
         elif isinstance(value, str):
+            if _UNSTORABLE.search(value):
+                self.unreadable(path, f"has characters that no file name and no text in UTF-8 can hold, got {value!r}")
             remedy = BY_MLFLOW if path.startswith("tracking") else BY_ENVIRONMENT
             if refused := credentials_text(value, remedy):
                 self.fault(path, refused)
+        elif isinstance(value, int) and abs(value) >= _MAX_NUMBER:
+            self.unreadable(path, f"must be a number of at most 64 bits, got one of {value.bit_length()}")
+        elif value is not None and not isinstance(value, bool | int | float):
+            self.unreadable(path, f"must be a number, text, true, false, null, a list or a mapping, got {value!r}")
+
+    def unreadable(self, path: str, sentence: str) -> None:
+        self.readable = False
+        self.fault(path, sentence)
 
     def study(self) -> StudyDefinition | None:
         """The study, or None if a part of it has no valid value."""
         spec = self.spec
-        self.secrets(spec)
+        self.values(spec)
+        if not self.readable:
+            return None
         self.add(*(unknown_key(str(key), key, SECTIONS) for key in spec if key not in SECTIONS))
         name = spec.get("study")
-        if not isinstance(name, str) or not _NAME.match(name):
+        if isinstance(name, str) and taken_by_mlflow(name):
+            self.fault("study", f"{name!r} is what MLflow calls its files in a storage; choose another name")
+        elif not isinstance(name, str) or not _NAME.fullmatch(name):
             self.fault(
                 "study",
                 "must be a name of a-z, 0-9, '.', '_', '-', at most 63 characters, that starts with a letter or digit; "
@@ -109,6 +160,8 @@ class Checker:
         model = self.config("model", ModelConfig)
         train = self.config("train", TrainConfig)
         seed = self.plain("seed", int, 0)
+        if abs(seed) > _MAX_SEED:
+            self.fault("seed", f"must be from {-_MAX_SEED} to {_MAX_SEED}, got {seed}")
         resources = self.section("resources", Resources)
         budget = self.section("budget", Budget)
         keep = self.section("keep", Keep)
@@ -122,6 +175,10 @@ class Checker:
         grid = self.grid()
         listed = self.listed()
         search, space = self.search(objective)
+        self.count(math.prod(map(len, grid.values())) if grid else 0, len(listed), search.trials if search else 0)
+        if search and search.confirm and isinstance(name, str) and len(name) > 63 - len(_CONFIRM):
+            most = 63 - len(_CONFIRM)
+            self.fault("study", f"has {len(name)} characters, at most {most} if it is confirmed as NAME{_CONFIRM}; shorten it")
         if not self.given("grid") and not self.given("trials") and spec.get("search") is None:
             self.fault("grid", "a study needs a grid (the product of lists), trials (one by one) or a search (trials drawn)")
         axes = [str(path) for path in spec["grid"]] if isinstance(spec.get("grid"), dict) else []
@@ -142,6 +199,16 @@ class Checker:
             train=train, seed=seed, splits=splits, grid=grid, trials=listed, search=search, space=space, resources=resources,
             budget=budget, keep=keep, table=table, tracking=tracking, spec=spec,
         )  # fmt: skip
+
+    def count(self, in_grid: int, listed: int, searched: int) -> None:
+        """Check how many trials the study has."""
+        known = in_grid + listed
+        if known > MAX_LISTED:
+            both = f", {known} with those of trials" if listed else ""
+            remedy = "list fewer values, or have a search draw them (its sampler `grid` goes through all)"
+            self.fault("grid", f"has {in_grid} trials{both}, at most {MAX_LISTED}; {remedy}")
+        elif searched and known + searched > MAX_TRIALS:
+            self.fault("search.trials", f"the study has {known + searched} trials, at most {MAX_TRIALS}; lower it")
 
     def plain(self, path: str, kind: type, default: Any) -> Any:
         value = self.spec.get(path, default)
@@ -197,11 +264,17 @@ class Checker:
         if not isinstance(value, list) or not value:
             self.fault("splits", f"must be a list of split indices such as [0, 1, 2], got {value!r}")
             return ()
+        if len(value) > MAX_SPLITS:
+            self.fault("splits", f"must have at most {MAX_SPLITS} entries, got {len(value)}")
+            return ()
+        seen: set[int] = set()
         for index, split in enumerate(value):
-            if not isinstance(split, int) or isinstance(split, bool) or split < 0:
-                self.fault(f"splits[{index}]", f"must be a whole number >= 0, got {split!r}")
-            elif any(split == other and not isinstance(other, bool) for other in value[:index]):
+            if not isinstance(split, int) or isinstance(split, bool) or not 0 <= split <= _MAX_SPLIT:
+                self.fault(f"splits[{index}]", f"must be a whole number >= 0{_at_most(split, _MAX_SPLIT)}, got {split!r}")
+            elif split in seen:
                 self.fault(f"splits[{index}]", f"split {split} is listed twice; each split is trained once")
+            else:
+                seen.add(split)
         return tuple(value)
 
     def method(self, path: str, value: Any) -> Any:
@@ -236,6 +309,9 @@ class Checker:
             if not isinstance(values, list) or not values:
                 self.fault(f"grid.{path}", f"must be a list with at least one entry, got {values!r}")
                 continue
+            if len(values) > MAX_LISTED:
+                self.fault(f"grid.{path}", f"must have at most {MAX_LISTED} entries, got {len(values)}")
+                continue
             grid[path] = tuple(values)
             if path == "method":
                 for index, entry in enumerate(values):
@@ -243,12 +319,11 @@ class Checker:
                 continue
             where = f"grid.{path}"
             self.setting(path, where, [(f"{where}[{index}]", entry) for index, entry in enumerate(values)], self.grid_methods())
-            for index, entry in enumerate(values):
-                if entry in values[:index]:
-                    self.rule(f"grid.{path}[{index}]", f"{entry!r} is listed twice")
+            for index in _repeated(values):
+                self.rule(f"grid.{path}[{index}]", f"{values[index]!r} is listed twice")
         entries = [entry for entry in grid.get("method", ()) if isinstance(entry, dict)]
         rows = [row for entry in entries if isinstance(row := entry.get("row", entry.get("name")), str)]
-        for row in sorted({row for row in rows if rows.count(row) > 1}):
+        for row in sorted(row for row, count in Counter(rows).items() if count > 1):
             self.rule("grid.method", f"two entries have the row {row!r}; give each a `row` of its own")
         return grid
 
@@ -259,6 +334,9 @@ class Checker:
             return ()
         if not isinstance(value, list) or not all(isinstance(point, dict) and point for point in value):
             self.fault("trials", f"must be a list of mappings, such as [{{train.lr: 0.1}}]; got {value!r}")
+            return ()
+        if len(value) > MAX_LISTED:
+            self.fault("trials", f"must have at most {MAX_LISTED} entries, got {len(value)}")
             return ()
         for index, point in enumerate(value):
             where = f"trials[{index}]"
@@ -411,6 +489,25 @@ class Checker:
         if path == "model.encoder":
             for where, value in values:
                 self.encoder(where, value)
+
+
+def _at_most(value: Any, most: int) -> str:
+    """The upper bound, for a value that breaks it."""
+    return f" and <= {most}" if isinstance(value, int) and value > most else ""
+
+
+def _repeated(values: Sequence[Any]) -> Iterator[int]:
+    """The places of values that are listed before."""
+    seen: set[Any] = set()
+    others: list[Any] = []  # lists and mappings
+    for place, value in enumerate(values):
+        known: Any = seen if isinstance(value, Hashable) else others
+        if value in known:
+            yield place
+        elif known is seen:
+            seen.add(value)
+        else:
+            others.append(value)
 
 
 def _count(distribution: Distribution) -> int:

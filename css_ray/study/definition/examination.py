@@ -30,7 +30,7 @@ class Examination:
 def examine(spec: Mapping[str, Any], unknown_encoder: Callable[[str], str | None] = lambda name: None) -> Examination:
     """Check a mapping as a study. unknown_encoder: returns why a name is not an encoder, or None."""
     checker = Checker(dict(spec), unknown_encoder)
-    rest = checker.study() or _rest(spec, checker.faults)
+    rest = checker.study() or (_rest(spec, checker.faults) if checker.readable else None)
     rules = [] if rest is None else _rules(rest, checker.faults)
     return Examination([*checker.problems, *rules], rest)
 

@@ -20,7 +20,7 @@ from css_ray.study.definition.examination import Examination, examine
 from css_ray.study.definition.overrides import apply_overrides
 from css_ray.study.definition.problems import StudyError
 from css_ray.study.definition.study import StudyDefinition
-from css_ray.study.definition.yaml_file import StudyLoader, yaml_error_text
+from css_ray.study.definition.yaml_file import read_file, yaml_error_text
 
 
 def read(path: Path | str, overrides: Sequence[str] = ()) -> StudyDefinition:
@@ -44,13 +44,15 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> StudyDefinition:
         near = difflib.get_close_matches(str(path), known, n=1)
         raise FileNotFoundError(f"no study file {shown(place)}" + (f" (did you mean {near[0]}?)" if near else ""))
     try:
-        spec = yaml.load(path.read_text(encoding="utf-8"), Loader=StudyLoader)
+        spec = read_file(path)
     except OSError as error:
         raise StudyError([Problem("", os_error_text(error, "read", path))], str(path)) from None
     except UnicodeDecodeError:
         raise StudyError([Problem("", "is not a text file in UTF-8; give a study in YAML")], str(path)) from None
     except yaml.YAMLError as error:
         raise StudyError([Problem("", yaml_error_text(error))], str(path)) from None
+    except ValueError as error:
+        raise StudyError([Problem("", str(error))], str(path)) from None
     if not isinstance(spec, dict):
         raise StudyError([Problem("", "a study is a mapping of sections; see studies/quickstart.yaml")], str(path))
     problems = apply_overrides(spec, overrides)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from css_ray.config import Problem
-from css_ray.messages import did_you_mean
+from css_ray.messages import clipped, did_you_mean
 from css_ray.secrets import shown, without_secrets
 
 if TYPE_CHECKING:
@@ -30,13 +30,23 @@ class StudyError(ValueError):
 
     def __init__(self, problems: Sequence[Problem], source: str = "the study", rest: StudyDefinition | None = None) -> None:
         super().__init__(problems, source, rest)  # what an exception is unpickled from
-        # A problem quotes the value that is wrong, which may be a URL with a secret.
-        plain = [Problem(without_secrets(each.path), without_secrets(each.sentence), each.joint) for each in problems]
+        # A problem quotes the value that is wrong, which may be long, or a URL with a secret.
+        plain = [Problem(_plain(each.path), _plain(each.sentence), each.joint) for each in problems]
         self.problems, self.source, self.rest = tuple(dict.fromkeys(plain)), source, rest
 
     def __str__(self) -> str:
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        return f"{count} in {shown(self.source)}:\n" + "\n".join(f"  {problem}" for problem in self.problems)
+        lines = [f"  {problem}" for problem in self.problems[:_SHOWN]]
+        if len(self.problems) > _SHOWN:
+            lines.append(f"  and {len(self.problems) - _SHOWN} more")
+        return f"{count} in {shown(self.source)}:\n" + "\n".join(lines)
+
+
+_SHOWN, _LENGTH = 50, 1000
+
+
+def _plain(text: str) -> str:
+    return without_secrets(clipped(text, _LENGTH))
 
 
 def unknown_key(path: str, key: object, known: Iterable[str]) -> Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import typing
 from collections.abc import Mapping
@@ -13,10 +14,22 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """Base of the sections: frozen, without unknown keys, and strict about types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+
+MAX_TRIALS, MAX_SPLITS = 10_000, 1_000
+"""Trials of the grid, the listed ones and the search together: each is an entry of tables, of MLflow and of the journal."""
+
+MAX_LISTED = 1_000
+"""Trials of the grid and the listed ones together, all of which are checked and printed before a study starts."""
+
+MAX_WORKERS, MAX_CPUS, MAX_BATCH, MAX_CROP, MAX_LOADER_WORKERS = 4_096, 1_024, 65_536, 16_384, 1_024
+"""Larger than any machine or image that a study means: a number beyond is a slip, to be found before it takes all memory."""
 
 Count = typing.Annotated[int, Field(ge=1)]
+Workers = typing.Annotated[int, Field(ge=1, le=MAX_WORKERS)]
+Batch = typing.Annotated[int, Field(ge=1, le=MAX_BATCH)]
+Trials = typing.Annotated[int, Field(ge=1, le=MAX_TRIALS)]
 
 
 class Objective(Section):
@@ -65,9 +78,11 @@ LIST_FIELDS = ("labelled", "split")
 def _check_template(template: str) -> str:
     """The template as it is; ValueError if it has fields that no split fills."""
     try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
-        if unknown := [field for field in fields if field not in LIST_FIELDS]:
+        parsed = [(field, form or "") for _, field, form, _ in string.Formatter().parse(template) if field is not None]
+        if unknown := [field for field, _ in parsed if field not in LIST_FIELDS]:
             raise ValueError(f"has no value for {', '.join(f'{{{field}}}' for field in unknown)}")
+        if long := [form for _, form in parsed if re.search(r"[0-9]{3}|[{}]", form)]:
+            raise ValueError(f"pads a number to more than 99 characters ({long[0]})")
         template.format(labelled=1, split=0)
     except (KeyError, IndexError, ValueError) as error:
         known = " and ".join(f"{{{field}}}" for field in LIST_FIELDS)
@@ -96,15 +111,15 @@ class Data(Section):
         unlabelled_list: The same for the unlabelled images; None takes all other training images.
     """
 
-    dataset: str
-    root: str
+    dataset: typing.Annotated[str, Field(min_length=1)]
+    root: typing.Annotated[str, Field(min_length=1)]
     labelled: Count
     num_classes: Count | None = None
-    crop: typing.Annotated[int, Field(ge=8)]
-    labelled_batch: Count
-    unlabelled_batch: Count
-    val_batch: Count = 1
-    loader_workers: typing.Annotated[int, Field(ge=0)] = 0
+    crop: typing.Annotated[int, Field(ge=8, le=MAX_CROP)]
+    labelled_batch: Batch
+    unlabelled_batch: Batch
+    val_batch: Batch = 1
+    loader_workers: typing.Annotated[int, Field(ge=0, le=MAX_LOADER_WORKERS)] = 0
     nested_splits: bool = True
     labelled_list: ListTemplate | None = None
     unlabelled_list: ListTemplate | None = None
@@ -127,12 +142,12 @@ class Resources(Section):
             new trial is started, since something is wrong with all of them.
     """
 
-    workers: Count | typing.Annotated[list[Count], Field(min_length=2, max_length=2)] = 1
-    cpus_per_worker: Count = 1
+    workers: Workers | typing.Annotated[list[Workers], Field(min_length=2, max_length=2)] = 1
+    cpus_per_worker: typing.Annotated[int, Field(ge=1, le=MAX_CPUS)] = 1
     gpus_per_worker: typing.Annotated[float, Field(ge=0, strict=False)] = 0
-    concurrent_trials: Count = 1
+    concurrent_trials: Trials = 1
     retries: typing.Annotated[int, Field(ge=0)] = 2
-    hang_seconds: typing.Annotated[float, Field(gt=0, strict=False)] = 900
+    hang_seconds: typing.Annotated[float, Field(gt=0, le=7 * 86400, strict=False)] = 900
     failed_share: typing.Annotated[float, Field(ge=0, le=1, strict=False)] = 0.5
 
     @property
@@ -173,13 +188,13 @@ class Search(Section):
     """
 
     method: dict[str, Any]
-    trials: Count
+    trials: Trials
     space: dict[str, Any]
     sampler: Literal["tpe", "gp", "cmaes", "random", "qmc", "nsga2", "grid"] = "tpe"
     startup_trials: typing.Annotated[int, Field(ge=0)] = 10
     pruners: list[dict[str, Any]] = []
     first: list[dict[str, Any]] = []
-    confirm: Count | None = None
+    confirm: Trials | None = None
     seed: int = 0
 
 

@@ -159,7 +159,7 @@ class StudyDefinition:
 
     def planned_iterations(self) -> list[int]:
         """The steps of one run of each trial; of a trial still to be drawn, the study's own setting."""
-        in_grid = [trial.settings["train"]["iterations"] for trial in self.grid_trials()]
+        in_grid = [point.get("train.iterations", self.train.iterations) for _, point in self._listed()]
         return in_grid + [self.train.iterations] * (self.num_trials - len(in_grid))
 
     def _listed(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -196,7 +196,10 @@ class StudyDefinition:
                 settings[section][key] = value
         # What varies was checked setting by setting; built together, each section checks its rules between settings.
         problems = data_problems(settings["data"], self.resources)
+        varied = {path.partition(".")[0] for path in point}
         for section, config in (("views", Views), ("model", ModelConfig), ("train", TrainConfig)):
+            if section not in varied:
+                continue
             settings[section], wrong = _built(section, config, settings[section])
             problems += wrong
         name, preset = method.pop("name"), method.pop("preset", "default")
