@@ -40,7 +40,14 @@ def test_listed_trials_and_searches_as_well(tmp_path: Path) -> None:
     assert begun(tmp_path / "a", EARLIER, grid=None, trials=[{"method": CSS}]) == [("css", "corner", None)]
     telling = Telling(tmp_path / "b" / "s" / "journal.jsonl", study="s", grid=None)
     telling.start()
-    telling.tell("trial_started", 0, row="row", source="search", params={}, config={"train.iterations": 100} | EARLIER)
+    telling.tell(
+        "trial_started",
+        0,
+        row="row",
+        source="search",
+        params={"method.temperature": 0.2},
+        config={"train.iterations": 100} | EARLIER,
+    )
     drawn = begun_definition("s", str(tmp_path / "b")).search_trial(1, {"method.temperature": 0.5})
     assert (drawn.settings["method"]["label_grid"], drawn.settings["method"]["valid_gate"]) == ("corner", None)
 
