@@ -24,15 +24,19 @@ def knob(
     ge: float | None = None,
     lt: float | None = None,
     le: float | None = None,
+    before: Any = dataclasses.MISSING,
 ) -> Any:
     """A dataclass field with its meaning and its bounds. Choices are stated by the annotation: `Literal["a", "b"]`.
 
     A list as default is kept as a tuple, so that configurations stay hashable. Bounds on a tuple hold for each entry.
+    before: for a setting that is new or whose default has changed, the value that does what earlier versions did; a study that
+    began with one of them keeps it.
     """
     bounds = {name: value for name, value in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if value is not None}
     if isinstance(default, list):
         default = tuple(default)
-    return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
+    metadata = {"help": help, "bounds": bounds} | ({} if before is dataclasses.MISSING else {"before": before})
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 _WORDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}

@@ -50,17 +50,24 @@ class Prediction(NamedTuple):
     representations: Tensor | None
 
 
+class Rate(NamedTuple):
+    """A share, such as of the pixels that pass a gate, by its counts: these add up over steps and ranks, shares do not."""
+
+    part: Tensor
+    whole: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Losses:
     """The losses of one step.
 
     terms: scalars with their weights already applied; the step minimises their sum.
-    logs: detached scalars of every step, whose means make the curves (pass rates, weights in force, ...).
+    logs: detached scalars, whose means over the steps that have them make the curves; and rates, whose counts do.
     diagnostics: gives more such scalars when called; what costs time is computed at the points of the curves only.
     """
 
     terms: dict[str, Tensor]
-    logs: dict[str, Tensor] = field(default_factory=dict)
+    logs: dict[str, Tensor | Rate] = field(default_factory=dict)
     diagnostics: Callable[[], dict[str, Tensor]] = dict
 
     @property

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = {
     "css_ray/functional": ["tests/functional/test_{name}.py", "tests/functional/test_oracles.py"],
     "css_ray/functional/precision.py": ["tests/functional/test_similarity.py"],
-    "css_ray/functional/resizing.py": ["tests/functional/test_augmentation.py", "tests/functional/test_similarity.py"],
+    "css_ray/functional/resizing.py": ["tests/functional/test_resizing.py", "tests/functional/test_similarity.py"],
     "css_ray/reports": ["tests/reports"],
     "css_ray/study/pruning": ["tests/study/test_pruning.py"],
     "css_ray/study/budget.py": ["tests/study/test_driver.py"],

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from css_ray import distributed
-from css_ray.functional.contrast import contrastive_loss
+from css_ray.functional.contrast import Ranks, contrastive_loss
 from css_ray.functional.similarity import class_means, class_sums
 from css_ray.methods import CSS
 from css_ray.methods.prototypes import Prototypes
@@ -95,15 +95,16 @@ def joint_step(rank: int, world_size: int) -> dict[str, Any]:
                 "gradients": {name: p.grad for name, p in method.student.named_parameters() if p.grad is not None},
                 "prototypes": method.prototypes.value.clone(),
             }
-    # All pixels of a class alike, two classes: whatever is drawn, the loss is the same.
+    # All pixels of a class alike, two classes: whatever is drawn, the loss is the same. Of two ranks each has one class alone.
     table = torch.randn(2, 5, generator=torch.Generator().manual_seed(3), requires_grad=True)
-    labels = (torch.arange(32).view(2, 4, 4) % 2)[rank * 2 // world_size : (rank + 1) * 2 // world_size]
+    labels = (torch.arange(32).view(2, 4, 4) // 16)[rank * 2 // world_size : (rank + 1) * 2 // world_size]
     sums, counts = class_sums(table.detach()[labels].permute(0, 3, 1, 2), labels, 2)
     means = class_means(distributed.all_reduce_sum(sums), distributed.all_reduce_sum(counts))
     for negatives in ("shared", "per_anchor"):
         contrast = contrastive_loss(
             table[labels].permute(0, 3, 1, 2), labels, torch.ones_like(labels, dtype=torch.bool), means, torch.ones(2, dtype=torch.bool),
             temperature=0.5, num_queries=4, num_negatives=4, negatives=negatives,
+            ranks=Ranks(rank, world_size, distributed.all_reduce_sum),
         )  # fmt: skip
         gradient = torch.autograd.grad(contrast, table)[0]
         found[negatives] = contrast.detach(), distributed.all_reduce_sum(gradient) / world_size

@@ -248,8 +248,9 @@ class TrainBatches(Dataset[StoredBatch]):
         self._world_size = world_size
         self._labelled = _Samples(dataset.train, dataset.train.positions(split.labelled), masks=True)
         self._unlabelled = _Samples(dataset.train, dataset.train.positions(split.unlabelled), masks=False)
-        # Whole batches alone, as the released code counts (drop_last); the stream itself drops no image.
-        self._steps_per_epoch = max(1, len(split.labelled) // (world_size * labelled_batch))
+        # Whole batches alone, as the released code counts (drop_last), of a rank's part, which it fills up; the stream itself
+        # drops no image.
+        self._steps_per_epoch = max(1, -(-len(split.labelled) // world_size) // labelled_batch)
 
     def __getitem__(self, step: int) -> StoredBatch:
         images, labels = [], []

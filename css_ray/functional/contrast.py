@@ -6,6 +6,8 @@ in tensors of fixed shape, so that nothing waits for the host, and those that do
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,6 +23,28 @@ _ON_HOST = ("cpu",)
 
 Negatives = Literal["shared", "per_anchor"]
 ClassMean = Literal["present", "active"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The processes that share a batch. rank: this one's index; size: how many; sum: adds up a tensor over all of them."""
+
+    rank: int = 0
+    size: int = 1
+    sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+    def rows(self, row: Tensor) -> Tensor:
+        """[N] -> [size, N]: the rows of all ranks."""
+        rows = row.new_zeros(self.size, len(row))
+        rows[self.rank] = row
+        return self.sum(rows)
+
+    def of_rank_zero(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor, on each rank."""
+        return self.sum(tensor if self.rank == 0 else torch.zeros_like(tensor))
+
+
+ALONE = Ranks()
 
 
 def negative_class_distribution(prototypes: Tensor, present: Tensor, temperature: float) -> Tensor:
@@ -48,6 +72,7 @@ def contrastive_loss(
     num_negatives: int,
     negatives: Negatives = "shared",
     mean_over: ClassMean = "present",
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Scalar: mean over classes of the cross entropy that separates each hard anchor's prototype from its negatives (Eq. 9).
 
@@ -61,14 +86,18 @@ def contrastive_loss(
     gradient.
     negatives: shared draws one set of N per class, the literal reading of Eq. 9; per_anchor N for each anchor, as published.
     mean_over: present as above; active counts only the present classes that have hard pixels.
+    ranks: the mean of the ranks' results is, in expectation, the loss of their joined batch: which classes are present, what
+    negatives are drawn from and what is averaged are the pixels of all. Prototypes are the same on each rank. N * D numbers a
+    class cross the network: its negatives; or, of per_anchor, N pixels of that class, which the anchors draw theirs from.
     """
     with torch.autocast(representations.device.type, enabled=False):
         num_classes, channels = len(prototypes), representations.shape[1]
         labelled = labels != IGNORE_INDEX
         known = labelled & seen[torch.where(labelled, labels, 0)]
         pixels = _PixelsByClass(torch.where(known, labels, IGNORE_INDEX).flatten(), hard.flatten(), num_classes)
-        present = pixels.counts > 0
-        active = (pixels.hard_counts > 0) & (present.sum() > 1)
+        counts, hard_counts = ranks.rows(torch.cat([pixels.counts, pixels.hard_counts])).chunk(2, dim=1)  # [ranks, C] each
+        present = counts.sum(dim=0) > 0
+        active = (hard_counts.sum(dim=0) > 0) & (present.sum() > 1)
         classes = torch.arange(num_classes, device=labels.device)
         if labels.device.type in _ON_HOST:
             classes = classes[active]
@@ -82,16 +111,31 @@ def contrastive_loss(
             positives = F.normalize(at_least_float32(prototypes), dim=1)[classes].unsqueeze(1)
             distribution = negative_class_distribution(prototypes, present, temperature)[classes]
             draws = num_negatives if negatives == "shared" else num_queries * num_negatives
-            places = pixels.draw(_categories(distribution, draws), pixels.counts)
-            if negatives == "shared":
-                index, keys = None, _unit(rows.index_select(0, places.flatten())).view(len(classes), draws, channels)
+            index: Tensor | None = None
+            if ranks.size > 1:
+                joint = _JointPixels(pixels, rows, counts, ranks)
+                if negatives == "shared":
+                    keys = joint.draw(_categories(distribution, ranks.of_rank_zero(_random(distribution, draws))))
+                else:
+                    each = torch.arange(num_classes, device=labels.device)[:, None].expand(-1, num_negatives)
+                    keys = joint.draw(each).flatten(0, 1)
+                    within = torch.randint(num_negatives, (len(classes), draws), device=labels.device)
+                    drawn = _categories(distribution, _random(distribution, draws)) * num_negatives + within
+                    index = drawn.view(-1, num_negatives)
             else:
-                index, keys = places.view(-1, num_negatives), _unit(rows.clone())
+                places = pixels.draw(_categories(distribution, _random(distribution, draws)), pixels.counts)
+                if negatives == "shared":
+                    keys = _unit(rows.index_select(0, places.flatten())).view(len(classes), draws, channels)
+                else:
+                    index, keys = places.view(-1, num_negatives), _unit(rows.clone())
         if negatives == "per_anchor":
             positives = positives.expand_as(anchors).flatten(0, 1).unsqueeze(1)
             anchors = anchors.flatten(0, 1).unsqueeze(1)
         losses = noise_contrast(anchors, positives, keys, index, temperature)
         loss_by_class = losses.view(len(classes), num_queries).mean(dim=1)
+        if ranks.size > 1:  # by how many of a class's hard pixels are this rank's; DDP takes the mean over the ranks
+            share = hard_counts[ranks.rank] / hard_counts.sum(dim=0).clamp(min=1)
+            loss_by_class = loss_by_class * (ranks.size * share)[classes]
         counted = present if mean_over == "present" else active
         return torch.where(active[classes], loss_by_class, 0).sum() / counted.sum().clamp(min=1)
 
@@ -154,12 +198,15 @@ class _NoiseContrast(torch.autograd.Function):
         return gradient.unsqueeze(2) * slopes, None, None, None, None
 
 
-def _categories(distribution: Tensor, draws: int) -> Tensor:
-    """[K, C] rows of probabilities -> [K, draws] classes: by the inverse of the distribution function."""
+def _random(distribution: Tensor, draws: int) -> Tensor:
+    return torch.rand(len(distribution), draws, dtype=distribution.dtype, device=distribution.device)
+
+
+def _categories(distribution: Tensor, random: Tensor) -> Tensor:
+    """[K, C] rows of probabilities, [K, draws] in [0, 1) -> [K, draws] classes: by the inverse of the distribution function."""
     steps = distribution.cumsum(dim=1)
-    drawn = torch.rand(len(steps), draws, dtype=steps.dtype, device=steps.device) * steps[:, -1:]
     # Right: a draw of exactly 0 must not fall on a class whose probability is 0.
-    return torch.searchsorted(steps, drawn, right=True).clamp(max=steps.shape[1] - 1)
+    return torch.searchsorted(steps, random * steps[:, -1:], right=True).clamp(max=steps.shape[1] - 1)
 
 
 class _PixelsByClass:
@@ -178,3 +225,21 @@ class _PixelsByClass:
         count = counts[classes]
         within = (torch.rand(classes.shape, device=classes.device) * count).long().clamp_(max=(count - 1).clamp_(min=0))
         return self.order[(self.offsets[classes] + within).clamp_(max=len(self.order) - 1)]
+
+
+class _JointPixels:
+    """The pixels of each class on all ranks, rank 0's first. rows: [M, D] of this rank; counts: [ranks, C]."""
+
+    def __init__(self, pixels: _PixelsByClass, rows: Tensor, counts: Tensor, ranks: Ranks) -> None:
+        self.pixels, self.rows, self.counts, self.ranks = pixels, rows, counts, ranks
+
+    def draw(self, classes: Tensor) -> Tensor:
+        """[K, N] classes, the same on all ranks -> [K, N, D]: for each the unit vector of one of its pixels, each as likely."""
+        count = self.counts.sum(dim=0)[classes]
+        random = self.ranks.of_rank_zero(torch.rand(classes.shape, device=classes.device))
+        place = (random * count).long().clamp_(max=(count - 1).clamp_(min=0))
+        place = place - self.counts[: self.ranks.rank].sum(dim=0)[classes]
+        mine = (place >= 0) & (place < self.counts[self.ranks.rank][classes])
+        index = self.pixels.order[torch.where(mine, self.pixels.offsets[classes] + place, 0)]
+        found = _unit(self.rows.index_select(0, index.flatten())).view(*classes.shape, -1)
+        return self.ranks.sum(torch.where(mine.unsqueeze(-1), found, 0))

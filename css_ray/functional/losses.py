@@ -52,7 +52,8 @@ def unsupervised_cross_entropy(
     image_fraction: all of V, each image weighted by the share of its V that passed, / |V|. Departs from Eq. 8 as the published
     code does (French et al., BMVC 2020): pixels are not selected, their image is weighted.
     image_fraction_overcounted: the same, but ignored pixels that passed count in the numerator of the share, though not in its
-    denominator, as in the published code: with most pixels ignored the loss is scaled up many times.
+    denominator, as in the published code: with most pixels ignored the loss is scaled up many times. As there, V are the pixels
+    with a loss above 0: one that is predicted so surely that its loss is rounded to 0 leaves V.
     """
     losses = F.cross_entropy(at_least_float32(logits), pseudo_labels, ignore_index=IGNORE_INDEX, reduction="none")
     labelled = pseudo_labels != IGNORE_INDEX
@@ -61,7 +62,9 @@ def unsupervised_cross_entropy(
         return torch.where(passed, losses, 0).sum() / passed.sum().clamp(min=1)
     if reduction == "pixel_fixmatch":
         return torch.where(passed, losses, 0).sum() / labelled.sum().clamp(min=1)
-    numerator = counted if reduction == "image_fraction_overcounted" else passed
+    numerator = passed
+    if reduction == "image_fraction_overcounted":
+        numerator, labelled = counted, losses > 0
     share = numerator.sum(dim=(1, 2)).to(losses.dtype) / labelled.sum(dim=(1, 2)).clamp(min=1)
     return (share * losses.sum(dim=(1, 2))).sum() / labelled.sum().clamp(min=1)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from css_ray.functional.precision import at_least_float32
+
+Grid = Literal["aligned", "corner"]
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -14,9 +18,24 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(at_least_float32(maps), size=size, mode="bilinear", align_corners=True)
 
 
-def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """[..., H, W] -> [..., h, w] of any dtype for `size` (h, w): output pixel i reads input pixel floor(i * H / h)."""
-    rows, columns = (
-        torch.arange(wanted, device=maps.device) * given // wanted for given, wanted in zip(maps.shape[-2:], size, strict=True)
-    )
+def nearest(maps: Tensor, size: tuple[int, int], grid: Grid = "aligned") -> Tensor:
+    """[..., H, W] -> [..., h, w] of any dtype for `size` (h, w): the pixels at which `upsample` shows the cells of a map.
+
+    aligned: cell j reads pixel round(j (H - 1) / (h - 1)), half upwards, where `upsample` puts it; a single cell, shown
+    everywhere, reads the middle. corner: cell j reads pixel floor(j H / h), as the published code does, although it shows the
+    cells where `upsample` does: up to three quarters of a cell away, at stride 4 three pixels.
+    """
+    read = _corners if grid == "corner" else _shown
+    rows, columns = (read(given, wanted, maps.device) for given, wanted in zip(maps.shape[-2:], size, strict=True))
     return maps.index_select(-2, rows).index_select(-1, columns)
+
+
+def _shown(given: int, wanted: int, device: torch.device) -> Tensor:
+    if wanted == 1:
+        return torch.tensor([(given - 1) // 2], device=device)
+    cells = torch.arange(wanted, device=device)
+    return (2 * cells * (given - 1) + wanted - 1) // (2 * (wanted - 1))  # of whole numbers: no rounding of a quotient
+
+
+def _corners(given: int, wanted: int, device: torch.device) -> Tensor:
+    return torch.arange(wanted, device=device) * given // wanted

@@ -27,14 +27,14 @@ def exponential_ramp_up(progress: float, length: float) -> float:
 def contrast_ramp(schedule: ContrastSchedule, progress: float, labelled_epoch: int) -> float:
     """The factor of λ_c. Eq. 6 gives none, which is `constant`.
 
-    ramp_down: exp(-5 progress^2), over the whole training. published_epochs: exp(-5 (epoch / 200)^2), and 0 after epoch 200,
+    ramp_down: exp(-5 progress^2), over the whole training. published_epochs: exp(-5 (epoch / 200)^2), and 0 from epoch 200 on,
     with the released code's epoch, a pass over the labelled images: 92 of them in batches of 16 end it at step 1,000 of 40,000.
     """
     if schedule == "constant":
         return 1.0
     if schedule == "ramp_down":
         return exponential_ramp_down(progress)
-    return 0.0 if labelled_epoch > PUBLISHED_EPOCHS else exponential_ramp_down(labelled_epoch / PUBLISHED_EPOCHS)
+    return 0.0 if labelled_epoch >= PUBLISHED_EPOCHS else exponential_ramp_down(labelled_epoch / PUBLISHED_EPOCHS)
 
 
 def teacher_keep(num_updates: int, decay: float) -> float:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from css_ray.config import knob
-from css_ray.distributed import share_of_rank
-from css_ray.functional.contrast import ClassMean, Negatives, contrastive_loss
+from css_ray.distributed import all_reduce_sum, rank, share_of_rank, world_size
+from css_ray.functional.contrast import ALONE, ClassMean, Negatives, Ranks, contrastive_loss
 from css_ray.functional.losses import UnsupReduction, unsupervised_cross_entropy
 from css_ray.functional.metrics import quantiles
 from css_ray.functional.pseudo_labels import PseudoLabelling, agreement, at_class, collaborate, most_likely
-from css_ray.functional.resizing import nearest, upsample
+from css_ray.functional.resizing import Grid, nearest, upsample
 from css_ray.functional.schedules import ContrastSchedule, contrast_ramp
 from css_ray.functional.similarity import (
     closest_prototypes,
@@ -31,7 +31,7 @@ from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.strong_view import Partner, strong_view
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
-from css_ray.types import IGNORE_INDEX, Batch, Losses, Prediction
+from css_ray.types import IGNORE_INDEX, Batch, Losses, Prediction, Rate
 from css_ray.views import Views
 
 Gate = Literal["confidence", "similarity"]
@@ -75,8 +75,11 @@ class CSS(Method):
             "mix", help="what all three gates look at (Table 6); mix: confidence in logit space, similarity in the other"
         )
         unsup_gate: Gate | None = knob(None, help="indicator of the unsupervised loss; null: as `indicator`")
-        valid_gate: Gate | None = knob(
-            None, help="the teacher's indicator of the pixels for contrast and prototypes; null: as `indicator`"
+        valid_gate: Gate | Literal["auto"] | None = knob(
+            "auto",
+            help="the teacher's indicator of the pixels for contrast and prototypes; null: as `indicator`; auto: so too, but "
+            "confidence for cross",
+            before=None,
         )
         hard_gate: Gate | None = knob(None, help="the student's indicator of the contrast's hard anchors; null: as `indicator`")
         unsup_threshold: float = knob(0.97, help="a pixel counts in the unsupervised loss from here (δ_u)", ge=0, le=1)
@@ -103,6 +106,22 @@ class CSS(Method):
         cross_warm_up: float = knob(
             0.1, help="share of training in which logits label alone before cross; the paper's 20 of 200 epochs", ge=0, le=1
         )
+        label_grid: Grid = knob(
+            "aligned",
+            help="where a cell of the representations reads its label: at the pixel that shows it, or up to 3 away (published)",
+            before="corner",
+        )
+        rank_means: Literal["joint", "own"] = knob(
+            "joint",
+            help="losses of several workers: of their joined batch, or means of the workers' own means (published code)",
+        )
+        hard_prototypes: Literal["updated", "previous"] = knob(
+            "updated", help="which prototypes the hard gate looks at: the step's, or those before it (published code)"
+        )
+        teacher_sees_labelled: bool = knob(
+            False,
+            help="the teacher's batch statistics are of labelled images too, after their colours changed (published code)",
+        )
         padding: Literal["ignored", "labelled"] = knob(
             "ignored", help="whether mirrored padding of a crop gets pseudo-labels (published code)"
         )
@@ -124,7 +143,12 @@ class CSS(Method):
         def gates(self) -> tuple[Gate, Gate, Gate]:
             """The gates of the unsupervised loss, of valid and of hard pixels."""
             unsup, valid, hard = _GATES[self.indicator]
-            return self.unsup_gate or unsup, self.valid_gate or valid, self.hard_gate or hard
+            if self.valid_gate != "auto":
+                valid = self.valid_gate or valid
+            elif self.pseudo_labelling == "cross":
+                # A similarity above 1/2 is the largest: at the class of the logits it leaves no pixel where the spaces differ.
+                valid = "confidence"
+            return self.unsup_gate or unsup, valid, self.hard_gate or hard
 
         @property
         def indicator_temperature(self) -> float:
@@ -148,6 +172,8 @@ class CSS(Method):
         """`published` follows the script of the pseudo-labelling: mix_label, cross_label, or ori_pseudo for logits."""
         if preset == "paper":
             return {
+                # The paper gives no τ. At 0.5 no pixel passes δ_w, though its Table 4 has a row of those that do.
+                "temperature": 0.1,
                 "similarity_temperature": None,
                 "prototype_warm_up": 0.0,
                 "unsup_reduction": "pixel",
@@ -163,6 +189,10 @@ class CSS(Method):
             "unseen_prototypes": "zero",
             "prototype_warm_up": 0.0,
             "cross_warm_up": 0.0,
+            "label_grid": "corner",
+            "rank_means": "own",
+            "hard_prototypes": "previous",
+            "teacher_sees_labelled": True,
             "padding": "labelled",
             "cutmix_partner": "rank_zero",
             "unsup_reduction": "image_fraction_overcounted",
@@ -193,11 +223,18 @@ class CSS(Method):
                     f"{bound:.3f} at temperature {temperature:g} (and {orthogonal:.3f} if prototypes are orthogonal); "
                     f"lower {name}, or set similarity_temperature to at most {highest:g}"
                 )
+        taught = config.pseudo_labelling in ("cross", "logits")  # the contrast, by the logits
+        if taught and config.gates[1] == "similarity" and config.valid_threshold > 0.5:
+            found.append(
+                f"valid_threshold {config.valid_threshold:g} of the similarity at the class of the logits leaves no pixel on "
+                "which the two spaces disagree: a similarity above 0.5 is the largest one; set valid_gate to confidence, or "
+                "valid_threshold to at most 0.5"
+            )
         return found
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         config, images = self.config, batch.unlabelled_images
-        logs: dict[str, Tensor] = {}
+        logs: dict[str, Tensor | Rate] = {}
         with torch.no_grad():
             weak = self.teacher(images)
             valid = torch.ones_like(batch.unlabelled_valid) if config.padding == "labelled" else batch.unlabelled_valid
@@ -210,17 +247,23 @@ class CSS(Method):
                 partner=config.cutmix_partner,
             )
 
-        labelled, strong = self.see(batch.labelled_images, strong_images, joint=config.joint_forward)
-        supervised = self.supervised(labelled, batch.labels)
+        labelled_images = self.strong_colours(batch.labelled_images)
+        if config.teacher_sees_labelled:
+            self.teacher(labelled_images)
+        labelled, strong = self.see(labelled_images, strong_images, joint=config.joint_forward)
+        joint = config.rank_means == "joint"
+        supervised = self.supervised(labelled, batch.labels, joint=joint)
         logits = upsample(strong.logits, (images.shape[2], images.shape[3]))
         counted = unsup_labels != IGNORE_INDEX
         counted = passed & counted if config.unsup_reduction == "pixel" else counted
         unsupervised = unsupervised_cross_entropy(logits, unsup_labels, passed, config.unsup_reduction)
-        unsupervised = unsupervised * share_of_rank(counted.sum())
+        if joint:
+            unsupervised = unsupervised * share_of_rank(counted.sum())
 
         representations = torch.cat([_representations(labelled), _representations(strong)])
-        contrast_labels = torch.cat([_at_stride(batch.labels, labelled), _at_stride(strong_labels, strong)])
+        contrast_labels = torch.cat([self._at_stride(batch.labels, labelled), self._at_stride(strong_labels, strong)])
         with torch.no_grad():
+            looked_at = self.prototypes.value.clone(), self._candidates().clone()
             if config.prototype_source == "student":
                 # Departs from Eq. 2, as the published code: the student's strong view.
                 self.prototypes.update((representations, contrast_labels))
@@ -228,10 +271,13 @@ class CSS(Method):
                 # The labelled images as they came, and the weak view: what the teacher predicts without the student's changes.
                 plain = self.teacher(batch.labelled_images)
                 self.prototypes.update(
-                    (_representations(plain), _at_stride(batch.labels, plain)),
-                    (_representations(weak), _at_stride(labels.contrast, weak)),
+                    (_representations(plain), self._at_stride(batch.labels, plain)),
+                    (_representations(weak), self._at_stride(labels.contrast, weak)),
                 )
-            hard = self._hard(labelled, strong, representations, contrast_labels, logs)
+            if config.hard_prototypes == "updated":
+                looked_at = self.prototypes.value, self._candidates()
+            hard = self._hard(labelled, strong, representations, contrast_labels, *looked_at)
+        logs["hard_pass_rate"] = Rate(hard.sum(), (contrast_labels != IGNORE_INDEX).sum())
         contrast = contrastive_loss(
             representations,
             contrast_labels,
@@ -243,6 +289,7 @@ class CSS(Method):
             num_negatives=config.num_negatives,
             negatives=config.negatives,
             mean_over=config.contrast_mean,
+            ranks=Ranks(rank(), world_size(), all_reduce_sum) if config.rank_means == "joint" else ALONE,
         )
         weight = config.contrast_weight * contrast_ramp(config.contrast_schedule, progress, batch.labelled_epoch)
         logs["contrast_weight"] = torch.full_like(supervised.detach(), weight)
@@ -279,12 +326,16 @@ class CSS(Method):
         similarities = softmax_similarity(cosines, self._candidates(), self.config.indicator_temperature)
         return _Spaces(probabilities, similarities)
 
+    def _at_stride(self, labels: Tensor, prediction: Prediction) -> Tensor:
+        """[B, H, W] -> [B, h, w]: the labels of the cells of a prediction."""
+        return nearest(labels, (prediction.logits.shape[2], prediction.logits.shape[3]), self.config.label_grid)
+
     def _candidates(self) -> Tensor:
         """[C] bool: the classes whose prototypes may win."""
         seen = self.prototypes.seen
         return torch.ones_like(seen) if self.config.unseen_prototypes == "zero" else seen
 
-    def _pseudo_labels(self, weak: Prediction, valid: Tensor, progress: float, logs: dict[str, Tensor]) -> _Labels:
+    def _pseudo_labels(self, weak: Prediction, valid: Tensor, progress: float, logs: dict[str, Tensor | Rate]) -> _Labels:
         """The targets of the losses for the weak view, `valid` [B_u, H, W] bool.
 
         Prototypes label once every class has one or the warm-up is over, and cross not before its own warm-up.
@@ -306,25 +357,28 @@ class CSS(Method):
         nearness = at_class(spaces.probabilities if valid_gate == "confidence" else spaces.similarities, contrast)
         contrast = torch.where(nearness >= config.valid_threshold, contrast, IGNORE_INDEX)
 
-        num_valid = valid.sum().clamp(min=1)
-        logs["agreement"] = ((spaces.from_logits == spaces.from_representations) & valid).sum() / num_valid
-        logs["unsup_pass_rate"] = (passed & (unsup != IGNORE_INDEX)).sum() / num_valid
-        logs["valid_pass_rate"] = (contrast != IGNORE_INDEX).sum() / num_valid
+        num_valid = valid.sum()
+        logs["agreement"] = Rate(((spaces.from_logits == spaces.from_representations) & valid).sum(), num_valid)
+        logs["unsup_pass_rate"] = Rate((passed & (unsup != IGNORE_INDEX)).sum(), num_valid)
+        logs["valid_pass_rate"] = Rate((contrast != IGNORE_INDEX).sum(), num_valid)
         return _Labels(unsup, contrast, passed, spaces.confidence, spaces.similarity)
 
     def _hard(
-        self, labelled: Prediction, strong: Prediction, representations: Tensor, labels: Tensor, logs: dict[str, Tensor]
+        self,
+        labelled: Prediction,
+        strong: Prediction,
+        representations: Tensor,
+        labels: Tensor,
+        prototypes: Tensor,
+        candidates: Tensor,
     ) -> Tensor:
         """[B_l + B_u, h, w] bool: labelled pixels whose own class the student is not near, by the hard gate."""
         if self.config.gates[2] == "similarity":
-            cosines = cosine_similarity(representations, self.prototypes.value)
-            indicator = softmax_similarity(cosines, self._candidates(), self.config.indicator_temperature)
+            cosines = cosine_similarity(representations, prototypes)
+            indicator = softmax_similarity(cosines, candidates, self.config.indicator_temperature)
         else:
             indicator = torch.cat([labelled.logits, strong.logits]).float().softmax(dim=1)
-        contrasted = labels != IGNORE_INDEX
-        hard = contrasted & (at_class(indicator, labels) < self.config.hard_threshold)
-        logs["hard_pass_rate"] = hard.sum() / contrasted.sum().clamp(min=1)
-        return hard
+        return (labels != IGNORE_INDEX) & (at_class(indicator, labels) < self.config.hard_threshold)
 
     def _diagnostics(self, labels: _Labels, valid: Tensor) -> dict[str, Tensor]:
         """Quantiles of both indicators over the weak view, and the two classes whose prototypes are most alike."""
@@ -366,7 +420,3 @@ class _Labels(NamedTuple):
 def _representations(prediction: Prediction) -> Tensor:
     assert prediction.representations is not None  # the constructor asked for them
     return prediction.representations
-
-
-def _at_stride(labels: Tensor, prediction: Prediction) -> Tensor:
-    return nearest(labels, (prediction.logits.shape[2], prediction.logits.shape[3]))

@@ -20,7 +20,7 @@ from css_ray.methods.base import Method
 from css_ray.methods.strong_view import Partner, strong_view
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
-from css_ray.types import IGNORE_INDEX, Batch, Losses
+from css_ray.types import IGNORE_INDEX, Batch, Losses, Rate
 from css_ray.views import Views
 
 
@@ -58,14 +58,14 @@ class MeanTeacher(Method):
             confidence, labels = most_likely(probabilities)
             passed = (confidence >= config.unsup_threshold) & valid
             labels = torch.where(valid, labels, IGNORE_INDEX)
-            logs = {"unsup_pass_rate": passed.sum() / valid.sum().clamp(min=1)}
+            logs: dict[str, Tensor | Rate] = {"unsup_pass_rate": Rate(passed.sum(), valid.sum())}
             weak_valid = valid
             soft = config.consistency == "probabilities"
             target, fill = (probabilities, 0.0) if soft else (labels, IGNORE_INDEX)
             images, (target, passed, valid) = strong_view(
                 self, batch.unlabelled_images, (target, passed, valid), (fill, False, False), partner=self.partner
             )
-        labelled, strong = self.see(batch.labelled_images, images, joint=config.joint_forward)
+        labelled, strong = self.see(self.strong_colours(batch.labelled_images), images, joint=config.joint_forward)
         logits = upsample(strong.logits, size)
         if soft:
             unsupervised = probability_consistency(logits, target, valid) * share_of_rank(valid.sum())

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ASPP_RATES = {4: (1, 2, 4), 8: (12, 24, 36), 16: (6, 12, 18)}
-"""Dilations by output stride. At stride 4, which serves small images, the large ones would see only padding."""
+ASPP_RATES = {2: (2, 4, 8), 4: (1, 2, 4), 8: (12, 24, 36), 16: (6, 12, 18)}
+"""Dilations by output stride. At strides 2 and 4, which serve small images, the large ones would see only padding."""
 
 
 def _conv(channels: int, out_channels: int, size: int, dilation: int = 1) -> nn.Sequential:
@@ -39,7 +39,7 @@ class ASPP(nn.Module):
 
 
 class DeepLabV3PlusDecoder(nn.Module):
-    """Low-level [B, K_l, H/4, W/4] and deep [B, K_d, h, w] features -> [B, low_level_channels + channels, H/4, W/4]."""
+    """Low-level [B, K_l, H/s, W/s] and deep [B, K_d, h, w] features -> [B, low_level_channels + channels, H/s, W/s]."""
 
     def __init__(
         self, low_level_in: int, deep_in: int, *, low_level_channels: int, channels: int, rates: tuple[int, ...]

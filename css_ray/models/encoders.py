@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from css_ray.messages import did_you_mean, last_line, os_error_text, printable
 
 LOW_LEVEL_STRIDE = 4
+"""Of the feature that a timm network gives the decoder, and so of logits and representations."""
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -29,11 +30,12 @@ class WeightsError(ValueError):
 
 
 class Encoder(nn.Module):
-    """Images [B, 3, H, W], normalised -> the low-level feature at stride 4 and the deep feature at the output stride.
+    """Images [B, 3, H, W], normalised -> the low-level feature at its stride and the deep feature at the output stride.
 
     low_level_channels, deep_channels: their channels. mean, std: the normalisation of images in [0, 1] that it expects.
     """
 
+    low_level_stride: int = LOW_LEVEL_STRIDE
     low_level_channels: int
     deep_channels: int
     mean: tuple[float, ...]
@@ -66,17 +68,21 @@ class TimmEncoder(Encoder):
 
 
 class TinyEncoder(Encoder):
-    """A residual network of widths 16, 32 and 64, small enough for hundreds of steps a minute on one CPU core."""
+    """A residual network of widths 16, 32 and 64, small enough for hundreds of steps a minute on one CPU core.
+
+    At output stride 2 the low-level feature, too, is at stride 2: small images then have maps of some detail.
+    """
 
     low_level_channels, deep_channels = 32, 64
     mean, std = _IMAGENET_MEAN, _IMAGENET_STD
 
     def __init__(self, output_stride: int) -> None:
         super().__init__()
-        convolution = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)
+        self.low_level_stride = min(output_stride, LOW_LEVEL_STRIDE)
+        convolution = nn.Conv2d(3, 16, 3, stride=self.low_level_stride // 2, padding=1, bias=False)
         self.stem = nn.Sequential(convolution, nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         self.low_level = _Residual(16, 32, stride=2)
-        strides = {4: (1, 1), 8: (2, 1), 16: (2, 2)}[output_stride]
+        strides = {2: (1, 1), 4: (1, 1), 8: (2, 1), 16: (2, 2)}[output_stride]
         self.deep = nn.Sequential(_Residual(32, 64, stride=strides[0]), _Residual(64, 64, stride=strides[1]))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,20 +25,22 @@ class ModelConfig(Config):
         help="tiny, or a timm network by name: resnet101.tv_in1k has the weights that the published code starts from, "
         "resnet101s the deep stem of Tables 2 and 3",
     )
-    output_stride: Literal[4, 8, 16] = knob(8, help="stride of the deep feature; 4 serves the tiny encoder on small images")
+    output_stride: Literal[2, 4, 8, 16] = knob(
+        8, help="stride of the deep feature; 2 and 4 serve the tiny encoder on small images"
+    )
     pretrained: bool | str = knob(True, help="true downloads timm's weights; a path loads a .safetensors or .pth file")
     decoder_channels: int = knob(256, help="channels of the pyramid pooling and of the heads", ge=1, le=65_536)
-    low_level_channels: int = knob(48, help="channels that the stride-4 feature is reduced to", ge=1, le=65_536)
+    low_level_channels: int = knob(48, help="channels that the low-level feature is reduced to", ge=1, le=65_536)
     representation_dim: int = knob(256, help="channels of a representation (D)", ge=1, le=65_536)
     aspp_rates: tuple[int, ...] | None = knob(
         None,
-        help="dilations of the pyramid; null: 12, 24, 36 at output stride 8, 6, 12, 18 at 16, 1, 2, 4 at 4",
+        help="dilations of the pyramid; null: 12, 24, 36 at output stride 8, 6, 12, 18 at 16, 1, 2, 4 at 4, 2, 4, 8 at 2",
         ge=1,
         le=1_024,
     )
 
     def problems(self) -> Iterator[Problem]:
-        """Adds to the bounds: there are no trained weights of the tiny encoder, and a pyramid has some dilations."""
+        """Adds to the bounds: the tiny encoder alone has no trained weights and output stride 2; a pyramid has dilations."""
         yield from super().problems()
         if self.aspp_rates is not None and not 1 <= len(self.aspp_rates) <= 16:
             yield Problem("aspp_rates", f"must have 1 to 16 entries, got {len(self.aspp_rates)}")
@@ -46,10 +48,12 @@ class ModelConfig(Config):
             yield Problem("pretrained", "must be true, false or the path of a file, got ''")
         if self.encoder == "tiny" and self.pretrained:
             yield Problem("pretrained", f"must be false (the encoder tiny has no pretrained weights), got {self.pretrained!r}")
+        if self.encoder != "tiny" and self.output_stride == 2:
+            yield Problem("output_stride", f"must be one of 4, 8, 16 for the encoder {self.encoder} (2 is for tiny), got 2")
 
 
 class Segmenter(nn.Module):
-    """Images [B, 3, H, W] in [0, 1] of any size -> Prediction at stride 4. Normalises its input itself.
+    """Images [B, 3, H, W] in [0, 1] of any size -> Prediction at the encoder's low-level stride. Normalises its input itself.
 
     num_classes: C. representation_dim: D, or None without a representation head.
     """

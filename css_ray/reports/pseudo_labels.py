@@ -9,15 +9,15 @@ from typing import Any
 from css_ray.records import Record, mean_std, score_text
 from css_ray.reports.table import MISSING, At, Entry, Grid, param_text
 
-_KEPT, _MIOU = "pseudo/kept/", "pseudo/miou/"
+_KEPT, _MIOU, _UNKEPT = "pseudo/kept/", "pseudo/miou/", "pseudo/unkept_classes/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceQuality:
     """One source of pseudo-labels of one trial, in percent.
 
-    params: what the study varies. miou: by split. kept, iou by class: means over the splits that have a value; kept is the
-    share of the pixels with ground truth that got a pseudo-label.
+    params: what the study varies. miou: by split. kept, unkept, iou by class: means over the splits that have a value; kept is
+    the share of the pixels with ground truth that got a pseudo-label, unkept the number of classes of which none did.
     """
 
     trial: int
@@ -26,6 +26,7 @@ class SourceQuality:
     source: str
     miou: dict[int, float]
     kept: float | None
+    unkept: float | None
     iou: dict[str, float]
 
 
@@ -54,6 +55,11 @@ class PseudoLabelTable:
         return tuple(dict.fromkeys([*known, *scored]))
 
     @property
+    def counts_unkept(self) -> bool:
+        """Whether runs counted the classes of which a source keeps nothing; earlier versions left them out of the mean."""
+        return any(quality.unkept is not None for quality in self.qualities)
+
+    @property
     def rows_repeat(self) -> bool:
         """Whether several trials have the same row."""
         trials = {(quality.trial, quality.row) for quality in self.qualities}
@@ -75,11 +81,13 @@ class PseudoLabelTable:
                     Entry(quality.source),
                     Entry(score),
                     Entry(_percent(quality.kept)),
+                    *([Entry(MISSING if quality.unkept is None else f"{quality.unkept:g}")] if self.counts_unkept else ()),
                     *(Entry(_percent(quality.iou.get(name))) for name in self.class_names),
                 )
             )
         place = ("trial", "row", *names) if self.rows_repeat else ("row",)
-        return Grid(self.caption, (*place, "source", "mIoU", "kept", *self.class_names), tuple(rows), ())
+        unkept = ("unkept",) if self.counts_unkept else ()
+        return Grid(self.caption, (*place, "source", "mIoU", "kept", *unkept, *self.class_names), tuple(rows), ())
 
     def _place(self, quality: SourceQuality) -> tuple[Entry, ...]:
         if not self.rows_repeat:
@@ -95,6 +103,7 @@ class PseudoLabelTable:
             f"{self.study}: IoU of the pseudo-labels in percent {when}, on the pixels of unlabelled images that have ground "
             f"truth and that their source keeps; mean ± standard deviation (ddof={self.ddof}) over {self.num_splits} "
             f"split{'s' if self.num_splits > 1 else ''}."
+            + (" Classes of which it keeps no pixel (unkept) count with an IoU of 0." if self.counts_unkept else "")
         )
 
     def lines(self) -> list[dict[str, Any]]:
@@ -105,6 +114,7 @@ class PseudoLabelTable:
             line: dict[str, Any] = {"trial": quality.trial, "row": quality.row}
             line |= {name: quality.params.get(name) for name in self.params} | {"source": quality.source}
             line |= {"miou": mean, "std": std, "n": len(quality.miou), "kept": quality.kept}
+            line["unkept_classes"] = quality.unkept
             lines.append(line | {f"iou/{name}": quality.iou.get(name) for name in self.class_names})
         return lines
 
@@ -152,6 +162,7 @@ def pseudo_label_table(
                     source=source,
                     miou={split: values[_MIOU + source] for split, values in of_trial.items() if _MIOU + source in values},
                     kept=_mean(scored, _KEPT + source),
+                    unkept=_mean(scored, _UNKEPT + source),
                     iou={name.removeprefix(prefix): _mean(scored, name) or 0.0 for name in names},
                 )
             )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from css_ray.methods import Method
 from css_ray.models import ModelConfig, Segmenter, make_segmenter
-from css_ray.types import IGNORE_INDEX, Batch
+from css_ray.types import IGNORE_INDEX, Batch, Rate
 from css_ray.views import Views
 
 NUM_CLASSES = 4
@@ -149,7 +149,9 @@ class MethodContract:
                 )
 
     def test_logs_are_finite_scalars_without_gradient(self) -> None:
-        for name, value in self.make()(make_batch(), 0.5).logs.items():
+        logs = self.make()(make_batch(), 0.5).logs
+        pairs = [(name, each) for name, value in logs.items() for each in (value if isinstance(value, Rate) else (value,))]
+        for name, value in pairs:
             assert value.dim() == 0, f"the log {name} must be a scalar, got the shape {tuple(value.shape)}"
             assert torch.isfinite(value), f"the log {name} must be finite, got {value.item()}"
             assert not value.requires_grad, f"the log {name} carries a gradient; detach it"

@@ -16,7 +16,6 @@ from torch import Tensor
 from css_ray import __version__
 from css_ray.functional.windows import WindowAverage
 from css_ray.models.deeplabv3plus import ASPP_RATES
-from css_ray.models.encoders import LOW_LEVEL_STRIDE
 from css_ray.models.segmenter import ModelConfig, Segmenter, make_segmenter
 from css_ray.storage import write_whole
 from css_ray.training.checkpoint import write_tensors
@@ -60,7 +59,7 @@ class BestDescription:
     images: str = "RGB in [0, 1]"
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    logits_stride: int = LOW_LEVEL_STRIDE
+    logits_stride: int
     num_classes: int
     class_names: tuple[str, ...]
     palette: tuple[Colour, ...] | None
@@ -111,6 +110,7 @@ def describe_best(
         representation_dim=predictor.representation_dim,
         mean=predictor.encoder.mean,
         std=predictor.encoder.std,
+        logits_stride=predictor.encoder.low_level_stride,
         num_classes=predictor.num_classes,
         class_names=class_names,
         palette=palette or None,

@@ -90,16 +90,18 @@ def pseudo_label_quality(
     nothing of it changes.
 
     `pseudo/kept/<source>`: share of the pixels with ground truth that got a pseudo-label. `pseudo/miou/<source>` and
-    `pseudo/iou/<source>/<class>`: over the pixels that have both. What would be a ratio of nothing is left out; a method
-    without pseudo-labels has no metric.
+    `pseudo/iou/<source>/<class>`: over the pixels that have both, and over the classes of the ground truth of all pixels: one
+    of which a source keeps nothing has an IoU of 0, and `pseudo/unkept_classes/<source>` is how many these are. (A source that
+    keeps the background alone would score 100 otherwise.) What would be a ratio of nothing is left out; a method without
+    pseudo-labels has no metric.
     """
     num_classes = len(class_names)
     matrices: dict[str, Tensor] = {}
-    num_labelled = torch.zeros((), dtype=torch.int64, device=device)
+    truth = torch.zeros(num_classes, dtype=torch.int64, device=device)  # pixels of each class
     with _eval_mode(method):
         for images, labels in batches:
             labels = labels.to(device, non_blocking=True)
-            num_labelled += (labels != IGNORE_INDEX).sum()
+            truth += confusion_matrix(torch.zeros_like(labels), labels, num_classes).sum(dim=1)
             for source, pseudo in method.pseudo_labels(images.to(device, non_blocking=True)).items():
                 both = torch.where(pseudo == IGNORE_INDEX, IGNORE_INDEX, labels)
                 matrix = confusion_matrix(pseudo, both, num_classes)
@@ -113,16 +115,18 @@ def pseudo_label_quality(
         return {}
     sources = sorted(matrices)
     sums = distributed.all_reduce_sum(torch.stack([matrices[source] for source in sources])).cpu()
-    labelled = int(distributed.all_reduce_sum(num_labelled))
+    truth = distributed.all_reduce_sum(truth).cpu()
     metrics: dict[str, float] = {}
     for source, matrix in zip(sources, sums, strict=True):
-        if labelled:
-            metrics[f"pseudo/kept/{source}"] = 100 * int(matrix.sum()) / labelled
+        if truth.any():
+            metrics[f"pseudo/kept/{source}"] = 100 * int(matrix.sum()) / int(truth.sum())
         if matrix.any():
-            metrics[f"pseudo/miou/{source}"] = 100 * mean_iou(matrix)[0]
-        for name, iou in zip(class_names, class_iou(matrix).tolist(), strict=True):
-            if not math.isnan(iou):
-                metrics[f"pseudo/iou/{source}/{name}"] = 100 * iou
+            unkept = (truth > 0) & (matrix.sum(dim=1) == 0)
+            iou = torch.where(unkept, 0, class_iou(matrix))
+            metrics[f"pseudo/miou/{source}"] = 100 * float(iou.nanmean())
+            metrics[f"pseudo/unkept_classes/{source}"] = float(unkept.sum())
+            scored = zip(class_names, iou.tolist(), strict=True)
+            metrics |= {f"pseudo/iou/{source}/{name}": 100 * value for name, value in scored if not math.isnan(value)}
     return metrics
 
 

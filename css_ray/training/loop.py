@@ -23,7 +23,7 @@ from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import Reporter
 from css_ray.training.settings import TrainConfig
 from css_ray.training.step import place_method, train_step
-from css_ray.types import Batch, Losses
+from css_ray.types import Batch, Losses, Rate
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -160,20 +160,20 @@ class _Progress:
 
 
 class _Curves:
-    """Means of the losses since the last point of the curves, kept on the device: no host sync between two points."""
+    """Means of the losses and rates since the last point of the curves, kept on the device: no host sync between two points."""
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = device
-        self.steps = 0
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # [2] each: what is added up, and what it is divided by
         self.bad_step: dict[str, Tensor] = {}
 
     def add(self, step: int, losses: Losses) -> None:
-        self.steps += 1
         for name, value in (losses.terms | losses.logs).items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            part, whole = value if isinstance(value, Rate) else (value, torch.ones_like(value))
+            pair = torch.stack([part.detach().float(), whole.detach().float()])
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
             if name in losses.terms:
+                assert isinstance(value, Tensor)
                 first = self.bad_step.get(name, torch.full((), math.inf, device=self.device))
                 self.bad_step[name] = torch.where(torch.isinf(first) & ~value.isfinite(), float(step), first)
         self.terms = tuple(losses.terms)
@@ -181,8 +181,8 @@ class _Curves:
     def means(self, lr: float, last_good: str) -> dict[str, float]:
         """Means over the steps and ranks as `train/<name>`; resets them. Raises NonFiniteLossError, on every rank alike."""
         names = list(self.sums)
-        sums = distributed.all_reduce_sum(torch.stack([self.sums[name] for name in names]))
-        means = dict(zip(names, (sums / (self.steps * distributed.world_size())).tolist(), strict=True))
+        parts, wholes = distributed.all_reduce_sum(torch.stack([self.sums[name] for name in names])).unbind(dim=1)
+        means = dict(zip(names, (parts / wholes).tolist(), strict=True))
         # The sum over the ranks is the same number everywhere, so all ranks stop together.
         if not all(math.isfinite(means[name]) for name in self.terms):
             name, step = self._first_bad()
@@ -190,7 +190,7 @@ class _Curves:
                 f"loss '{name}' became {means[name]} at step {step:.0f}; {last_good}; a lower train.lr often helps"
             )
         total = sum(means[name] for name in self.terms)
-        self.sums, self.bad_step, self.steps = {}, {}, 0
+        self.sums, self.bad_step = {}, {}
         finite = {f"train/{name}": value for name, value in means.items() if math.isfinite(value)}
         return {"train/loss": total, **finite, "train/lr": lr}
 

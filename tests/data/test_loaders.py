@@ -168,7 +168,7 @@ def test_steps_are_pure(dataset: DataSet, split: Split) -> None:
     [
         (1, 1, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]),  # 5 labelled images
         (2, 1, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]),  # two whole batches, the fifth image is not counted
-        (1, 2, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]),
+        (1, 2, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]),  # three images a rank, one of them twice
         (4, 1, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
         (3, 2, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),  # a batch larger than the pool is an epoch
     ],

@@ -6,7 +6,6 @@ from torchvision.transforms.v2 import functional as tv
 
 from css_ray.functional import augmentation
 from css_ray.functional.augmentation import colour_jitter, gaussian_blur, horizontal_flip, scale_and_crop
-from css_ray.functional.resizing import nearest, upsample
 from css_ray.types import IGNORE_INDEX
 
 
@@ -104,17 +103,6 @@ def test_colours_keep_float32_under_autocast() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             found.append(gaussian_blur(colour_jitter(images, 0.3, 1.0), (0.5, 1.0), 1.0))
     assert torch.equal(*found)
-
-
-def test_resizing_by_hand() -> None:
-    labels = torch.arange(16).view(1, 4, 4)
-    assert nearest(labels, (2, 2)).tolist() == [[[0, 2], [8, 10]]]
-    assert nearest(labels[:, :3, :3] > 4, (2, 2)).dtype == torch.bool
-    # Aligned corners: the corner pixels keep their values, the middle is their mean.
-    torch.testing.assert_close(
-        upsample(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]), (3, 3))[0, 0],
-        torch.tensor([[0.0, 0.5, 1.0], [1.0, 1.5, 2.0], [2.0, 2.5, 3.0]]),
-    )
 
 
 @pytest.mark.parametrize("chosen", [[True, False, True], [False, False, False], [True, True, True]])

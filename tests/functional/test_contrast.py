@@ -1,13 +1,15 @@
 """Eq. 9 against a loop over all anchors and negatives, and the sampling by its frequencies."""
 
 import math
+import threading
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from css_ray.functional import contrast
-from css_ray.functional.contrast import contrastive_loss, negative_class_distribution, noise_contrast
+from css_ray.functional.contrast import Ranks, contrastive_loss, negative_class_distribution, noise_contrast
 from css_ray.types import IGNORE_INDEX as V
 
 TAU = 0.5
@@ -197,7 +199,7 @@ def test_active_leaves_classes_without_hard_pixels_out_of_the_mean() -> None:
 def test_negative_classes_are_drawn_by_their_probabilities() -> None:
     torch.manual_seed(0)
     distribution = torch.tensor([[0.0, 0.2, 0.0, 0.8, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
-    drawn = contrast._categories(distribution, 20_000)
+    drawn = contrast._categories(distribution, torch.rand(2, 20_000))
     shares = torch.stack([(drawn == c).float().mean(dim=1) for c in range(5)], dim=1)
     torch.testing.assert_close(shares, distribution, atol=0.015, rtol=0)
     assert not shares[distribution == 0].any()
@@ -216,3 +218,109 @@ def test_a_gpu_and_a_cpu_take_the_same_classes(monkeypatch: pytest.MonkeyPatch) 
         fixed = loss(representations, prototypes, labels=labels, negatives=negatives)
         monkeypatch.undo()
         torch.testing.assert_close(cpu, fixed)
+
+
+# ------------------------------------------------------------------------------------------------------------- several ranks
+
+
+class Together:
+    """Ranks that are threads: each adds up a tensor with the others', as all-reduce does between processes."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.given: list[torch.Tensor] = [torch.empty(0)] * size
+        self.barrier = threading.Barrier(size)
+
+    def rank(self, rank: int) -> Ranks:
+        def total(tensor: torch.Tensor) -> torch.Tensor:
+            self.given[rank] = tensor.detach()
+            self.barrier.wait(60)
+            summed = torch.stack([each.clone() for each in self.given]).sum(dim=0)
+            self.barrier.wait(60)
+            return summed
+
+        return Ranks(rank, self.size, total)
+
+    def mean(self, batches: list[dict[str, Any]], draws: int, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """[draws] losses, each the mean of the ranks', and the gradient at the representations of all, a mean over the draws."""
+        losses = torch.zeros(self.size, draws)
+        gradients = [torch.zeros_like(batch["representations"]) for batch in batches]
+
+        def work(rank: int) -> None:
+            for draw in range(draws):
+                found = loss(**batches[rank], **settings, ranks=self.rank(rank))
+                gradients[rank] += torch.autograd.grad(found / self.size, batches[rank]["representations"])[0] / draws
+                losses[rank, draw] = found.detach()
+
+        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(self.size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return losses.mean(dim=0), torch.cat(gradients)
+
+
+def split_by_class() -> list[dict[str, Any]]:
+    """Class 0 on rank 0, class 1 on rank 1, of class 2 more on rank 1, of class 3 nothing anywhere."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.tensor([[[0, 0, 2], [0, V, 2]], [[1, 1, 2], [2, 2, 2]]])
+    hard = torch.tensor([[[True, True, False], [True, True, True]], [[True, False, True], [True, False, True]]])
+    representations = torch.randn(2, 4, 2, 3, generator=generator)
+    return [
+        {"representations": representations[[rank]].requires_grad_(), "labels": labels[[rank]], "hard": hard[[rank]]}
+        for rank in range(2)
+    ]
+
+
+def joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: torch.cat([batch[name].detach() for batch in batches]) for name in batches[0]}
+
+
+@pytest.mark.parametrize("mean_over", ["present", "active"])
+@pytest.mark.parametrize("negatives", ["shared", "per_anchor"])
+def test_ranks_with_other_classes_have_the_loss_of_their_joined_batch(negatives: str, mean_over: str) -> None:
+    torch.manual_seed(0)
+    batches, prototypes = split_by_class(), make()[1]
+    settings: dict[str, Any] = {
+        "prototypes": prototypes, "num_queries": 8, "num_negatives": 8, "negatives": negatives, "mean_over": mean_over
+    }  # fmt: skip
+    draws = 1200
+    found, gradient = Together(2).mean(batches, draws, **settings)
+
+    whole = joined(batches)
+    whole["representations"].requires_grad_()
+    expected = torch.stack([loss(**whole, **settings) for _ in range(draws)])
+    expected_gradient = torch.autograd.grad(expected.mean(), whole["representations"])[0]
+    expected = expected.detach()
+    error = float((found.var() + expected.var()).div(draws).sqrt())
+    assert float(expected.mean()) > 1
+    assert abs(float(found.mean() - expected.mean())) < 4 * error
+    torch.testing.assert_close(gradient, expected_gradient, atol=0.01, rtol=0.1)
+
+    # By itself a rank sees fewer classes: here, rank 0 no class 1 to tell class 0 from.
+    own = torch.stack([loss(**batch, **settings).detach() for batch in batches for _ in range(200)]).mean()
+    assert abs(float(own - expected.mean())) > 20 * error
+
+
+def test_a_rank_with_one_class_is_not_without_contrast() -> None:
+    """Class 0 on one rank, class 1 on the other: each by itself has nothing to separate."""
+    batches, prototypes = split_by_class(), make()[1]
+    for batch in batches:
+        batch["labels"] = torch.where(batch["labels"] == 2, V, batch["labels"])
+    alone = [float(loss(**batch, prototypes=prototypes).detach()) for batch in batches]
+    found, _ = Together(2).mean(batches, 20, prototypes=prototypes)
+    whole = torch.stack([loss(**joined(batches), prototypes=prototypes) for _ in range(20)])
+    assert alone == [0, 0] and float(whole.mean()) > 1
+    assert float(found.mean()) == pytest.approx(float(whole.mean()), rel=0.2)
+
+
+def test_ranks_without_a_labelled_pixel_do_not_wait_for_the_others() -> None:
+    batches = split_by_class()
+    batches[1]["labels"] = torch.full_like(batches[1]["labels"], V)
+    found, gradient = Together(2).mean(batches, 3, prototypes=make()[1])
+    assert found.isfinite().all() and (found > 0).all()
+    assert gradient[0].any() and not gradient[1].any()
+    for batch in batches:
+        batch["labels"] = torch.full_like(batch["labels"], V)
+    found, gradient = Together(2).mean(batches, 3, prototypes=make()[1])
+    assert not found.any() and not gradient.any()

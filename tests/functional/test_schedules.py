@@ -29,10 +29,10 @@ def test_contrast_weight_step_by_step() -> None:
         progress, epoch = step / iterations, step // steps_an_epoch
         assert contrast_ramp("constant", progress, epoch) == 1.0
         assert contrast_ramp("ramp_down", progress, epoch) == pytest.approx(math.exp(-5 * (step / iterations) ** 2))
-        published = math.exp(-5 * (epoch / 200) ** 2) if epoch <= 200 else 0.0
+        published = math.exp(-5 * (epoch / 200) ** 2) if epoch < 200 else 0.0
         assert contrast_ramp("published_epochs", progress, epoch) == pytest.approx(published)
-    assert contrast_ramp("published_epochs", 0.1, 200) == pytest.approx(0.006738, abs=1e-6)
-    assert contrast_ramp("published_epochs", 0.1, 201) == 0.0
+    assert contrast_ramp("published_epochs", 0.1, 199) == pytest.approx(0.007083, abs=1e-6)
+    assert contrast_ramp("published_epochs", 0.1, 200) == 0.0  # from epoch 200 on, by the released code's >=
 
 
 def test_the_teacher_starts_as_the_student() -> None:

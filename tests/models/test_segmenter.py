@@ -99,3 +99,22 @@ def test_rates_follow_the_output_stride_unless_given() -> None:
     for changes, rates in (({"output_stride": 8}, [12, 24, 36]), ({"output_stride": 8, "aspp_rates": (2, 3)}, [2, 3])):
         branches = list(make("resnet18", **changes).decoder.aspp.branches)[1:]
         assert [branch[0].dilation[0] for branch in branches] == rates  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("output_stride", "stride"), [(2, 2), (4, 4), (8, 4), (16, 4)])
+def test_the_map_of_the_tiny_encoder(output_stride: int, stride: int) -> None:
+    segmenter = make(output_stride=output_stride)
+    assert segmenter.encoder.low_level_stride == stride
+    for height, width in ((40, 40), (41, 35)):
+        prediction = segmenter(torch.rand(2, 3, height, width))
+        assert prediction.logits.shape[2:] == (-(-height // stride), -(-width // stride))
+        low_level, deep = segmenter.encoder(torch.rand(2, 3, height, width))
+        assert low_level.shape[2:] == prediction.logits.shape[2:]
+        assert deep.shape[2:] == (-(-height // output_stride), -(-width // output_stride))
+
+
+def test_only_the_tiny_encoder_has_output_stride_2() -> None:
+    with pytest.raises(
+        ValueError, match=r"output_stride must be one of 4, 8, 16 for the encoder resnet18 \(2 is for tiny\), got 2"
+    ):
+        ModelConfig(encoder="resnet18", output_stride=2, pretrained=False)

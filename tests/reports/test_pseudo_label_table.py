@@ -54,6 +54,17 @@ def test_means_over_splits_by_source_and_class() -> None:
     assert "72.00 ± 2.83" in to_markdown(table) and "72.00 ± 2.83" in to_text(table)
 
 
+def test_classes_of_which_nothing_is_kept_are_counted() -> None:
+    records = [
+        replace(each, last={**each.last, "pseudo/unkept_classes/mix": 1.0 + split}) for split, each in enumerate(RECORDS[1:3])
+    ]
+    table = pseudo_label_table(records, splits=2)
+    assert table.grid().header == ("row", "source", "mIoU", "kept", "unkept", "sky", "chair")
+    assert [[entry.text for entry in row][4] for row in table.grid().rows] == ["–", "1.5", "–"]
+    assert table.caption.endswith("Classes of which it keeps no pixel (unkept) count with an IoU of 0.")
+    assert [line["unkept_classes"] for line in table.lines()] == [None, 1.5, None]
+
+
 def test_a_study_without_pseudo_labels_says_what_would_make_some() -> None:
     with pytest.raises(ValueError, match=r"train\.diagnose_images"):
         pseudo_label_table(RECORDS[:1], splits=3)

@@ -223,10 +223,12 @@ def test_pseudo_labels_are_scored_where_there_is_ground_truth_too() -> None:
         "pseudo/iou/logits/road": 100 * 2 / 3,
         "pseudo/iou/logits/tree": 0.0,
         "pseudo/miou/logits": 100 * (4 / 6 + 2 / 3 + 0) / 3,
+        "pseudo/unkept_classes/logits": 0.0,
         "pseudo/kept/best": 100.0,
         "pseudo/iou/best/sky": 100.0,
         "pseudo/iou/best/road": 100.0,
         "pseudo/miou/best": 100.0,
+        "pseudo/unkept_classes/best": 0.0,
         "pseudo/kept/mix": 0.0,  # and no IoU of nothing
     }
     assert found == {name: pytest.approx(value) for name, value in expected.items()}
@@ -234,6 +236,19 @@ def test_pseudo_labels_are_scored_where_there_is_ground_truth_too() -> None:
     assert method.training and method.norm.training and not method.frozen.training
     for key, value in before.items():
         assert torch.equal(value, method.state_dict()[key]), key
+
+
+def test_a_class_of_which_a_source_keeps_nothing_has_an_iou_of_zero() -> None:
+    labels = torch.tensor([[[0, 0, 1, 1], [1, V, V, 0]]])
+    sure_of_the_sky = [torch.tensor([[0, 0, V, V], [V, V, V, 0]])]
+    found = pseudo_label_quality(Scripted({"logits": sure_of_the_sky}), [(torch.rand(1, 3, 2, 4), labels)], NAMES)
+    assert found == {
+        "pseudo/kept/logits": 50.0,
+        "pseudo/iou/logits/sky": 100.0,
+        "pseudo/iou/logits/road": 0.0,
+        "pseudo/miou/logits": 50.0,
+        "pseudo/unkept_classes/logits": 1.0,  # road; there is no tree
+    }
 
 
 def test_without_pixels_to_score_nothing_is_said() -> None:

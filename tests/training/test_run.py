@@ -65,6 +65,7 @@ def test_pseudo_labels_are_scored_on_hidden_masks(dataset: DataSet, monkeypatch:
     scores = {name: value for name, value in metrics.items() if name.startswith("pseudo/")}
     assert scores == {
         "pseudo/kept/dark": 100.0, "pseudo/iou/dark/dark": 50.0, "pseudo/iou/dark/bright": 0.0, "pseudo/miou/dark": 25.0,
+        "pseudo/unkept_classes/dark": 0.0,
     }  # fmt: skip
 
     seen.clear()

@@ -38,7 +38,7 @@ def test_all_problems_come_in_one_message() -> None:
         ({"data": "digits"}, "data: must be a section (a mapping), got 'digits'"),
         ({"splits": []}, "splits: must be a list of split indices such as [0, 1, 2], got []"),
         ({"splits": [-1]}, "splits[0]: must be a whole number >= 0, got -1"),
-        ({"model__output_stride": 7}, "model.output_stride: must be one of 4, 8, 16, got 7"),
+        ({"model__output_stride": 7}, "model.output_stride: must be one of 2, 4, 8, 16, got 7"),
         ({"objective": {"at": "peak"}}, "objective.at: must be one of 'last', 'best', got 'peak'"),
         ({"grid": {"method": [{"name": "css", "unsup_threshold": 1.5}]}}, "grid.method[0].unsup_threshold: must be <= 1, got 1.5"),
         ({"grid": {"method": [{"name": "csss"}]}}, "grid.method[0].name: csss is unknown (did you mean css?)"),
