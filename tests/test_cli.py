@@ -274,11 +274,13 @@ def test_more_labels_than_masks_are_one_problem(file: Path) -> None:
 
 
 def test_a_threshold_out_of_reach_is_a_warning_before_anything_starts(file: Path) -> None:
-    result = call("study", "plan", str(file), "--no-measure", "--set", "grid.method=[{name: css, row: lit, preset: paper}]")
+    result = call(
+        "study", "plan", str(file), "--no-measure", "--set", "grid.method=[{name: css, row: lit, similarity_temperature: 0.5}]"
+    )
     assert result.exit_code == 0
     # Eq. 5 at τ = 0.5 with the 6 classes of the digits: 1 / (1 + 5 exp(-4)) = 0.916; δ_w and δ_s lie below, 0.95 does not.
     assert "warning" not in result.output
-    grid = "grid.method=[{name: css, row: lit, preset: paper, valid_threshold: 0.95}]"
+    grid = "grid.method=[{name: css, row: lit, similarity_temperature: 0.5, valid_threshold: 0.95}]"
     result = call("study", "plan", str(file), "--no-measure", "--set", grid)
     assert result.exit_code == 0
     assert "warning: lit: valid_threshold 0.95 is out of reach" in result.output and "above 0.916" in result.output

@@ -128,7 +128,8 @@ def test_what_depends_on_classes_that_were_assumed_is_no_warning(data: Path, kno
 @pytest.mark.filterwarnings("default:valid_threshold")
 def test_a_warning_of_pythons_is_shown_in_words(data: Path) -> None:
     """In a run by itself nothing but the method says that a threshold is out of reach."""
-    grid = {"method": [{"name": "css", "preset": "paper", "valid_threshold": 0.95, "num_queries": 8, "num_negatives": 8}]}
+    css = {"name": "css", "similarity_temperature": 0.5, "valid_threshold": 0.95, "num_queries": 8, "num_negatives": 8}
+    grid = {"method": [css]}
     result = call("train", study(data, grid=grid), "--device", "cpu")
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.output.splitlines() if "out of reach" in line]

@@ -301,14 +301,14 @@ def _place(error: BaseException) -> str:
 # In a process of its own, which may die
 
 
-def apart(judge: Callable[[Any], str], cases: Sequence[Any]) -> list[str]:
+def apart(judge: Callable[[Any], str], cases: Sequence[Any], preload: Sequence[str] = ("css_ray.data.catalogue",)) -> list[str]:
     """What `judge` returns for each case, run one after another in a process of their own.
 
     If it dies or hangs, `failed: ...` is the outcome of the case that it was at, and a new process continues with the next one.
-    judge: a function of a module, given a case that can be pickled.
+    judge: a function of a module, given a case that can be pickled. preload: what the processes import, once for all.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.fuzz.mutate", "css_ray.data.catalogue"])  # and with it torch, once for all
+    context.set_forkserver_preload(["tests.fuzz.mutate", *preload])
     outcomes: list[str] = []
     while len(outcomes) < len(cases):
         here, there = context.Pipe()
