@@ -429,7 +429,7 @@ def _damage_in_words(packed: Path) -> Iterator[None]:
 
 
 def _refuse_escapes(members: Sequence[tarfile.TarInfo], packed: Path, folder: Path) -> None:
-    """Raises ValueError with all members that would be written outside `folder`, link there, or are devices."""
+    """Raises ValueError with all members that would be written outside `folder`, are links, or are devices."""
     found = []
     for member in members:
         if member.name.startswith("/") or ".." in Path(member.name).parts:
@@ -439,6 +439,9 @@ def _refuse_escapes(members: Sequence[tarfile.TarInfo], packed: Path, folder: Pa
             tarfile.data_filter(member, str(folder))
         except tarfile.FilterError as error:
             found.append(brief(str(error)))
+            continue
+        if member.issym() or member.islnk():  # its folder is moved once it is unpacked: the link would point nowhere
+            found.append(f"{member.name!r} is a link, and the data set has none")
     if found:
         more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
         raise ValueError(joined(f"{packed} is not to be trusted, nothing was unpacked", found[:_SHOWN] + more))

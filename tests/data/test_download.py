@@ -507,8 +507,8 @@ def test_all_that_leads_out_is_named_at_once(site: Site, tmp_path: Path, monkeyp
         download("voc", tmp_path / "root")
 
 
-def test_a_link_through_a_link_is_refused_while_unpacking(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its name alone the second link stays inside; once the first is on disk it leads out."""
+def test_a_link_through_a_link_is_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name alone the second link stays inside; once the first is on disk it leads out. No link is unpacked."""
     down = "VOCdevkit/here/here/here/here/out"
     chain = [
         member("VOCdevkit/here", tarfile.SYMTYPE, "."),
@@ -517,7 +517,7 @@ def test_a_link_through_a_link_is_refused_while_unpacking(site: Site, tmp_path: 
     ]
     site.content = evil_archive(chain, tmp_path)
     name_in_torchvision(monkeypatch, "voc", site)
-    with pytest.raises(ValueError, match=r"cannot be unpacked: .*outside the destination"):
+    with pytest.raises(ValueError, match=r"nothing was unpacked:\n +'VOCdevkit/here' is a link"):
         download("voc", tmp_path / "root")
     assert not list(tmp_path.rglob("*evil*")) and not visible(tmp_path / "root" / "VOCdevkit")
     assert tarfile.TarFile.extraction_filter is None or sys.version_info >= (3, 14)  # others of this process are left alone
