@@ -91,7 +91,10 @@ def test_plan_prints_trials_runs_steps_and_an_estimate(file: Path) -> None:
         (["data.root=nowhere", "data.dataset=folder"], "css-ray data prepare"),
         (["data.dataset=digts"], "did you mean digits?"),
         (["model.encoder=resnet999", "model.output_stride=8"], "unknown encoder 'resnet999'"),
-        (["model.encoder=resnet18", "model.output_stride=8", "model.pretrained=nowhere.pth"], "there is no file nowhere.pth"),
+        (
+            ["model.encoder=resnet18", "model.output_stride=8", "model.pretrained=nowhere.pth"],
+            "nowhere.pth does not exist or is not a file; give a .safetensors or .pth file",
+        ),
         (["data.labelled=400"], "400 labels all training images, but CSS (mix) learns from unlabelled ones"),
         (
             ["data.unlabelled_batch=1"],

@@ -93,7 +93,7 @@ def list_(storage: str, address: str | None) -> None:
         try:
             with bad_input():
                 standing = open_study(name, storage).standing
-        except BadInput as error:  # one may be damaged, or name a method whose package is no longer installed
+        except BadInput as error:  # one may be damaged, or name a method whose package was uninstalled
             warn(f"{name} is not listed: {error.message}")
             continue
         best = standing.best

@@ -51,8 +51,8 @@ def check_dataset(
 
     root: a folder or a URL, whose copy is checked. advance: called with how many images were read since the last call.
 
-    Raises FileNotFoundError if there is no data set; ValueError if its description is wrong or of another format; OSError if a
-    URL cannot be reached.
+    Raises FileNotFoundError if the data set is missing; ValueError if its description is wrong or of another format; OSError if
+    a URL cannot be reached.
     """
     folder = local_copy(str(root)) if is_url(root) else Path(root)
     described = read_description(folder)

@@ -65,7 +65,7 @@ def read_header(chunks: Sequence[Chunk]) -> Header:
     """What the first chunk declares. Raises ValueError if no decoder would take it."""
     kind, content = chunks[0]
     if kind != b"IHDR" or len(content) != 13:
-        raise ValueError("its first chunk is no header")
+        raise ValueError("its first chunk is not a header")
     width, height = int.from_bytes(content[:4], "big"), int.from_bytes(content[4:8], "big")
     depth, colours, compression, filters, interlace = content[8:]
     if not (0 < width <= _MOST_SIDE and 0 < height <= _MOST_SIDE):
@@ -76,7 +76,7 @@ def read_header(chunks: Sequence[Chunk]) -> Header:
 
 
 def declared_size(encoded: bytes) -> tuple[int, int] | None:
-    """(height, width) as the header declares them, which is looked at no further; None if this is no PNG."""
+    """(height, width) as the header declares them, which is looked at no further; None if this is not a PNG."""
     if not encoded.startswith(SIGNATURE) or encoded[12:16] != b"IHDR" or len(encoded) < 24:
         return None
     return int.from_bytes(encoded[20:24], "big"), int.from_bytes(encoded[16:20], "big")

@@ -36,7 +36,7 @@ Stamp = Mapping[str, Any]
 def stamp_of(path: Path, sha256: str) -> Stamp:
     """The stamp of a file as it is now, if `sha256` is its hash.
 
-    Raises OSError if there is none, ValueError if it is no file.
+    Raises OSError if it does not exist, ValueError if it is not a file.
     """
     status = os.stat(path)
     if not S_ISREG(status.st_mode):

@@ -120,7 +120,7 @@ class Checkpoints:
             put(self._filesystem, f"{target}/{COMPLETE}", json.dumps({"ranks": distributed.world_size()}).encode())
 
     def _remove(self, target: str) -> None:
-        """Give up what was written of one for which there is no room."""
+        """Remove what was written of a checkpoint that did not fit on the disk."""
         if distributed.rank() == 0:
             with contextlib.suppress(OSError):
                 self._filesystem.delete_dir(target)

@@ -69,14 +69,14 @@ class SlotReporter:
             put_without_waiting(self.queue, news)
 
     def _wait(self, reason: str) -> None:
-        """Sign of life of a rank that waits for room; the slot is told why, once."""
+        """Sign of life of a rank that waits for room; the reason is sent to the slot once."""
         self.alive()
         if not self.waits:
             self._put(News(self.number, [], over=False, waits=reason))
         self.waits = True
 
     def keep_best(self, write: Callable[[], None], folder: str) -> None:
-        """Have rank 0 call `write`, which writes best weights into `folder`; all ranks wait if there is no room for them."""
+        """Have rank 0 call `write`, which writes best weights into `folder`; all ranks wait if the disk is full."""
         self.checkpoints.together(write if distributed.rank() == 0 else lambda: None, folder, "the best weights")
 
     def save(self, write_checkpoint: Callable[[Path], None]) -> None:

@@ -204,7 +204,7 @@ def keeper(
 ) -> Callable[[dict[str, Tensor], BestDescription], None]:
     """Keeps the best weights of a run and their description in `folder`, a path or a URL.
 
-    with_room: calls the function that writes them, again if there is no room for them there.
+    with_room: calls the function that writes them, and again after a wait if the disk is full.
     """
 
     def write(weights: dict[str, Tensor], best: BestDescription) -> None:

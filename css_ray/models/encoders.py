@@ -203,7 +203,7 @@ def _read_safetensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     _check_file(path)
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name in names}  # noqa: SIM118 (it is no mapping)
+            return {name: file.get_tensor(name) for name in file.keys() if name in names}  # noqa: SIM118 (it is not a mapping)
     except (SafetensorError, ValueError, RuntimeError, AttributeError, MemoryError) as error:
         raise WeightsError(f"{path} is cut short or damaged, or not a safetensors file ({last_line(error, 200)})") from None
 
@@ -227,8 +227,8 @@ def _read_pickle(path: Path, names: Collection[str]) -> dict[str, Any]:
         found = re.search(r"GLOBAL (\S{1,100})", str(error))
         if found is not None:
             raise WeightsError(
-                f"{path} holds {found[1]}, which is no tensor and could run code, so it is not read; save the weights alone, "
-                "with torch.save(network.state_dict(), PATH)"
+                f"{path} holds {found[1]}, which is not a tensor and could run code, so it is not read; save the weights "
+                "alone, with torch.save(network.state_dict(), PATH)"
             ) from None
         raise WeightsError(f"{path} is cut short or damaged, or holds more than tensors; fetch or save it again") from None
     if not isinstance(held, Mapping):
@@ -243,7 +243,7 @@ def _read_pickle(path: Path, names: Collection[str]) -> dict[str, Any]:
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise WeightsError(f"there is no file {path}; give a .safetensors or .pth file, or true or false")
+        raise WeightsError(f"{path} does not exist or is not a file; give a .safetensors or .pth file, or true or false")
     if not path.stat().st_size:
         raise WeightsError(f"{path} is empty; fetch or save it again")
 

@@ -42,7 +42,7 @@ def _machine_memory() -> int:
     """Bytes that this machine, or the container that this process is in, has for all its processes."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        with contextlib.suppress(OSError, ValueError):  # `max` is no limit
+        with contextlib.suppress(OSError, ValueError):  # `max` means no limit
             total = min(total, int(path.read_text()))
     return total
 

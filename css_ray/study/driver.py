@@ -133,7 +133,7 @@ class Driver:
         self._lists: dict[Hashable, Lists | None] = {}
         self._paused = False
         self._waits: dict[int, str] = {}
-        self._told_to_wait = False
+        self._warned_of_full_disk = False
         self._looked = -math.inf
 
     def _fold(self) -> None:
@@ -323,16 +323,16 @@ class Driver:
             self.observer.event(event)
 
     def _with_room(self, write: Callable[[], object], what: str) -> None:
-        """Call `write`, again if there is no room for what it writes; the observer is told."""
+        """Call `write`, again after a wait if the disk is full; the observer is warned once."""
         write_with_room(write, self.folder, what, waiting=self._wait)
-        if self._told_to_wait and self.observer is not None:
+        if self._warned_of_full_disk and self.observer is not None:
             self.observer.warn("there is room again: the study continues")
-        self._told_to_wait = False
+        self._warned_of_full_disk = False
 
     def _wait(self, reason: str) -> None:
-        if not self._told_to_wait and self.observer is not None:
+        if not self._warned_of_full_disk and self.observer is not None:
             self.observer.warn(f"{reason}: the study pauses, and continues when there is room; Ctrl-C ends it")
-        self._told_to_wait = True
+        self._warned_of_full_disk = True
 
     def hear(self, event: Event) -> Judgement | None:
         """Take an event of a run, and judge its trial if there is something to judge."""

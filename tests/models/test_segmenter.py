@@ -85,7 +85,12 @@ def test_weights_from_a_pth_file_leave_out_the_classifier(tmp_path: Path) -> Non
     [
         ("resnet11", 8, False, r"unknown encoder 'resnet11' \(did you mean resnet1\d+\?\)"),
         ("tiny", 4, True, "tiny has no pretrained weights"),
-        ("resnet18", 8, "/nowhere/weights.pth", "there is no file /nowhere/weights.pth"),
+        (
+            "resnet18",
+            8,
+            "/nowhere/weights.pth",
+            "/nowhere/weights.pth does not exist or is not a file; give a .safetensors or .pth file",
+        ),
         ("resnet18", 4, False, "resnet18 gives no features at output_stride 4"),
         ("vit_tiny_patch16_224", 8, False, "vit_tiny_patch16_224"),
     ],

@@ -99,7 +99,7 @@ class Payload:
 @pytest.mark.parametrize("settings", [{}, {"_use_new_zipfile_serialization": False}])
 def test_a_pickle_is_not_run(settings: dict[str, Any], tmp_path: Path) -> None:
     text = why(saved({**weights(), STEM: Payload(tmp_path / "ran")}, tmp_path / "w.pth", **settings))
-    assert re.match(r"FILE holds (posix|nt)\.system, which is no tensor and could run code, so it is not read; save", text)
+    assert re.match(r"FILE holds (posix|nt)\.system, which is not a tensor and could run code, so it is not read; save", text)
     assert "torch.nn" in why(saved(torch.nn.Linear(2, 2), tmp_path / "whole.pth")).replace("FILE holds ", "")
     assert not (tmp_path / "ran").exists()
 
