@@ -21,6 +21,7 @@ from css_ray.study.run import build_method, run_spec
 from css_ray.training.checkpoint import write_checkpoint
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
+from tests.places import SPEC
 
 
 @contextmanager
@@ -36,23 +37,8 @@ def one_thread() -> Iterator[None]:
 
 def tiny_study(data: Path) -> StudyDefinition:
     """One trial of supervised training with a tiny network on the digits in `data`; two splits of 30 steps."""
-    return parse(
-        {
-            "study": "small",
-            "data": {
-                "dataset": "digits", "root": str(data), "labelled": 12, "crop": 32, "labelled_batch": 4, "unlabelled_batch": 4,
-                "val_batch": 50,
-            },
-            "views": {"flip": False},
-            "model": {
-                "encoder": "tiny", "output_stride": 4, "pretrained": False, "decoder_channels": 16, "low_level_channels": 8,
-                "representation_dim": 16,
-            },
-            "train": {"iterations": 30, "lr": 0.05, "evaluate_every": 10, "log_every": 5},
-            "splits": [0, 1],
-            "grid": {"method": [{"name": "supervised", "row": "Sup."}]},
-        }
-    )  # fmt: skip
+    train = SPEC["train"] | {"iterations": 30}
+    return parse(SPEC | {"data": SPEC["data"] | {"root": str(data)}, "train": train, "search": None, "resources": {}})
 
 
 def job_of(data: Path, folder: Path | str, **changes: Any) -> Job:

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from css_ray.execution.jobs import Cluster, Submitted
 
 
+submitted_to = click.option(
+    "--address",
+    metavar="URL",
+    required=True,
+    callback=dashboard_address,
+    help="The dashboard of the cluster that it was submitted to.",
+)
+
+
 @click.command()
 @click.argument("file", type=click.Path())
 @set_option
@@ -46,13 +55,7 @@ def submit(file: str, overrides: tuple[str, ...], storage: str, address: str, fo
 
 @click.command()
 @click.argument("name")
-@click.option(
-    "--address",
-    metavar="URL",
-    required=True,
-    callback=dashboard_address,
-    help="The dashboard of the cluster that it was submitted to.",
-)
+@submitted_to
 def stop(name: str, address: str) -> None:
     """Stop the study NAME on the cluster that it was submitted to. Nothing that was trained is lost."""
     with cluster_answers():
@@ -71,13 +74,7 @@ def stop(name: str, address: str) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option(
-    "--address",
-    metavar="URL",
-    required=True,
-    callback=dashboard_address,
-    help="The dashboard of the cluster that it was submitted to.",
-)
+@submitted_to
 @click.option("--follow", is_flag=True, help="Until the driver ends; Ctrl-C ends only the printing.")
 def logs(name: str, address: str, follow: bool) -> None:
     """Print the output of the driver of the study NAME on the cluster that it was submitted to."""
