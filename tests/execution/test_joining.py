@@ -157,7 +157,7 @@ def test_a_study_shows_its_token_to_nobody_and_leaves_nothing_behind(
             "ray", private.name, f"{private.name}/ray"
         }  # fmt: skip
 
-    driver = place.start("study", "run", str(place.file), "--set", "search=null")
+    driver = place.start("study", "run", str(place.file), "--set", "search=null", "--set", "train.iterations=200")
     place.wait_for(lambda events: evaluations(events) >= 1, driver)
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
     sockets = [path for path in place_for_ray.rglob("*") if path.is_socket()]
