@@ -32,6 +32,7 @@ from urllib.parse import unquote, urlsplit
 
 from torchvision.datasets import SBDataset, VOCSegmentation, voc
 
+from css_ray.messages import printable
 from css_ray.storage import locked, unfinished
 
 from .description import SUBSETS
@@ -110,7 +111,7 @@ def _absent(archive: _Archive, base: Path, *, unpack: bool = False) -> list[str]
 
 def _some(files: Sequence[str]) -> str:
     more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
-    return f"{', '.join(files[:_SHOWN])}{more}"
+    return f"{', '.join(map(printable, files[:_SHOWN]))}{more}"  # a damaged list names anything
 
 
 def download(
