@@ -21,6 +21,9 @@ _NOT_PRINTABLE = re.compile(f"[{_COMMANDS}]")
 _NOT_IN_A_WORD = re.compile(f"[{_COMMANDS}\\n\\t]")
 _ESCAPED_IN_A_WORD = re.compile(f"[{_COMMANDS}\\n\\t'\\\\]")
 
+_GOOGLE = re.compile(r"google::cloud::Status\((?:\w+: )?(.*?)(?: error_info=\{.*)?\)", re.DOTALL)
+"""An error of Google's library, which repeats itself in what follows its words."""
+
 _LONGEST_WORD = 200  # of which a close one is looked for: the time grows with its square
 
 _MAKE_ROOM = "make room, or choose a path on another disk"
@@ -50,7 +53,7 @@ def os_error_text(error: OSError, action: str = "open", path: str | Path | None 
         path: What it was tried with, as the user knows it; the error's own file if not given.
     """
     if error.errno is None:
-        return str(error)
+        return _GOOGLE.sub(r"Google Cloud Storage: \1", str(error))
     # pyarrow appends the system's words to its own, and gives no file name.
     said, _, detail = (error.strerror or os.strerror(error.errno)).partition(". Detail: [errno")
     place = path if path is not None else error.filename

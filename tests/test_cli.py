@@ -102,6 +102,8 @@ def test_plan_prints_trials_runs_steps_and_an_estimate(file: Path) -> None:
         ),
         (["data.root=nowhere", "data.dataset=folder", "grid=null", SEARCH], "css-ray data prepare"),
         (["resources.gpus_per_worker=8"], "a trial wants 8 GPUs, this machine has"),
+        (["data.crop=100000"], "data.crop: must be <= 16384, got 100000"),
+        (["data.crop=16384", "data.labelled_batch=1000"], "GB of memory or more, this machine has"),
         (["splits=[0, 0]"], "split 0 is listed twice"),
         (["grid.method=[{name: css, unsup_threshold: 1.5}]"], "grid.method[0].unsup_threshold: must be <= 1, got 1.5"),
     ],
@@ -229,6 +231,27 @@ def test_train_and_a_worker_keep_the_same_best_weights(scheme: str, file: Path) 
         assert (worker / name).read_bytes() == Path("out", name).read_bytes(), name
     _, best = load_best(worker)
     assert (best.method, best.dataset, best.split, best.crop) == ("css", "digits", 1, 32)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "--device gpu: must be cpu, cuda, or cuda:N for the GPU of that number"),
+        ("cuda:-1", "--device cuda:-1: must be cpu, cuda, or cuda:N"),
+        ("cuda:7", "--device cuda:7: torch sees the GPUs 0 to 1; use one of them"),
+    ],
+)
+def test_train_refuses_a_device_that_is_not_there(
+    device: str, message: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert message in refused("train", str(file), "--device", device)
+
+
+def test_train_refuses_a_gpu_where_none_is(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "torch sees no CUDA device; use --device cpu" in refused("train", str(file), "--device", "cuda")
 
 
 def test_train_refuses_what_the_study_does_not_have(file: Path) -> None:

@@ -103,3 +103,13 @@ def test_the_last_line_names_the_exception() -> None:
     assert last_line(RuntimeError("one\n two ")) == "two"
     assert last_line(RuntimeError()) == "RuntimeError (no message)"
     assert last_line(ValueError("x" * 2000)) == "x" * 1000 and last_line(ValueError("xyz"), 2) == "xy"
+
+
+def test_an_error_of_google_is_told_once() -> None:
+    error = OSError(
+        "google::cloud::Status(UNAVAILABLE: Could not create an access token - CURL error [6]=Could not resolve hostname "
+        "error_info={reason=, domain=, metadata={original=Could not create an access token - CURL error [6]}})"
+    )
+    assert os_error_text(error) == (
+        "Google Cloud Storage: Could not create an access token - CURL error [6]=Could not resolve hostname"
+    )

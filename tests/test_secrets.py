@@ -113,6 +113,19 @@ def test_a_storage_with_a_secret_is_refused(command: list[str], tmp_path: Path) 
         assert SECRET not in result.output
 
 
+@pytest.mark.parametrize("address", [f"ann:{SECRET}@there:6379", f"http://ann:{SECRET}@there:8265", f"ray://ann:{SECRET}@there:1"])
+@pytest.mark.parametrize("command", [["data", "prepare", "digits", "--out", "x"], ["study", "run", "FILE"]])
+def test_an_address_with_a_secret_is_refused(command: list[str], address: str, tmp_path: Path) -> None:
+    from css_ray_cli.main import main
+
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(SPEC | {"data": SPEC["data"] | {"root": str(tmp_path / "d")}}))
+    arguments = [str(file) if part == "FILE" else part for part in command]
+    result = CliRunner().invoke(main, [*arguments, "--address", address])
+    assert result.exit_code == 2 and "contains credentials" in result.output, result.output
+    assert SECRET not in result.output
+
+
 @pytest.mark.parametrize("option", ["--storage", "--tracking-uri"])
 def test_a_check_from_afar_sends_none(option: str) -> None:
     from css_ray_cli.main import main

@@ -34,7 +34,7 @@ def joining_problem(address: str) -> str:
     """Why no cluster can be joined at an address, and what to give; empty if one can. Looks at the address alone."""
     if address == "auto":
         return ""
-    if "@" in address and not is_jobs_address(address):
+    if "@" in address:
         return f"--address {address.rpartition('@')[2]} contains credentials (a user or a password); {BY_TOKEN}"
     if address.startswith("ray://"):
         return f"--address {address}: a Ray Client cannot drive a study; run this on the head with --address auto"
