@@ -113,7 +113,9 @@ def test_a_storage_with_a_secret_is_refused(command: list[str], tmp_path: Path) 
         assert SECRET not in result.output
 
 
-@pytest.mark.parametrize("address", [f"ann:{SECRET}@there:6379", f"http://ann:{SECRET}@there:8265", f"ray://ann:{SECRET}@there:1"])
+@pytest.mark.parametrize(
+    "address", [f"ann:{SECRET}@there:6379", f"http://ann:{SECRET}@there:8265", f"ray://ann:{SECRET}@there:1"]
+)
 @pytest.mark.parametrize("command", [["data", "prepare", "digits", "--out", "x"], ["study", "run", "FILE"]])
 def test_an_address_with_a_secret_is_refused(command: list[str], address: str, tmp_path: Path) -> None:
     from css_ray_cli.main import main

@@ -9,7 +9,7 @@ from css_ray.methods import CSS
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
-from css_ray.training.step import place_method, train_step
+from css_ray.training.step import algorithms, place_method, train_step
 from css_ray.types import IGNORE_INDEX, Batch, Prediction
 from css_ray.views import Views
 
@@ -37,12 +37,13 @@ class Steps:
     def passes(self) -> None:
         """The student forward and backward on both batches, the teacher forward on both; the loss is a sum of all outputs."""
         labelled, unlabelled = self.batch.labelled_images, self.batch.unlabelled_images
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            self.method.teacher(unlabelled)
-            self.method.teacher(labelled)
-            total = _sum(self.method.student(labelled)) + _sum(self.method.student(unlabelled))
-        self.method.student.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        with algorithms(self.settings, self.device, fixed_shapes=True):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+                self.method.teacher(unlabelled)
+                self.method.teacher(labelled)
+                total = _sum(self.method.student(labelled)) + _sum(self.method.student(unlabelled))
+            self.method.student.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]
 
 
 def _sum(prediction: Prediction) -> Tensor:

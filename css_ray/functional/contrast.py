@@ -88,7 +88,8 @@ def contrastive_loss(
     mean_over: present as above; active counts only the present classes that have hard pixels.
     ranks: the mean of the ranks' results is, in expectation, the loss of their joined batch: which classes are present, what
     negatives are drawn from and what is averaged are the pixels of all. Prototypes are the same on each rank. N * D numbers a
-    class cross the network: its negatives; or, of per_anchor, N pixels of that class, which the anchors draw theirs from.
+    class cross the network: its negatives; or, of per_anchor, N pixels of that class, which all anchors draw theirs from (so
+    that its loss is a little lower: by half a percent at N = 8).
     """
     with torch.autocast(representations.device.type, enabled=False):
         num_classes, channels = len(prototypes), representations.shape[1]
@@ -112,6 +113,7 @@ def contrastive_loss(
             distribution = negative_class_distribution(prototypes, present, temperature)[classes]
             draws = num_negatives if negatives == "shared" else num_queries * num_negatives
             index: Tensor | None = None
+            lengths: Tensor | None = None
             if ranks.size > 1:
                 joint = _JointPixels(pixels, rows, counts, ranks)
                 if negatives == "shared":
@@ -127,11 +129,12 @@ def contrastive_loss(
                 if negatives == "shared":
                     keys = _unit(rows.index_select(0, places.flatten())).view(len(classes), draws, channels)
                 else:
-                    index, keys = places.view(-1, num_negatives), _unit(rows.clone())
+                    index, keys = places.view(-1, num_negatives), rows
+                    lengths = torch.linalg.vector_norm(rows, dim=1).clamp_(min=1e-12)
         if negatives == "per_anchor":
             positives = positives.expand_as(anchors).flatten(0, 1).unsqueeze(1)
             anchors = anchors.flatten(0, 1).unsqueeze(1)
-        losses = noise_contrast(anchors, positives, keys, index, temperature)
+        losses = noise_contrast(anchors, positives, keys, index, temperature, lengths)
         loss_by_class = losses.view(len(classes), num_queries).mean(dim=1)
         if ranks.size > 1:  # by how many of a class's hard pixels are this rank's; DDP takes the mean over the ranks
             share = hard_counts[ranks.rank] / hard_counts.sum(dim=0).clamp(min=1)
@@ -140,17 +143,19 @@ def contrastive_loss(
         return torch.where(active[classes], loss_by_class, 0).sum() / counted.sum().clamp(min=1)
 
 
-def noise_contrast(anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor | None, temperature: float) -> Tensor:
+def noise_contrast(
+    anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor | None, temperature: float, lengths: Tensor | None = None
+) -> Tensor:
     """[G, Q, D], [G, Q or 1, D], [M, D], [G, N] -> [G, Q]: minus the logarithm in Eq. 9, for each anchor of each group.
 
     The anchors of group g are compared with their positives and the rows `index[g]` of `keys`, or from `keys[g]` of keys [G, N,
-    D] without an index. Positives and keys are unit vectors; anchors have any length, and cosines are taken. A group is a class
-    if its anchors share the negatives, and one anchor if they do not.
+    D] without an index. Positives are unit vectors, and so are keys, unless `lengths` [M] come with an index; anchors have any
+    length, and cosines are taken. A group is a class if its anchors share the negatives, and one anchor if they do not.
 
     Positives and keys get no gradient. That of a unit anchor, (sum_j softmax_j k_j - k_positive) / temperature, is found in the
     same pass, so that keys are gathered once and exist for a block of groups at a time.
     """
-    losses: Tensor = _NoiseContrast.apply(anchors, positives, keys, index, temperature)
+    losses: Tensor = _NoiseContrast.apply(anchors, positives, keys, index, temperature, lengths)
     return losses
 
 
@@ -165,7 +170,15 @@ _BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 
 class _NoiseContrast(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, anchors: Tensor, positives: Tensor, keys: Tensor, index: Tensor | None, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        anchors: Tensor,
+        positives: Tensor,
+        keys: Tensor,
+        index: Tensor | None,
+        temperature: float,
+        lengths: Tensor | None,
+    ) -> Tensor:
         losses, slopes = torch.empty_like(anchors[..., 0]), torch.empty_like(anchors)
         num_negatives, channels = keys.shape[1] if index is None else index.shape[1], keys.shape[-1]
         block_bytes = _BLOCK_BYTES.get(anchors.device.type, _BLOCK_BYTES["cuda"])
@@ -179,11 +192,17 @@ class _NoiseContrast(torch.autograd.Function):
             else:  # index_select copies whole rows; indexing by a tensor takes four times as long on a CPU
                 negatives = keys.index_select(0, index[groups].flatten()).view(-1, num_negatives, channels)
             away = torch.bmm(anchor, negatives.mT).div_(temperature)  # [block, Q, N], the one large tensor, changed in place
+            # The lengths divide N numbers an anchor; unit keys would be a second copy of all rows.
+            length_of_key = None if index is None or lengths is None else lengths[index[groups]].unsqueeze(1)
+            if length_of_key is not None:
+                away.div_(length_of_key)
             towards = (anchor * positive).sum(dim=2, keepdim=True) / temperature
             largest = torch.maximum(away.amax(dim=2, keepdim=True), towards)
             away, own = away.sub_(largest).exp_(), (towards - largest).exp()
             total = away.sum(dim=2, keepdim=True) + own
             losses[groups] = (total.log() + largest - towards).squeeze(2)
+            if length_of_key is not None:
+                away.div_(length_of_key)
             pull = torch.bmm(away, negatives) + own * positive
             slope = pull.div_(total).sub_(positive)
             slope -= (slope * anchor).sum(dim=2, keepdim=True) * anchor  # along the anchor a unit vector cannot move
@@ -195,7 +214,7 @@ class _NoiseContrast(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
-        return gradient.unsqueeze(2) * slopes, None, None, None, None
+        return gradient.unsqueeze(2) * slopes, None, None, None, None, None
 
 
 def _random(distribution: Tensor, draws: int) -> Tensor:

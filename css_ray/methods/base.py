@@ -98,18 +98,18 @@ class Method(nn.Module, ABC):
             colour_jitter(images, views.jitter, views.jitter_probability), views.blur_sigma, views.blur_probability
         )
 
-    def supervised(self, prediction: Prediction, labels: Tensor, *, joint: bool = True) -> Tensor:
+    def supervised(self, prediction: Prediction, labels: Tensor, *, share: Tensor | None = None) -> Tensor:
         """Eq. 7 over the labelled pixels of all ranks: the student's prediction against labels [B_l, H, W].
 
-        joint: False takes the mean of the ranks' means instead. With `ohem` each rank mines its own pixels, as in the published
-        code, and ranks weigh the same.
+        share: the weight of this rank, see `share_of_rank`; by default that of its labelled pixels. With `ohem` each rank mines
+        its own pixels, as in the published code, and ranks weigh the same.
         """
         logits = upsample(prediction.logits, (labels.shape[1], labels.shape[2]))
         if self.config.ohem:
             min_kept = self.config.ohem_min_kept * len(labels)
             return ohem_cross_entropy(logits, labels, threshold=self.config.ohem_threshold, min_kept=min_kept)
-        loss = cross_entropy(logits, labels)
-        return loss * share_of_rank((labels != IGNORE_INDEX).sum()) if joint else loss
+        share = share_of_rank((labels != IGNORE_INDEX).sum()) if share is None else share
+        return cross_entropy(logits, labels) * share
 
     def see(self, labelled: Tensor, strong: Tensor, *, joint: bool) -> tuple[Prediction, Prediction]:
         """The student's predictions for the labelled images [B_l, 3, H, W], their colours changed, and for the strong view.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -42,6 +42,9 @@ _GATES: dict[str, tuple[Gate, Gate, Gate]] = {
     "mix": ("confidence", "similarity", "similarity"),
 }
 """The gates of the unsupervised loss, of valid and of hard pixels, by indicator: the rows of Table 6."""
+
+_MAP_BYTES = 32 * 2**20
+"""How large a map of all classes may be if it is of several images; on a GPU, enough that launching kernels costs nothing."""
 
 _PUBLISHED_GATES: dict[str, tuple[Gate, Gate, Gate]] = {
     "logits": ("confidence", "confidence", "confidence"),
@@ -251,14 +254,13 @@ class CSS(Method):
         if config.teacher_sees_labelled:
             self.teacher(labelled_images)
         labelled, strong = self.see(labelled_images, strong_images, joint=config.joint_forward)
-        joint = config.rank_means == "joint"
-        supervised = self.supervised(labelled, batch.labels, joint=joint)
-        logits = upsample(strong.logits, (images.shape[2], images.shape[3]))
         counted = unsup_labels != IGNORE_INDEX
         counted = passed & counted if config.unsup_reduction == "pixel" else counted
-        unsupervised = unsupervised_cross_entropy(logits, unsup_labels, passed, config.unsup_reduction)
-        if joint:
-            unsupervised = unsupervised * share_of_rank(counted.sum())
+        counts = torch.stack([(batch.labels != IGNORE_INDEX).sum(), counted.sum()])
+        shares = share_of_rank(counts) if config.rank_means == "joint" else torch.ones_like(counts)
+        supervised = self.supervised(labelled, batch.labels, share=shares[0])
+        logits = upsample(strong.logits, (images.shape[2], images.shape[3]))
+        unsupervised = shares[1] * unsupervised_cross_entropy(logits, unsup_labels, passed, config.unsup_reduction)
 
         representations = torch.cat([_representations(labelled), _representations(strong)])
         contrast_labels = torch.cat([self._at_stride(batch.labels, labelled), self._at_stride(strong_labels, strong)])
@@ -309,22 +311,34 @@ class CSS(Method):
     def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
         """The three sources of Table 4: logits where δ_u passes, representations where δ_w does, mix where L_u's gate does."""
         config = self.config
-        spaces = self._spaces(self.teacher.model(images), (images.shape[2], images.shape[3]))
-        passed = spaces.indicator(config.gates[0]) >= config.unsup_threshold
-        return {
-            "logits": torch.where(spaces.confidence >= config.unsup_threshold, spaces.from_logits, IGNORE_INDEX),
-            "representations": torch.where(
-                spaces.similarity >= config.valid_threshold, spaces.from_representations, IGNORE_INDEX
-            ),
-            "mix": torch.where(passed, agreement(spaces.from_logits, spaces.from_representations), IGNORE_INDEX),
-        }
+        prediction = self.teacher.model(images)
+        found: dict[str, list[Tensor]] = {"logits": [], "representations": [], "mix": []}
+        for spaces, _ in self._spaces(prediction, images[:, 0]):
+            passed = spaces.indicator(config.gates[0]) >= config.unsup_threshold
+            labels = (
+                torch.where(spaces.confidence >= config.unsup_threshold, spaces.from_logits, IGNORE_INDEX),
+                torch.where(spaces.similarity >= config.valid_threshold, spaces.from_representations, IGNORE_INDEX),
+                torch.where(passed, agreement(spaces.from_logits, spaces.from_representations), IGNORE_INDEX),
+            )
+            for part, each in zip(found.values(), labels, strict=True):
+                part.append(each)
+        return {source: torch.cat(parts) for source, parts in found.items()}
 
-    def _spaces(self, prediction: Prediction, size: tuple[int, int]) -> _Spaces:
-        """What the teacher predicts in both spaces at the size of the images (Eq. 1, 4 and 5)."""
-        probabilities = upsample(prediction.logits, size).softmax(dim=1)
-        cosines = upsample(cosine_similarity(_representations(prediction), self.prototypes.value), size)
-        similarities = softmax_similarity(cosines, self._candidates(), self.config.indicator_temperature)
-        return _Spaces(probabilities, similarities)
+    def _spaces(self, prediction: Prediction, at: Tensor) -> Iterator[tuple[_Spaces, Tensor]]:
+        """What the teacher predicts in both spaces at the size of `at` [B, H, W] (Eq. 1, 4 and 5), with the part of `at`.
+
+        A few images at a time: maps of all classes at full size are the largest tensors of a step.
+        """
+        logits = prediction.logits
+        cosines = cosine_similarity(_representations(prediction), self.prototypes.value)
+        size = (at.shape[1], at.shape[2])
+        images = max(1, _MAP_BYTES // (4 * logits.shape[1] * size[0] * size[1]))
+        for some_logits, some_cosines, part in zip(*(torch.split(each, images) for each in (logits, cosines, at)), strict=True):
+            probabilities = upsample(some_logits, size).softmax(dim=1)
+            similarities = softmax_similarity(
+                upsample(some_cosines, size), self._candidates(), self.config.indicator_temperature
+            )
+            yield _Spaces(probabilities, similarities), part
 
     def _at_stride(self, labels: Tensor, prediction: Prediction) -> Tensor:
         """[B, H, W] -> [B, h, w]: the labels of the cells of a prediction."""
@@ -340,9 +354,17 @@ class CSS(Method):
 
         Prototypes label once every class has one or the warm-up is over, and cross not before its own warm-up.
         """
+        parts = [self._label(spaces, part, progress) for spaces, part in self._spaces(weak, valid)]
+        labels = _Labels(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        num_valid = valid.sum()
+        logs["agreement"] = Rate(labels.agreed.sum(), num_valid)
+        logs["unsup_pass_rate"] = Rate((labels.passed & (labels.unsup != IGNORE_INDEX)).sum(), num_valid)
+        logs["valid_pass_rate"] = Rate((labels.contrast != IGNORE_INDEX).sum(), num_valid)
+        return labels
+
+    def _label(self, spaces: _Spaces, valid: Tensor, progress: float) -> _Labels:
         config = self.config
         unsup_gate, valid_gate, _ = config.gates
-        spaces = self._spaces(weak, (valid.shape[1], valid.shape[2]))
         unsup = contrast = spaces.from_logits
         if config.pseudo_labelling != "cross" or progress >= config.cross_warm_up:
             for_unsup, for_contrast = collaborate(config.pseudo_labelling, spaces.from_logits, spaces.from_representations)
@@ -356,12 +378,8 @@ class CSS(Method):
         passed = (spaces.indicator(unsup_gate) >= config.unsup_threshold) & valid
         nearness = at_class(spaces.probabilities if valid_gate == "confidence" else spaces.similarities, contrast)
         contrast = torch.where(nearness >= config.valid_threshold, contrast, IGNORE_INDEX)
-
-        num_valid = valid.sum()
-        logs["agreement"] = Rate(((spaces.from_logits == spaces.from_representations) & valid).sum(), num_valid)
-        logs["unsup_pass_rate"] = Rate((passed & (unsup != IGNORE_INDEX)).sum(), num_valid)
-        logs["valid_pass_rate"] = Rate((contrast != IGNORE_INDEX).sum(), num_valid)
-        return _Labels(unsup, contrast, passed, spaces.confidence, spaces.similarity)
+        agreed = (spaces.from_logits == spaces.from_representations) & valid
+        return _Labels(unsup, contrast, passed, agreed, spaces.confidence, spaces.similarity)
 
     def _hard(
         self,
@@ -407,12 +425,13 @@ class _Spaces:
 class _Labels(NamedTuple):
     """What the losses take of the weak view, [B, H, W] each.
 
-    The targets of L_u and (where the valid gate passed) of L_c, the gate of L_u, and the indicators.
+    The targets of L_u and (where the valid gate passed) of L_c, the gate of L_u, where the spaces agree, and the indicators.
     """
 
     unsup: Tensor
     contrast: Tensor
     passed: Tensor
+    agreed: Tensor
     confidence: Tensor
     similarity: Tensor
 

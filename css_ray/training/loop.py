@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from css_ray.training.evaluate import evaluate, evaluation_metrics, pseudo_label
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import Reporter
 from css_ray.training.settings import TrainConfig
-from css_ray.training.step import place_method, train_step
+from css_ray.training.step import algorithms, place_method, train_step
 from css_ray.types import Batch, Losses, Rate
 
 
@@ -118,10 +118,10 @@ def fit(
         del losses  # what a diagnostic holds on to would lie beside the next step's activations
         if evaluating:
             _agree_on_buffers(method)
-            evaluation = evaluate(method.predictor(), val_batches, device, window=window, average=config.window_average)
-            metrics = evaluation_metrics(evaluation, class_names)
-            if unlabelled_batches is not None:
-                with _uncompiled(config):
+            with algorithms(config, torch.device(device), fixed_shapes=False), _uncompiled(config):
+                evaluation = evaluate(method.predictor(), val_batches, device, window=window, average=config.window_average)
+                metrics = evaluation_metrics(evaluation, class_names)
+                if unlabelled_batches is not None:
                     metrics |= pseudo_label_quality(method, unlabelled_batches, class_names, device)
             progress.seconds = time.monotonic() - started
             progress.last = metrics
@@ -160,46 +160,79 @@ class _Progress:
 
 
 class _Curves:
-    """Means of the losses and rates since the last point of the curves, kept on the device: no host sync between two points."""
+    """Means of the losses and rates since the last point of the curves, kept on the device: no host sync between two points.
+
+    A step costs one kernel, which joins its numbers; what is made of them is made at the points.
+    """
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = device
-        self.sums: dict[str, Tensor] = {}  # [2] each: what is added up, and what it is divided by
-        self.bad_step: dict[str, Tensor] = {}
+        self.steps: list[_Numbers] = []
 
     def add(self, step: int, losses: Losses) -> None:
-        for name, value in (losses.terms | losses.logs).items():
-            part, whole = value if isinstance(value, Rate) else (value, torch.ones_like(value))
-            pair = torch.stack([part.detach().float(), whole.detach().float()])
-            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
-            if name in losses.terms:
-                assert isinstance(value, Tensor)
-                first = self.bad_step.get(name, torch.full((), math.inf, device=self.device))
-                self.bad_step[name] = torch.where(torch.isinf(first) & ~value.isfinite(), float(step), first)
-        self.terms = tuple(losses.terms)
+        rates = {name: value for name, value in losses.logs.items() if isinstance(value, Rate)}
+        single = losses.terms | {name: value for name, value in losses.logs.items() if isinstance(value, Tensor)}
+        values = [*single.values(), *(rate.part for rate in rates.values()), *(rate.whole for rate in rates.values())]
+        joined = torch.stack([value.detach() for value in values]).float()
+        self.steps.append(_Numbers(step, tuple(losses.terms), (*single, *rates), joined))
 
     def means(self, lr: float, last_good: str) -> dict[str, float]:
-        """Means over the steps and ranks as `train/<name>`; resets them. Raises NonFiniteLossError, on every rank alike."""
-        names = list(self.sums)
-        parts, wholes = distributed.all_reduce_sum(torch.stack([self.sums[name] for name in names])).unbind(dim=1)
+        """Means over ranks, and over the steps that had a loss or rate, as `train/<name>`; resets them.
+
+        Raises NonFiniteLossError, on every rank alike.
+        """
+        terms = list(dict.fromkeys(name for each in self.steps for name in each.terms))
+        names = list(dict.fromkeys([*terms, *(name for each in self.steps for name in each.names)]))
+        place = {name: index for index, name in enumerate(names)}
+        sums = torch.zeros(2, len(names), device=self.device)  # what is added up, and what it is divided by
+        # [ranks, terms]: the first step at which a loss of a rank was not finite.
+        bad = torch.zeros(distributed.world_size(), len(terms), device=self.device)
+        first_bad = bad[distributed.rank()].fill_(math.inf)
+        for alike in _grouped(self.steps):
+            values = torch.stack([each.values for each in alike])  # [steps, terms, logs, parts and wholes of rates]
+            num_terms, num_names = len(alike[0].terms), len(alike[0].names)
+            index = torch.tensor([place[name] for name in alike[0].names], device=self.device)
+            added = values.sum(dim=0)
+            wholes = torch.full_like(added[:num_names], len(alike))
+            if rates := len(added) - num_names:
+                wholes[-rates:] = added[num_names:]
+            sums[0].index_add_(0, index, added[:num_names])
+            sums[1].index_add_(0, index, wholes)
+            steps = torch.tensor([float(each.step) for each in alike], device=self.device).unsqueeze(1)
+            first = torch.where(values[:, :num_terms].isfinite(), math.inf, steps).amin(dim=0)
+            first_bad[index[:num_terms]] = torch.minimum(first_bad[index[:num_terms]], first)
+        self.steps = []
+        flat = distributed.all_reduce_sum(torch.cat([sums.flatten(), bad.flatten()]))
+        parts, wholes = flat[: sums.numel()].view_as(sums)
         means = dict(zip(names, (parts / wholes).tolist(), strict=True))
         # The sum over the ranks is the same number everywhere, so all ranks stop together.
-        if not all(math.isfinite(means[name]) for name in self.terms):
-            name, step = self._first_bad()
+        if not all(math.isfinite(means[name]) for name in terms):
+            # Other losses and ranks follow the first one a step later.
+            firsts = flat[sums.numel() :].view_as(bad).amin(dim=0).tolist()
+            name, step = min(zip(terms, firsts, strict=True), key=lambda pair: pair[1])
             raise NonFiniteLossError(
                 f"loss '{name}' became {means[name]} at step {step:.0f}; {last_good}; a lower train.lr often helps"
             )
-        total = sum(means[name] for name in self.terms)
-        self.sums, self.bad_step = {}, {}
+        total = sum(means[name] for name in terms)
         finite = {f"train/{name}": value for name, value in means.items() if math.isfinite(value)}
         return {"train/loss": total, **finite, "train/lr": lr}
 
-    def _first_bad(self) -> tuple[str, float]:
-        """The loss that was the first not to be finite, and at which step; the other losses and ranks follow one step later."""
-        steps = torch.zeros(distributed.world_size(), len(self.terms), device=self.device)
-        steps[distributed.rank()] = torch.stack([self.bad_step[name] for name in self.terms])
-        firsts = distributed.all_reduce_sum(steps).amin(dim=0).tolist()
-        return min(zip(self.terms, firsts, strict=True), key=lambda pair: pair[1])
+
+class _Numbers(NamedTuple):
+    """Of one step: the names of its losses, these first among all that it has a number of, and the numbers."""
+
+    step: int
+    terms: tuple[str, ...]
+    names: tuple[str, ...]
+    values: Tensor
+
+
+def _grouped(steps: Sequence[_Numbers]) -> Iterable[list[_Numbers]]:
+    """The steps that have the same losses and rates, mostly all: a loss may begin or end between two points."""
+    groups: dict[tuple[tuple[str, ...], ...], list[_Numbers]] = {}
+    for each in steps:
+        groups.setdefault((each.terms, each.names), []).append(each)
+    return groups.values()
 
 
 @torch.no_grad()

@@ -29,6 +29,11 @@ class TrainConfig(Config):
     precision: Literal["fp32", "bf16"] = knob("fp32", help="bf16 runs the networks under autocast; losses stay in fp32")
     channels_last: bool = knob(False, help="memory layout of the networks; often faster on a GPU")
     compile: bool = knob(False, help="torch.compile the student and the teacher; worth its start-up time on a GPU")
+    deterministic: bool = knob(
+        False,
+        help="on a GPU, only algorithms that give the same bits at every call, so that a resumed run is the run; slower. A CPU "
+        "always does",
+    )
     evaluation: Literal["whole_image", "sliding_window"] = knob(
         "whole_image", help="sliding_window averages windows of the training crop, as the paper does on Cityscapes"
     )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -24,6 +28,30 @@ def place_method(method: Method, config: TrainConfig, device: torch.device | str
                 part.compile()
 
 
+@contextmanager
+def algorithms(config: TrainConfig, device: torch.device, *, fixed_shapes: bool) -> Iterator[None]:
+    """Within the block a GPU uses the fastest convolutions, or only algorithms that repeat their bits, as `config` asks.
+
+    fixed_shapes: the fastest are found by timing them, once for each shape: whole images have too many.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    benchmark, deterministic = cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        # A warning that names the operation, where torch has no such algorithm for it, is worth more than no run.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn.benchmark = fixed_shapes and not config.deterministic
+    try:
+        yield
+    finally:
+        cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
 def train_step(
     module: nn.Module,
     method: Method,
@@ -36,11 +64,13 @@ def train_step(
 
     module: `method`, or DDP around it. batch: on the method's device. progress: step / iterations, in [0, 1).
     """
-    with torch.autocast(batch.labelled_images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        losses: Losses = module(batch, progress)
-        total = losses.total
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    device = batch.labelled_images.device
+    with algorithms(config, device, fixed_shapes=True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            losses: Losses = module(batch, progress)
+            total = losses.total
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
     method.after_step()
     return losses

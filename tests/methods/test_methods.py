@@ -389,6 +389,23 @@ def labels_of(method: CSS, batch: Any, progress: float) -> tuple[torch.Tensor, .
         return method._pseudo_labels(weak, batch.unlabelled_valid, progress, {})[:3]
 
 
+def test_spaces_of_a_few_images_at_a_time_are_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = dict(OPEN)
+    method = make_method(CSS, STILL, **settings)
+    assert isinstance(method, CSS)
+    method.prototypes.value.normal_()
+    method.prototypes.seen.fill_(True)
+    batch = make_batch()
+    with torch.no_grad():
+        method.teacher.model.eval()
+        together = method.pseudo_labels(batch.unlabelled_images), labels_of(method.eval(), batch, 0.5)
+        monkeypatch.setattr("css_ray.methods.css._MAP_BYTES", 1)
+        assert len(list(method._spaces(method.teacher(batch.unlabelled_images), batch.unlabelled_valid))) > 1
+        alone = method.pseudo_labels(batch.unlabelled_images), labels_of(method, batch, 0.5)
+    torch.testing.assert_close(alone, together, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("strategy", ["mix", "cross", "representations"])
 def test_prototypes_label_after_the_warm_up_only(strategy: str) -> None:
     torch.manual_seed(0)

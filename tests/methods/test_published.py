@@ -105,7 +105,7 @@ def test_losses_of_ranks_are_means_of_their_means(preset: str, monkeypatch: pyte
 
     alone = terms()
     for module in (base, css):
-        monkeypatch.setattr(module, "share_of_rank", lambda count: torch.tensor(7.0))
+        monkeypatch.setattr(module, "share_of_rank", lambda count: torch.full(count.shape, 7.0))
     weighted = terms()
     factor = 1 if preset == "published" else 7
     for name in ("sup", "unsup"):

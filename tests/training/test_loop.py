@@ -22,7 +22,7 @@ from css_ray.training.loop import Fit, NonFiniteLossError, fit
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import FolderReporter, SilentReporter
 from css_ray.training.settings import TrainConfig
-from css_ray.types import IGNORE_INDEX, Batch, Losses
+from css_ray.types import IGNORE_INDEX, Batch, Losses, Rate
 from css_ray.views import Views
 
 torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
@@ -34,8 +34,8 @@ MODEL = ModelConfig(
 )
 
 
-def make_method(name: str = "css", **settings: Any) -> Method:
-    method = METHODS[name]
+def make_method(name: str | type[Method] = "css", **settings: Any) -> Method:
+    method = METHODS[name] if isinstance(name, str) else name
     torch.manual_seed(0)
     return method(
         lambda: make_segmenter(MODEL, NUM_CLASSES, representation=method.needs_representations),
@@ -196,6 +196,45 @@ def test_the_loss_that_failed_first_is_named() -> None:
     settings = {"consistency": "probabilities"}  # the mean of squares lets every NaN through
     with pytest.raises(NonFiniteLossError, match=r"loss 'unsup' became nan at step 2"):
         run(make_method("mean_teacher", **settings), config, make_batches=poisoned)
+
+
+def test_a_loss_that_begins_between_two_points_is_averaged_over_its_steps() -> None:
+    class Late(Supervised):
+        """Step n has a loss of n, from step 3 on another of 10 n, and a rate of n pixels in 2 n."""
+
+        step = 0
+
+        def forward(self, batch: Batch, progress: float) -> Losses:
+            self.step += 1
+            number = torch.tensor(float(self.step))
+            none = 0 * self.student(batch.labelled_images).logits.sum()
+            terms = {"sup": number + none} | ({"late": 10 * number + none} if self.step >= 3 else {})
+            return Losses(terms, {"pixels": Rate(torch.tensor(self.step), torch.tensor(2 * self.step)), "number": number})
+
+    reporter = SilentReporter()
+    config = TrainConfig(iterations=8, lr=0.05, evaluate_every=8, log_every=4)
+    run(make_method(Late), config, reporter=reporter)
+    (_, first), (_, second) = reporter.logs
+    assert first["train/sup"] == first["train/number"] == pytest.approx((1 + 2 + 3 + 4) / 4)
+    assert first["train/late"] == pytest.approx(10 * (3 + 4) / 2)
+    assert first["train/loss"] == pytest.approx(first["train/sup"] + first["train/late"])
+    assert second["train/late"] == pytest.approx(10 * (5 + 6 + 7 + 8) / 4)
+    assert first["train/pixels"] == second["train/pixels"] == pytest.approx(0.5)
+
+
+def test_a_loss_that_ended_before_the_point_is_named_if_it_failed() -> None:
+    class Short(Supervised):
+        step = 0
+
+        def forward(self, batch: Batch, progress: float) -> Losses:
+            self.step += 1
+            none = 0 * self.student(batch.labelled_images).logits.sum()
+            terms = {"sup": none} | ({"short": none + (math.inf if self.step == 2 else 0)} if self.step <= 2 else {})
+            return Losses(terms)
+
+    config = TrainConfig(iterations=8, lr=0.05, evaluate_every=8, log_every=8)
+    with pytest.raises(NonFiniteLossError, match=r"loss 'short' became inf at step 2"):
+        run(make_method(Short), config)
 
 
 def test_a_resumed_run_that_fails_names_the_checkpoint_it_came_from(tmp_path: Path) -> None:
