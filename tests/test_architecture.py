@@ -197,9 +197,12 @@ def test_training_needs_no_platform() -> None:
         "        if name.split('.')[0] in ('ray', 'optuna', 'mlflow', 'pydantic', 'click', 'rich'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
         "import css_ray.training.loop, css_ray.training.best, css_ray.data.loaders, css_ray.data.catalogue, css_ray.methods, css_ray.study.run\n"
-        "print('imported')"
+        "import torch\n"
+        "torch.cuda.is_available = lambda: False\n"
+        "from benchmarks.__main__ import main\n"
+        "assert main(['gpu']) == 0"
     )
-    assert run_python(program) == "imported\n"
+    assert run_python(program) == "gpu: skipped, torch sees no CUDA device\n"
 
 
 def test_importing_the_study_changes_no_environment_variable_and_loads_no_ray() -> None:
