@@ -263,7 +263,7 @@ class TrainBatches(Dataset[StoredBatch]):
             labels.append(seen)
         weak, valid = [], []
         for sample, random in self._drawn("unlabelled", self._unlabelled, self._unlabelled_batch, step):
-            image, seen = unlabelled_view(sample.image, crop=self._crop, random=random)
+            image, seen = unlabelled_view(sample.image, crop=self._crop, views=self._views, random=random)
             weak.append(image)
             valid.append(seen)
         crop = self._crop

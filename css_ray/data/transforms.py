@@ -22,16 +22,15 @@ def labelled_view(
 
     image: uint8 [3, H, W]. maps: [H, W] each, of any type; the value of a pixel (its label, a confidence) follows it.
     fills: one number per map, its value in padding: IGNORE_INDEX for labels. crop: side of the result in pixels.
-    Returns the image, uint8 [3, crop, crop], mirrored into the padding, and the maps [crop, crop].
+    Returns the image, uint8 [3, crop, crop], with `views.padding` beyond its own, and the maps [crop, crop].
     """
     low, high = views.scale
     factor = low + (high - low) * random.random()
-    height, width = (max(1, round(side * factor)) for side in image.shape[1:])
+    height, width = _times(image, factor)
     rows, columns = _window(height, crop, random), _window(width, crop, random)
     mirrored = views.flip and random.random() < 0.5
 
-    scaled = _scaled(image, (height, width))
-    view = _padded(scaled[:, rows, columns], crop)
+    view = _padded(_scaled(image, (height, width))[:, rows, columns], crop, views)
     from_rows, from_columns = _nearest(image.shape[1], height)[rows], _nearest(image.shape[2], width)[columns]
     moved = []
     for item, fill in zip(maps, fills, strict=True):
@@ -42,17 +41,26 @@ def labelled_view(
     return (view.flip(-1), [item.flip(-1) for item in moved]) if mirrored else (view, moved)
 
 
-def unlabelled_view(image: Tensor, *, crop: int, random: Random) -> tuple[Tensor, Tensor]:
-    """Pad to the crop and crop at random: the weak view.
+def unlabelled_view(image: Tensor, *, crop: int, views: Views, random: Random) -> tuple[Tensor, Tensor]:
+    """The weak view: scale by a factor from `views.weak_scale`, pad to the crop, crop, mirror (`views.weak_flip`).
 
     image: uint8 [3, H, W]; crop: side of the result in pixels.
     Returns the image, uint8 [3, crop, crop], and bool [crop, crop], False where it is padded.
     """
+    low, high = views.weak_scale
+    if low < high or low != 1:  # without scaling a view is the one that earlier versions drew
+        image = _scaled(image, _times(image, low + (high - low) * random.random()))
     rows, columns = _window(image.shape[1], crop, random), _window(image.shape[2], crop, random)
     seen = image[:, rows, columns]
     valid = torch.zeros(crop, crop, dtype=torch.bool)
     valid[: seen.shape[1], : seen.shape[2]] = True
-    return _padded(seen, crop), valid
+    view = _padded(seen, crop, views)
+    return (view.flip(-1), valid.flip(-1)) if views.weak_flip and random.random() < 0.5 else (view, valid)
+
+
+def _times(image: Tensor, factor: float) -> tuple[int, int]:
+    """The height and width of an image that is resized by a factor."""
+    return max(1, round(image.shape[1] * factor)), max(1, round(image.shape[2] * factor))
 
 
 def _scaled(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -74,8 +82,10 @@ def _window(side: int, crop: int, random: Random) -> slice:
     return slice(start, start + crop)
 
 
-def _padded(image: Tensor, crop: int) -> Tensor:
-    """[3, h, w] mirrored beyond its right and lower edge to [3, crop, crop], back and forth if need be."""
+def _padded(image: Tensor, crop: int, views: Views) -> Tensor:
+    """[3, h, w] -> [3, crop, crop]: mirrored beyond its right and lower edge, back and forth if need be, or black there."""
+    if views.padding == "black":
+        return F.pad(image, (0, crop - image.shape[2], 0, crop - image.shape[1]))
     for axis in (1, 2):
         if (side := image.shape[axis]) < crop:
             image = image.index_select(axis, _mirrored(side, crop))

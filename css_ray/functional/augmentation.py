@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,12 +20,16 @@ _FROM_YIQ = torch.tensor([(1.0, 0.95605022, 0.62075502), (1.0, -0.27205232, -0.6
 
 
 def scale_and_crop(
-    images: Tensor, maps: Sequence[Tensor], fills: Sequence[float], scale: tuple[float, float]
+    images: Tensor,
+    maps: Sequence[Tensor],
+    fills: Sequence[float],
+    scale: tuple[float, float],
+    padding: Literal["mirror", "black"] = "mirror",
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Resize by a random factor, pad at the right and the bottom, crop back to H x W; maps [B, ..., H, W] follow the pixels.
 
-    Images are interpolated bilinearly and mirrored into the padding; maps take the nearest value, and in the padding their own
-    entry of `fills`. Departs from the published code by resizing down without a low-pass filter.
+    Images are interpolated bilinearly and mirrored into the padding, or black there; maps take the nearest value, and in the
+    padding their own entry of `fills`. Departs from the published code by resizing down without a low-pass filter.
     """
     if scale == (1, 1):
         return images, tuple(maps)
@@ -42,6 +47,8 @@ def scale_and_crop(
     outside = (y >= height)[:, :, None] | (x >= width)[:, None, :]
     row, column = y.long().clamp(max=height - 1), x.long().clamp(max=width - 1)
     image = torch.arange(num_images, device=device)[:, None]
+    if padding == "black":  # not by grid_sample, which would darken the last row and column too
+        scaled = scaled.masked_fill(outside[:, None], 0)
     moved = []
     for item, fill in zip(maps, fills, strict=True):
         between = [1] * (item.dim() - 3)
@@ -73,30 +80,36 @@ def _change_some(items: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor
     return items.index_copy(0, places, change(items[places], places)) if len(places) else items
 
 
-def colour_jitter(images: Tensor, strength: float, probability: float) -> Tensor:
-    """Change brightness, contrast and saturation by factors in 1 +- strength, and the hue by +- strength turns.
+def colour_jitter(images: Tensor, strength: float, probability: float, hue: float | None = None) -> Tensor:
+    """Change brightness, contrast and saturation by factors in 1 +- strength, and the hue by +- `hue` turns (None: strength).
 
     All four together are one affine map of the colours per image, applied and clamped to [0, 1] once. Departs from the
-    published
-    code, which clamps after each: the order is fixed, and the hue turns in the YIQ plane instead of HSV.
+    published code, which clamps after each: the order is fixed, and the hue turns in the YIQ plane instead of HSV.
     """
     with torch.autocast(images.device.type, enabled=False):  # its bfloat16 has no more steps than 8 bits
         num_images, device = images.shape[0], images.device
         applied = torch.rand(num_images, device=device) < probability
-        changes = (2 * torch.rand(4, num_images, device=device) - 1) * strength * applied
-        brightness, contrast, saturation = (1 + changes[:3])[..., None, None]
-        angle = 2 * math.pi * changes[3]
+        noise = 2 * torch.rand(4, num_images, device=device) - 1
+        brightness, contrast, saturation = (1 + noise[:3] * strength * applied)[..., None, None]
+        angle = 2 * math.pi * (noise[3] * (strength if hue is None else hue) * applied)
         to_yiq, from_yiq = (matrix.to(device, images.dtype, non_blocking=True) for matrix in (_TO_YIQ, _FROM_YIQ))
         identity, grey = torch.eye(3, device=device), to_yiq[0].expand(3, 3)
         cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
         turn = torch.stack([one, zero, zero, zero, cos, sin, zero, -sin, cos], dim=1).view(-1, 3, 3)
-        hue = from_yiq @ turn @ to_yiq
-        recolour = hue @ (saturation * identity + (1 - saturation) * grey)
+        turned = from_yiq @ turn @ to_yiq
+        recolour = turned @ (saturation * identity + (1 - saturation) * grey)
         mean_grey = grey @ images.mean(dim=(2, 3)).unsqueeze(2)  # [B, 3, 1]
         matrix = recolour @ (contrast * brightness * identity)
         offset = recolour @ ((1 - contrast) * brightness * mean_grey)
         changed = torch.baddbmm(offset, matrix, images.flatten(2)).view_as(images).clamp_(0, 1)
         return torch.where(applied[:, None, None, None], changed, images)
+
+
+def grey(images: Tensor, probability: float) -> Tensor:
+    """Replace a random share of the images by their luma, three channels of it."""
+    chosen = torch.rand(images.shape[0], device=images.device) < probability
+    weights = torch.tensor(_GREY, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    return torch.where(chosen.view(-1, 1, 1, 1), (images * weights).sum(dim=1, keepdim=True), images)
 
 
 def gaussian_blur(images: Tensor, sigma: tuple[float, float], probability: float) -> Tensor:

@@ -1,13 +1,28 @@
 """The plug-ins: one file per method, and one line here; or an entry point of another package."""
 
 from css_ray.methods.base import Method
+from css_ray.methods.cps import CPS
 from css_ray.methods.css import CSS
 from css_ray.methods.cutmix import CutMix
+from css_ray.methods.fixmatch import FixMatch
 from css_ray.methods.mean_teacher import MeanTeacher
 from css_ray.methods.registry import MethodError, Methods
 from css_ray.methods.supervised import Supervised
+from css_ray.methods.unimatch import UniMatch
 
-METHODS = Methods((Supervised, MeanTeacher, CutMix, CSS))
+METHODS = Methods((Supervised, MeanTeacher, CutMix, CPS, FixMatch, UniMatch, CSS))
 """Every method by its name in a study."""
 
-__all__ = ["CSS", "METHODS", "CutMix", "MeanTeacher", "Method", "MethodError", "Methods", "Supervised"]
+__all__ = [
+    "CPS",
+    "CSS",
+    "METHODS",
+    "CutMix",
+    "FixMatch",
+    "MeanTeacher",
+    "Method",
+    "MethodError",
+    "Methods",
+    "Supervised",
+    "UniMatch",
+]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from css_ray import config
 from css_ray.config import knob
 from css_ray.distributed import share_of_rank
-from css_ray.functional.augmentation import colour_jitter, gaussian_blur
+from css_ray.functional.augmentation import colour_jitter, gaussian_blur, grey
 from css_ray.functional.losses import cross_entropy, ohem_cross_entropy
 from css_ray.functional.resizing import upsample
 from css_ray.models import Segmenter
@@ -77,6 +77,13 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch, progress: float) -> Losses:
         """The losses of one step; progress = step / iterations, in [0, 1)."""
 
+    def lr_factors(self) -> Mapping[str, float]:
+        """Factors of the learning rate by the beginnings of parameter names, the longest wins; 0 freezes.
+
+        What it does not name learns at `train.encoder_lr_factor` in an encoder, and at 1 elsewhere.
+        """
+        return {}
+
     def after_step(self) -> None:
         """Called once after each optimizer step, such as to let a teacher follow its student."""
 
@@ -92,11 +99,12 @@ class Method(nn.Module, ABC):
         return {}
 
     def strong_colours(self, images: Tensor) -> Tensor:
-        """Colour jitter and blur on the batch's device; labelled images and the student's unlabelled view both get them."""
+        """Colour jitter, loss of colour and blur on the batch's device, each image its own."""
         views = self.views
-        return gaussian_blur(
-            colour_jitter(images, views.jitter, views.jitter_probability), views.blur_sigma, views.blur_probability
-        )
+        images = colour_jitter(images, views.jitter, views.jitter_probability, views.jitter_hue)
+        if views.grey_probability:
+            images = grey(images, views.grey_probability)
+        return gaussian_blur(images, views.blur_sigma, views.blur_probability)
 
     def supervised(self, prediction: Prediction, labels: Tensor, *, share: Tensor | None = None) -> Tensor:
         """Eq. 7 over the labelled pixels of all ranks: the student's prediction against labels [B_l, H, W].

@@ -34,7 +34,7 @@ def strong_view(
 def _strong_view(
     method: Method, images: Tensor, maps: Sequence[Tensor], fills: Sequence[float], partner: Partner | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    images, moved = scale_and_crop(images, maps, fills, method.views.strong_scale)
+    images, moved = scale_and_crop(images, maps, fills, method.views.strong_scale, method.views.padding)
     if partner is not None:
         boxes = half_area_boxes(images.shape[0], images.shape[2], images.shape[3], images.device)
         images, *rest = (mix(boxes, item, next_items(item, partner)) for item in (images, *moved))

@@ -54,6 +54,7 @@ class DeepLabV3PlusDecoder(nn.Module):
         return torch.cat([low_level, _resize(self.aspp(deep), low_level)], dim=1)
 
 
-def make_head(in_channels: int, channels: int, out_channels: int) -> nn.Sequential:
-    """Conv-BN-ReLU-Conv, as the paper's segmentation and representation heads."""
-    return nn.Sequential(*_conv(in_channels, channels, 3), nn.Conv2d(channels, out_channels, 1))
+def make_head(in_channels: int, channels: int, out_channels: int, convs: int = 1) -> nn.Sequential:
+    """Conv-BN-ReLU-Conv, as the paper's segmentation and representation heads, or with `convs` of the first three."""
+    layers = [layer for index in range(convs) for layer in _conv(channels if index else in_channels, channels, 3)]
+    return nn.Sequential(*layers, nn.Conv2d(channels, out_channels, 1))

@@ -31,6 +31,7 @@ class ModelConfig(Config):
     pretrained: bool | str = knob(True, help="true downloads timm's weights; a path loads a .safetensors or .pth file")
     decoder_channels: int = knob(256, help="channels of the pyramid pooling and of the heads", ge=1, le=65_536)
     low_level_channels: int = knob(48, help="channels that the low-level feature is reduced to", ge=1, le=65_536)
+    head_convs: Literal[1, 2] = knob(1, help="3 x 3 convolutions of a head before its last 1 x 1: the paper's one, or two")
     representation_dim: int = knob(256, help="channels of a representation (D)", ge=1, le=65_536)
     aspp_rates: tuple[int, ...] | None = knob(
         None,
@@ -62,30 +63,45 @@ class Segmenter(nn.Module):
     std: Tensor
 
     def __init__(
-        self, encoder: Encoder, decoder: DeepLabV3PlusDecoder, channels: int, num_classes: int, representation_dim: int | None
+        self,
+        encoder: Encoder,
+        decoder: DeepLabV3PlusDecoder,
+        channels: int,
+        num_classes: int,
+        representation_dim: int | None,
+        head_convs: int = 1,
     ) -> None:
         super().__init__()
         self.num_classes, self.representation_dim = num_classes, representation_dim
         self.register_buffer("mean", torch.tensor(encoder.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(encoder.std).view(-1, 1, 1))
         self.encoder, self.decoder = encoder, decoder
-        self.logits_head = make_head(decoder.out_channels, channels, num_classes)
+        self.logits_head = make_head(decoder.out_channels, channels, num_classes, head_convs)
         self.representation_head = (
-            None if representation_dim is None else make_head(decoder.out_channels, channels, representation_dim)
+            None if representation_dim is None else make_head(decoder.out_channels, channels, representation_dim, head_convs)
         )
 
-    def _decode(self, images: Tensor) -> Tensor:
-        features: Tensor = self.decoder(*self.encoder((images - self.mean) / self.std))
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] in [0, 1] -> the encoder's levels: the low-level feature [B, K_l, h, w], and the deep one."""
+        levels: tuple[Tensor, Tensor] = self.encoder((images - self.mean) / self.std)
+        return levels
+
+    def decode(self, levels: tuple[Tensor, Tensor]) -> Tensor:
+        """The levels of `encode` -> the decoder's features [B, F, h, w], which the heads read."""
+        features: Tensor = self.decoder(*levels)
         return features
 
-    def forward(self, images: Tensor) -> Prediction:
-        features = self._decode(images)
+    def classify(self, features: Tensor) -> Prediction:
+        """The decoder's features [B, F, h, w] -> logits, and representations if there is a head for them."""
         head = self.representation_head
         return Prediction(self.logits_head(features), None if head is None else head(features))
 
+    def forward(self, images: Tensor) -> Prediction:
+        return self.classify(self.decode(self.encode(images)))
+
     def predict(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> logits [B, C, H, W] at the images' size, in float32."""
-        logits = self.logits_head(self._decode(images))
+        logits = self.logits_head(self.decode(self.encode(images)))
         return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=True)
 
 
@@ -106,7 +122,12 @@ def make_segmenter(
         rates=config.aspp_rates or ASPP_RATES[config.output_stride],
     )
     segmenter = Segmenter(
-        encoder, decoder, config.decoder_channels, num_classes, config.representation_dim if representation else None
+        encoder,
+        decoder,
+        config.decoder_channels,
+        num_classes,
+        config.representation_dim if representation else None,
+        config.head_convs,
     )
     if not synchronise_batch_norm:
         return segmenter

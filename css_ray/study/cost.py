@@ -19,6 +19,7 @@ from css_ray.models.segmenter import make_segmenter
 from css_ray.study.capacity import step_memory
 from css_ray.study.definition import StudyDefinition, TrialSpec, ends
 from css_ray.study.run import build_method, model_config
+from css_ray.training.optimizer import parameter_groups
 from css_ray.training.settings import TrainConfig
 from css_ray.training.timing import seconds_per_step
 
@@ -51,21 +52,23 @@ def needed_bytes(study: StudyDefinition) -> int:
 
 
 def _file_sizes(trial: TrialSpec) -> tuple[int, int]:
-    """Bytes of the best weights of one run, and of one checkpoint: the method's state and SGD's momentum."""
+    """Bytes of the best weights of one run, and of one checkpoint: the method's state and the optimizer's."""
     with torch.device("meta"):
         method = _untrained(trial, num_classes(trial.settings["data"]))
     weights, state = (
         sum(tensor.numel() * tensor.element_size() for tensor in each.state_dict().values())
         for each in (method.predictor(), method)
     )
-    momentum = sum(parameter.numel() * 4 for parameter in method.parameters() if parameter.requires_grad)
-    return weights, state + momentum
+    train = TrainConfig(**trial.settings["train"])
+    means = 2 if train.optimizer == "adamw" else 1  # of gradients, and of their squares
+    trained = (parameter for group in parameter_groups(method, train) for parameter in group["params"])
+    return weights, state + sum(4 * means * parameter.numel() for parameter in trained)
 
 
 def least_memory(trial: TrialSpec, workers: int) -> float:
     """Bytes that a worker needs at least for a step of a trial; infinite if they cannot be counted. Allocates no memory.
 
-    These are the method's state, SGD's momentum, the worker's images, and the outputs of the student's convolutions on the
+    These are the method's state, the optimizer's, the worker's images, and the outputs of the student's convolutions on the
     labelled ones, which the way back needs. What else a step needs depends on the method, and is often as much again.
     """
     data, train = trial.settings["data"], trial.settings["train"]

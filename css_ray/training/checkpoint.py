@@ -171,7 +171,8 @@ def _optimizer_problem(state: object, optimizer: torch.optim.Optimizer) -> str:
     for number, values in of_parameters.items():
         own_shape, dtype = parameters[number].shape, parameters[number].dtype
         if not isinstance(values, dict) or not all(
-            value is None or _is_like(value, own_shape, dtype) for value in values.values()
+            value is None or _is_like(value, *((torch.Size(), torch.float32) if name == "step" else (own_shape, dtype)))
+            for name, value in values.items()
         ):
             return f"the optimizer's state of parameter {number} is not of its shape"
     return ""

@@ -20,8 +20,12 @@ class TrainConfig(Config):
     iterations: int = knob(40_000, ge=1, help="optimizer steps of a run")
     lr: float = knob(0.0064, gt=0, help="learning rate at the first step")
     encoder_lr_factor: float = knob(1.0, gt=0, help="learning rate of the encoder, as a multiple of `lr`")
-    momentum: float = knob(0.9, ge=0, lt=1, help="SGD momentum (Nesterov when > 0)")
-    weight_decay: float = knob(0.0005, ge=0, help="L2 penalty, on all parameters")
+    optimizer: Literal["sgd", "adamw"] = knob("sgd", help="adamw is usual for vision transformers")
+    momentum: float = knob(0.9, ge=0, lt=1, help="of SGD")
+    nesterov: bool = knob(True, help="Nesterov's momentum, if there is any; most released codes of other methods have it off")
+    betas: tuple[float, float] = knob((0.9, 0.999), ge=0, lt=1, help="of AdamW")
+    weight_decay: float = knob(0.0005, ge=0, help="L2 penalty of SGD, decoupled decay of AdamW")
+    decay_norm_and_bias: bool = knob(True, help="whether it acts on the parameters of normalisations and on biases, too")
     poly_power: float = knob(0.9, gt=0, help="lr = lr0 (1 - step / iterations) ^ power")
     min_lr: float = knob(0.0001, ge=0, help="floor of the schedule (the released code's; the paper states none)")
     evaluate_every: int = knob(1000, ge=1, help="steps between two evaluations; each writes a checkpoint")
@@ -44,5 +48,7 @@ class TrainConfig(Config):
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
+        if len(self.betas) != 2:
+            yield Problem("betas", f"must be two numbers, got {self.betas!r}")
         if self.min_lr > self.lr:
             yield Problem("min_lr", f"must be <= lr ({self.lr:g}), got {self.min_lr:g}")

@@ -21,11 +21,11 @@ def place_method(method: Method, config: TrainConfig, device: torch.device | str
     if config.channels_last:
         method.to(memory_format=torch.channels_last)
     if config.compile:
-        # In place, so that the names in state_dict stay; `predict`, which meets images of any size, is not part of forward and
-        # runs as it is.
+        # The two parts that methods call, together in `forward` or apart. `predict` calls them too, on images of any size:
+        # evaluations run uncompiled.
         for part in method.modules():
             if isinstance(part, Segmenter):
-                part.compile()
+                part.encode, part.decode = torch.compile(part.encode), torch.compile(part.decode)  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_padding_is_mirrored_and_never_a_label(size: tuple[int, int]) -> None:
     padded = mirrored(image, 8)
     for seed in range(20):
         view, labels = view_of(image, mask, crop=8, views=STILL, random=Random(seed))
-        weak, valid = unlabelled_view(image, crop=8, random=Random(seed))
+        weak, valid = unlabelled_view(image, crop=8, views=Views(), random=Random(seed))
         for seen, inside in ((view, labels != IGNORE_INDEX), (weak, valid)):
             top, left = int(seen[0, 0, 0]), int(seen[1, 0, 0])
             assert torch.equal(seen, padded[:, top : top + 8, left : left + 8])
@@ -59,7 +60,7 @@ def test_padding_is_mirrored_and_never_a_label(size: tuple[int, int]) -> None:
 
 def test_crops_reach_every_place_alike() -> None:
     image = coordinates(8, 10)
-    places = [unlabelled_view(image, crop=6, random=Random(seed))[0][:2, 0, 0].tolist() for seed in range(3000)]
+    places = [unlabelled_view(image, crop=6, views=Views(), random=Random(seed))[0][:2, 0, 0].tolist() for seed in range(3000)]
     _, counts = np.unique(places, axis=0, return_counts=True)
     # 3 x 5 places, each 200 times expected; 5 standard deviations are 68.
     assert len(counts) == 15
@@ -144,3 +145,46 @@ def test_each_map_needs_its_fill() -> None:
     image = coordinates(4, 4)
     with pytest.raises(ValueError, match="shorter"):
         labelled_view(image, [image[0], image[1]], [IGNORE_INDEX], crop=4, views=STILL, random=Random(0))
+
+
+def test_the_weak_view_scales_and_mirrors_what_lies_in_it() -> None:
+    """An image whose values are its columns: a view twice as large shows them half as fast, mirrored from right to left."""
+    image = torch.arange(40, dtype=torch.uint8).expand(3, 30, 40).contiguous()
+    views = Views(weak_scale=(2.0, 2.0), weak_flip=True)
+    mirrored = 0
+    for seed in range(40):
+        view, valid = unlabelled_view(image, crop=20, views=views, random=Random(seed))
+        assert valid.all()
+        steps = view[0, 0].int().diff()
+        mirrored += int((steps <= 0).all())
+        assert (steps >= 0).all() or (steps <= 0).all()
+        assert abs(int(view[0, 0, -1]) - int(view[0, 0, 0])) in (9, 10)
+    assert 10 < mirrored < 30
+
+
+def test_without_weak_changes_nothing_more_is_drawn() -> None:
+    image = torch.randint(256, (3, 30, 40), dtype=torch.uint8)
+    random, expected = Random(3), Random(3)
+    unlabelled_view(image, crop=20, views=Views(), random=random)
+    for _ in range(2):
+        expected.random()
+    assert random.random() == expected.random()
+
+
+def test_padding_can_be_black_and_counts_as_padding_either_way() -> None:
+    image = torch.full((3, 10, 12), 200, dtype=torch.uint8)
+    paddings: list[tuple[Literal["black", "mirror"], int]] = [("black", 0), ("mirror", 200)]
+    for padding, value in paddings:
+        views = Views(weak_scale=(0.5, 0.5), padding=padding)
+        view, valid = unlabelled_view(image, crop=8, views=views, random=Random(0))
+        assert valid[:5, :6].all() and valid.sum() == 30
+        assert (view[:, ~valid] == value).all() and (view[:, valid] == 200).all()
+        labelled, (labels,) = labelled_view(
+            image,
+            [image[0].clone()],
+            [IGNORE_INDEX],
+            crop=20,
+            views=Views(scale=(1.0, 1.0), flip=False, padding=padding),
+            random=Random(0),
+        )
+        assert (labelled[:, labels == IGNORE_INDEX] == value).all() and (labels != IGNORE_INDEX).sum() == 120

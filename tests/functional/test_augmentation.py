@@ -1,11 +1,13 @@
 """Geometry: maps stay on their pixels. Colours: against torchvision's own operations."""
 
+import colorsys
+
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
 from css_ray.functional import augmentation
-from css_ray.functional.augmentation import colour_jitter, gaussian_blur, horizontal_flip, scale_and_crop
+from css_ray.functional.augmentation import colour_jitter, gaussian_blur, grey, horizontal_flip, scale_and_crop
 from css_ray.types import IGNORE_INDEX
 
 
@@ -112,3 +114,39 @@ def test_each_chosen_item_changes_by_its_own_place(chosen: list[bool]) -> None:
     found = augmentation._change_some(items, torch.tensor(chosen), lambda some, places: some * weights[places].view(-1, 1, 1))
     for index, (item, change) in enumerate(zip(items, chosen, strict=True)):
         assert torch.equal(found[index], item * weights[index] if change else item)
+
+
+def test_grey_is_the_luma_of_a_share_of_the_images() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(400, 3, 2, 2)
+    found = grey(images, 0.25)
+    changed = (found != images).flatten(1).any(dim=1)
+    assert changed.float().mean().item() == pytest.approx(0.25, abs=0.07)
+    luma = 0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2]
+    for channel in range(3):
+        torch.testing.assert_close(found[changed, channel], luma[changed])
+    assert torch.equal(found[~changed], images[~changed])
+
+
+def test_hue_has_a_strength_of_its_own() -> None:
+    """Without it a colour keeps its hue, as colorsys measures it; with it alone, brightness and contrast stay."""
+    torch.manual_seed(0)
+    images = torch.tensor([0.5, 0.3, 0.4]).view(1, 3, 1, 1).expand(200, 3, 2, 2)
+    still = colour_jitter(images, 0.2, 1.0, hue=0.0)
+    own = colorsys.rgb_to_hsv(0.5, 0.3, 0.4)[0]
+    for image in still[:, :, 0, 0]:
+        assert colorsys.rgb_to_hsv(*image.tolist())[0] == pytest.approx(own, abs=0.02)
+    turned = colour_jitter(images, 0.0, 1.0, hue=0.1)
+    luma = (turned * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1)
+    torch.testing.assert_close(luma, torch.full_like(luma, 0.299 * 0.5 + 0.587 * 0.3 + 0.114 * 0.4), atol=1e-3, rtol=0)
+    assert turned.std(dim=0).max() > 0.01
+
+
+def test_black_padding_of_a_scaled_view() -> None:
+    torch.manual_seed(0)
+    images = torch.full((8, 3, 12, 12), 0.7)
+    scaled, (valid,) = scale_and_crop(images, [torch.ones(8, 12, 12, dtype=torch.bool)], [False], (0.5, 0.5), "black")
+    assert valid.float().mean().item() == pytest.approx(0.25)
+    inside = valid.unsqueeze(1).expand_as(scaled)
+    torch.testing.assert_close(scaled[inside], torch.full_like(scaled[inside], 0.7))
+    assert not scaled[~inside].any()

@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch import Tensor
 
-from css_ray.functional.mixing import half_area_boxes, mix
+from css_ray.functional.mixing import area_boxes, half_area_boxes, mix, xor_boxes
 from css_ray.types import IGNORE_INDEX
 
 CPU = torch.device("cpu")
@@ -74,3 +75,63 @@ def test_all_maps_follow_the_same_pixels() -> None:
     assert mixed.tolist() == [[[1, 1], [0, 0]], [[2, 2], [1, 1]], [[0, 0], [2, 2]]]
     images = labels[:, None].expand(3, 3, 2, 2).float()
     assert torch.equal(mix(boxes, images, images.roll(-1, dims=0)), mixed[:, None].expand(3, 3, 2, 2).float())
+
+
+def extents(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Height and width of what is True in each of [B, H, W], which must be a full box."""
+    heights, widths = boxes.any(dim=2).sum(dim=1), boxes.any(dim=1).sum(dim=1)
+    assert torch.equal(heights * widths, boxes.sum(dim=(1, 2)))
+    return heights, widths
+
+
+def test_area_boxes_have_their_share_and_shape() -> None:
+    torch.manual_seed(0)
+    boxes = area_boxes(2000, 200, 200, CPU, probability=1.0, area=(0.1, 0.3), aspect=(0.5, 2.0))
+    heights, widths = extents(boxes)
+    shares = boxes.float().mean(dim=(1, 2))
+    assert shares.min() > 0.09 and shares.max() < 0.301  # sides are cut to whole pixels
+    assert shares.mean().item() == pytest.approx(0.2, abs=0.01)
+    ratio = heights / widths
+    assert ratio.min() > 0.48 and ratio.max() < 2.05
+    cover = boxes.float().mean(dim=0)
+    assert boxes.any(dim=(1, 2)).all() and (cover - cover.flip(0)).abs().mean() < 0.01 and cover[80:120, 80:120].min() > 0
+
+
+def test_area_boxes_come_with_their_probability_and_lie_inside() -> None:
+    torch.manual_seed(0)
+    boxes = area_boxes(4000, 40, 60, CPU, probability=0.25, area=(0.02, 0.4), aspect=(0.3, 1 / 0.3))
+    extents(boxes)
+    assert boxes.any(dim=(1, 2)).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert not area_boxes(50, 40, 60, CPU, probability=0.0, area=(0.02, 0.4), aspect=(0.3, 3.0)).any()
+    # One that fits nowhere is left out: four times as high as wide, of the whole image.
+    assert not area_boxes(50, 40, 40, CPU, probability=1.0, area=(1.0, 1.0), aspect=(4.0, 4.0)).any()
+
+
+def test_xor_boxes_have_their_share() -> None:
+    one = xor_boxes(500, 60, 60, CPU, boxes=1, area=(0.25, 0.25))
+    heights, widths = extents(one)
+    shares = one.float().mean(dim=(1, 2))
+    assert shares.mean().item() == pytest.approx(0.25, abs=0.01) and heights.min() >= 15 and widths.min() >= 15
+    torch.manual_seed(0)
+    shares = xor_boxes(4000, 96, 96, CPU, boxes=3, area=(0.25, 0.5)).float().mean(dim=(1, 2))
+    assert shares.mean().item() == pytest.approx(0.252, abs=0.01) and shares.min() > 0.03 and shares.max() < 0.5
+
+
+def test_where_two_boxes_overlap_neither_shows() -> None:
+    """Pixel by pixel, from the same draws in the same order."""
+    torch.manual_seed(4)
+    found = xor_boxes(5, 24, 36, CPU, boxes=3, area=(0.25, 0.5))
+    torch.manual_seed(4)
+    flips = torch.zeros(5, 24, 36, dtype=torch.int64)
+    for _ in range(3):
+        q, v, down, across = (torch.rand(5, 1).flatten().tolist() for _ in range(4))
+        for image in range(5):
+            area = 0.25 + 0.25 * q[image]
+            height = round(area ** v[image] / 3**0.5 * 24)
+            width = round(area ** (1 - v[image]) / 3**0.5 * 36)
+            top, left = int(down[image] * (24 - height + 1)), int(across[image] * (36 - width + 1))
+            for row in range(top, top + height):
+                for column in range(left, left + width):
+                    flips[image, row, column] += 1
+    assert (flips == 2).any()
+    assert torch.equal(found, flips % 2 == 1)

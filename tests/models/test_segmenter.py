@@ -1,6 +1,7 @@
 """Shapes at every output stride, the normalisation inside, and weights from a file."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -123,3 +124,24 @@ def test_only_the_tiny_encoder_has_output_stride_2() -> None:
         ValueError, match=r"output_stride must be one of 4, 8, 16 for the encoder resnet18 \(2 is for tiny\), got 2"
     ):
         ModelConfig(encoder="resnet18", output_stride=2, pretrained=False)
+
+
+@pytest.mark.parametrize("convs", [1, 2])
+def test_parts_make_the_whole_and_heads_have_their_convolutions(convs: Literal[1, 2]) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        encoder="tiny", output_stride=4, pretrained=False, decoder_channels=8, low_level_channels=4, representation_dim=6,
+        head_convs=convs,
+    )  # fmt: skip
+    segmenter = make_segmenter(config, 5).eval()
+    images = torch.rand(2, 3, 24, 32)
+    levels = segmenter.encode(images)
+    assert [tuple(level.shape) for level in levels] == [(2, 32, 6, 8), (2, 64, 6, 8)]
+    features = segmenter.decode(levels)
+    assert tuple(features.shape) == (2, segmenter.decoder.out_channels, 6, 8)
+    for part, whole in zip(segmenter.classify(features), segmenter(images), strict=True):
+        assert part is not None and torch.equal(part, whole)
+    for head, channels in ((segmenter.logits_head, 5), (segmenter.representation_head, 6)):
+        assert head is not None
+        sizes = [(layer.kernel_size[0], layer.out_channels) for layer in head if isinstance(layer, torch.nn.Conv2d)]
+        assert sizes == [(3, 8)] * convs + [(1, channels)]
