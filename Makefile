@@ -15,8 +15,8 @@ test: $(INSTALLED)  ## the tests, without the slow ones, in two processes
 test-slow: $(INSTALLED)  ## whole studies under Ray, kills and resumes
 	$(BIN)/python -m pytest -m "slow and not long"
 
-test-long: $(INSTALLED)  ## clusters of several nodes that lose them, studies on S3, kills at random
-	$(BIN)/python -m pytest -m long
+test-long: $(INSTALLED)  ## clusters that lose nodes, studies on S3, kills at random, hostile inputs; ONLY=tests/fuzz for one folder
+	$(BIN)/python -m pytest -m long $(ONLY)
 
 check: $(INSTALLED)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -11,7 +11,7 @@ from benchmarks import Row, compare
 from benchmarks.workloads import contrast, pil_views
 from benchmarks.workloads.peak_memory import peak_above_inputs
 from benchmarks.workloads.steps import Steps
-from css_ray.methods import Supervised
+from css_ray.methods import CPS, CSS, FixMatch, Supervised, UniMatch
 from css_ray.methods.strong_view import strong_view
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.training.memory import keep_freed_memory
@@ -28,6 +28,8 @@ def rows() -> Iterator[Row]:
     steps = Steps(RESNET18, 128, 4, TrainConfig())
     torch.set_num_threads(1)  # what a worker has by default, and steadier than two on a machine that does other things
     yield _step(steps)
+    for method in (FixMatch, UniMatch, CPS):
+        yield _step(Steps(RESNET18, 128, 4, TrainConfig(), method=method))
     torch.set_num_threads(2)
     yield _update(steps)
     yield from _contrast_rows()
@@ -68,14 +70,14 @@ def _augmentation() -> Row:
 def _step(steps: Steps) -> Row:
     for _ in range(3):  # prototypes, momentum, and a teacher unlike the student
         steps.whole()
-    return compare(
-        "CSS (mix) step, resnet18, 4 + 4 of 128 x 128, one thread, vs passes", steps.whole, steps.passes, 1.10, repeats=9
-    )
+    name = f"{steps.method.name} step, resnet18, 4 + 4 of 128 x 128, one thread, vs passes"
+    return compare(name, steps.whole, steps.passes, 1.10, repeats=9)
 
 
 def _update(steps: Steps) -> Row:
     """Gradient zeroing, SGD and EMA as training does them, against one call each over lists that are made before."""
     method, optimizer = steps.method, steps.optimizer
+    assert isinstance(method, CSS)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [torch.randn_like(parameter) for parameter in parameters]
     group = optimizer.param_groups[0]

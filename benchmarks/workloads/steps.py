@@ -1,11 +1,14 @@
-"""A training step of CSS (mix), and the passes through the networks that no step of it can avoid."""
+"""A training step of a method, and the passes through the networks that no step of it can avoid."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from css_ray.methods import CSS
+from css_ray.methods import CPS, CSS, FixMatch, Method, UniMatch
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
@@ -21,11 +24,19 @@ class Steps:
     """A method in the middle of a training with settings as given, its optimizer and one batch, on one device."""
 
     def __init__(
-        self, model: ModelConfig, size: int, batch_size: int, settings: TrainConfig, device: torch.device | str = "cpu"
+        self,
+        model: ModelConfig,
+        size: int,
+        batch_size: int,
+        settings: TrainConfig,
+        device: torch.device | str = "cpu",
+        method: type[Method] = CSS,
     ) -> None:
         torch.manual_seed(0)
         self.device, self.settings = torch.device(device), settings
-        self.method = CSS(lambda: make_segmenter(model, CLASSES), CSS.Config(), Views()).train()
+        self.method = method(
+            lambda: make_segmenter(model, CLASSES, representation=method.needs_representations), method.Config(), Views()
+        ).train()
         place_method(self.method, settings, device)
         self.optimizer = make_optimizer(self.method, settings)
         self.batch = _scenes(size, batch_size).to(device)
@@ -35,20 +46,54 @@ class Steps:
         train_step(self.method, self.method, self.optimizer, self.batch, PROGRESS, self.settings)
 
     def passes(self) -> None:
-        """The student forward and backward on both batches, the teacher forward on both; the loss is a sum of all outputs."""
-        labelled, unlabelled = self.batch.labelled_images, self.batch.unlabelled_images
+        """What the method sends through its networks, forward and backward; the loss is a sum of all outputs."""
         with algorithms(self.settings, self.device, fixed_shapes=True):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-                self.method.teacher(unlabelled)
-                self.method.teacher(labelled)
-                total = _sum(self.method.student(labelled)) + _sum(self.method.student(unlabelled))
-            self.method.student.zero_grad(set_to_none=True)
+                total = _sum(_PASSES[self.method.name](self.method, self.batch.labelled_images, self.batch.unlabelled_images))
+            self.method.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
 
 
-def _sum(prediction: Prediction) -> Tensor:
-    assert prediction.representations is not None  # CSS has the head
-    return prediction.logits.sum() + prediction.representations.sum()
+def _css(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
+    """The teacher forward on both batches, the student on both."""
+    method.teacher(unlabelled)
+    method.teacher(labelled)
+    return [method.student(labelled), method.student(unlabelled)]
+
+
+def _fixmatch(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
+    """The teacher forward on the weak view, the student on both batches together."""
+    method.teacher(unlabelled)
+    return [method.student(torch.cat([labelled, unlabelled]))]
+
+
+def _unimatch(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
+    """The student on both batches together, with the weak view decoded twice, and on two strong views."""
+    student = method.student
+    levels = student.encode(torch.cat([labelled, unlabelled]))
+    twice = tuple(torch.cat([level, level[len(labelled) :]]) for level in levels)
+    return [student.classify(student.decode(twice)), student(torch.cat([unlabelled, unlabelled]))]
+
+
+def _cps(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
+    """Both networks forward on the unmixed images, and on labelled and mixed ones."""
+    networks = method.student, method.second
+    with torch.no_grad():
+        for network in networks:
+            network(unlabelled)
+    return [network(images) for network in networks for images in (labelled, unlabelled)]
+
+
+_PASSES: dict[str, Callable[[Any, Tensor, Tensor], list[Prediction]]] = {
+    CSS.name: _css,
+    FixMatch.name: _fixmatch,
+    UniMatch.name: _unimatch,
+    CPS.name: _cps,
+}
+
+
+def _sum(predictions: list[Prediction]) -> Tensor:
+    return torch.stack([output.sum() for each in predictions for output in each if output is not None]).sum()
 
 
 def _scenes(size: int, batch_size: int) -> Batch:

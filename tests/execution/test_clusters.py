@@ -261,7 +261,7 @@ def test_the_data_is_copied_once_to_each_node(
     assert code == 0, output
     check_same(far, undisturbed)
     for cache in caches.values():
-        (copy,) = (folder for folder in cache.iterdir() if folder.is_dir())
+        (copy,) = (folder for folder in cache.iterdir() if (folder / "dataset.json").is_file())
         assert (copy / "dataset.json").read_bytes() == (data / "dataset.json").read_bytes()
 
 
