@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from css_ray.methods import CPS, CSS, FixMatch, Method, UniMatch
+from css_ray.methods import CCT, CPS, CSS, FixMatch, Method, UniMatch
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
@@ -61,6 +61,14 @@ def _css(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
     return [method.student(labelled), method.student(unlabelled)]
 
 
+def _cct(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
+    """The student on both batches together, and all heads on the features of the unlabelled one."""
+    student = method.student
+    features = student.before_classifier(student.decode(student.encode(torch.cat([labelled, unlabelled]))))
+    heads = [head(features[len(labelled) :]) for head in method.auxiliary]
+    return [Prediction(logits, None) for logits in (student.logits_head[-1](features), *heads)]
+
+
 def _fixmatch(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
     """The teacher forward on the weak view, the student on both batches together."""
     method.teacher(unlabelled)
@@ -86,6 +94,7 @@ def _cps(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
 
 _PASSES: dict[str, Callable[[Any, Tensor, Tensor], list[Prediction]]] = {
     CSS.name: _css,
+    CCT.name: _cct,
     FixMatch.name: _fixmatch,
     UniMatch.name: _unimatch,
     CPS.name: _cps,

@@ -41,6 +41,13 @@ def ohem_cross_entropy(logits: Tensor, labels: Tensor, *, threshold: float, min_
     return torch.where(kept, losses, 0).sum() / kept.sum().clamp(min=1)
 
 
+def bootstrapped_cross_entropy(logits: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Scalar: mean cross entropy over the pixels whose own class has a probability below `threshold` (Pohlen et al., 2017)."""
+    losses = F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE_INDEX, reduction="none")
+    kept = (labels != IGNORE_INDEX) & (torch.exp(-losses.detach()) < threshold)
+    return torch.where(kept, losses, 0).sum() / kept.sum().clamp(min=1)
+
+
 def unsupervised_cross_entropy(
     logits: Tensor, pseudo_labels: Tensor, passed: Tensor, reduction: UnsupReduction = "image_fraction"
 ) -> Tensor:

@@ -24,6 +24,11 @@ def exponential_ramp_up(progress: float, length: float) -> float:
     return 1.0 if progress >= length else math.exp(-5 * (1 - progress / length) ** 2)
 
 
+def logarithmic(progress: float, length: float) -> float:
+    """1 - exp(-5 progress / length) over the first `length` of training, 1 from then on; always 1 if `length` is 0."""
+    return 1.0 if progress >= length else 1 - math.exp(-5 * progress / length)
+
+
 def contrast_ramp(schedule: ContrastSchedule, progress: float, labelled_epoch: int) -> float:
     """The factor of λ_c. Eq. 6 gives none, which is `constant`.
 

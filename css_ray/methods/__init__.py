@@ -1,6 +1,7 @@
 """The plug-ins: one file per method, and one line here; or an entry point of another package."""
 
 from css_ray.methods.base import Method
+from css_ray.methods.cct import CCT
 from css_ray.methods.cps import CPS
 from css_ray.methods.css import CSS
 from css_ray.methods.cutmix import CutMix
@@ -10,10 +11,11 @@ from css_ray.methods.registry import MethodError, Methods
 from css_ray.methods.supervised import Supervised
 from css_ray.methods.unimatch import UniMatch
 
-METHODS = Methods((Supervised, MeanTeacher, CutMix, CPS, FixMatch, UniMatch, CSS))
+METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, CSS))
 """Every method by its name in a study."""
 
 __all__ = [
+    "CCT",
     "CPS",
     "CSS",
     "METHODS",

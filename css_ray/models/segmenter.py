@@ -91,6 +91,11 @@ class Segmenter(nn.Module):
         features: Tensor = self.decoder(*levels)
         return features
 
+    def before_classifier(self, features: Tensor) -> Tensor:
+        """The decoder's features [B, F, h, w] -> those that the last convolution of the head for logits reads."""
+        read: Tensor = self.logits_head[:-1](features)
+        return read
+
     def classify(self, features: Tensor) -> Prediction:
         """The decoder's features [B, F, h, w] -> logits, and representations if there is a head for them."""
         head = self.representation_head
