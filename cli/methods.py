@@ -100,6 +100,8 @@ def _line(cells: list[str], widths: list[int]) -> str:
 
 def _text(value: Any) -> str:
     """A value as a study file writes it."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_text, value))}]"
     return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
 
 

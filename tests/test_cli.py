@@ -269,8 +269,9 @@ def test_methods_shows_every_setting_with_its_default() -> None:
         assert name in listed
         shown = call("methods", name).output
         for field in dataclasses.fields(method.Config):
-            default = "null" if field.default is None else str(field.default)
-            assert re.search(rf"^  {field.name} +{re.escape(default)}\b", shown, re.M | re.I), field.name
+            written = re.search(rf"^  {field.name} +(.+?)(  |$)", shown, re.M)
+            expected = list(field.default) if isinstance(field.default, tuple) else field.default
+            assert written is not None and yaml.safe_load(written[1]) == expected, field.name
 
 
 def test_methods_shows_what_a_preset_changes() -> None:
