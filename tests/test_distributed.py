@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from css_ray import distributed
 from css_ray.functional.contrast import Ranks, contrastive_loss
 from css_ray.functional.similarity import class_means, class_sums
-from css_ray.methods import CSS
+from css_ray.methods import CCT, CPS, CSS, FixMatch, MeanTeacher, Method, Supervised, UniMatch
 from css_ray.methods.prototypes import Prototypes
 from css_ray.testing import make_batch, make_method
 from css_ray.types import IGNORE_INDEX, Batch
@@ -48,19 +49,57 @@ def scene() -> tuple[Batch, Tensor]:
     return Batch(batch.labelled_images, labels, batch.unlabelled_images, valid), boxes
 
 
+STILL = Views(scale=(1.0, 1.0), strong_scale=(1.0, 1.0), flip=False, jitter=0.0, jitter_probability=0.0, blur_probability=0.0)
+
+WITHOUT_CHANCE: dict[str, tuple[type[Method], dict[str, Any]]] = {
+    "supervised": (Supervised, {}),
+    "mean_teacher": (MeanTeacher, {"unsup_threshold": 0.3}),
+    "fixmatch": (FixMatch, {"unsup_threshold": 0.3, "cutmix_probability": 0.0}),
+    "unimatch": (UniMatch, {"unsup_threshold": 0.3, "cutmix_probability": 0.0, "feature_dropout": 0.0}),
+    "cps": (CPS, {"cutmix": False, "on_labelled": True}),
+    "cct": (CCT, dict.fromkeys(("drop", "feature_drop", "feature_noise", "vat", "cut_out"), 0) | {"background": 0}),
+    "cct, bootstrapped": (CCT, {"supervised_loss": "bootstrapped", "unsup_weight": 0.0}),
+}
+"""Methods whose losses are means over pixels, with settings that draw nothing."""
+
+
+def part_of(rank: int, world_size: int) -> Batch:
+    """A rank's images of `scene`."""
+    batch, _ = scene()
+    part = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
+    images = batch.labelled_images, batch.labels, batch.unlabelled_images, batch.unlabelled_valid
+    return Batch(*(item[part] for item in images))  # type: ignore[arg-type]
+
+
+def other_steps(rank: int, world_size: int) -> dict[str, dict[str, Any]]:
+    """Losses and gradients of a step of each method of WITHOUT_CHANCE, in float64."""
+    found = {}
+    batch = part_of(rank, world_size)
+    images = batch.labelled_images.double(), batch.unlabelled_images.double()
+    batch = dataclasses.replace(batch, labelled_images=images[0], unlabelled_images=images[1])
+    torch.set_default_dtype(torch.float64)
+    for name, (method_class, settings) in WITHOUT_CHANCE.items():
+        torch.manual_seed(0)
+        method = make_method(method_class, STILL, **settings)
+        method.eval()  # BatchNorm by its running statistics, which ranks do not share on a CPU
+        wrapped = DistributedDataParallel(method) if world_size > 1 else method
+        losses = wrapped(batch, 0.5)
+        losses.total.backward()
+        found[name] = {
+            "terms": {term: value.detach() for term, value in losses.terms.items()},
+            "gradients": {key: value.grad for key, value in method.named_parameters() if value.grad is not None},
+        }
+    torch.set_default_dtype(torch.float32)
+    return found
+
+
 def joint_step(rank: int, world_size: int) -> dict[str, Any]:
     """Losses, gradients and prototypes of a step of CSS without chance, on this rank's part of `scene`, by reduction."""
     from css_ray.methods import strong_view
 
-    batch, boxes = scene()
+    batch, boxes = part_of(rank, world_size), scene()[1]
     part = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
-    batch = Batch(
-        *(item[part] for item in (batch.labelled_images, batch.labels, batch.unlabelled_images, batch.unlabelled_valid))  # type: ignore[arg-type]
-    )
     found: dict[str, Any] = {}
-    still = Views(
-        scale=(1.0, 1.0), strong_scale=(1.0, 1.0), flip=False, jitter=0.0, jitter_probability=0.0, blur_probability=0.0
-    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strong_view, "half_area_boxes", lambda *size: boxes[part])
         for reduction in ("image_fraction", "pixel", "pixel_fixmatch"):
@@ -74,7 +113,7 @@ def joint_step(rank: int, world_size: int) -> dict[str, Any]:
             }
             method: Any = make_method(
                 CSS,
-                still,
+                STILL,
                 unsup_threshold=0.8,
                 valid_threshold=0.0,
                 prototype_warm_up=0.0,
@@ -141,6 +180,7 @@ def on_rank(rank: int, world_size: int, directory: str) -> None:
     found["parameters"] = {name: value.detach() for name, value in method.named_parameters()}
     found["css_prototypes"] = method.prototypes.state_dict()
     found["joint"] = joint_step(rank, world_size)
+    found["others"] = other_steps(rank, world_size)
     drifting = Prototypes(NUM_CLASSES, 5, decay=0.5, joint=False)
     for step in range(3):
         drifting.update(shard(rank, step))
@@ -209,6 +249,21 @@ def test_a_step_of_two_ranks_equals_one_process_on_the_joined_batch(ranks: list[
     for negatives in ("shared", "per_anchor"):
         for half in (first, second):
             torch.testing.assert_close(half[negatives], alone[negatives])
+
+
+def test_a_step_of_each_method_without_chance_is_that_of_the_joined_batch(ranks: list[dict[str, Any]]) -> None:
+    alone = other_steps(0, 1)
+    first, second = (found["others"] for found in ranks)
+    for name, whole in alone.items():
+        for term, value in whole["terms"].items():
+            assert value > 0 or (name == "cct, bootstrapped" and term == "unsup"), f"{name}: {term}"
+            torch.testing.assert_close(
+                (first[name]["terms"][term] + second[name]["terms"][term]) / 2, value, msg=f"{name}: {term}"
+            )
+        for half in (first[name], second[name]):
+            assert half["gradients"].keys() == whole["gradients"].keys()
+            for key, gradient in whole["gradients"].items():
+                torch.testing.assert_close(half["gradients"][key], gradient, atol=1e-7, rtol=1e-5, msg=f"{name}: {key}")
 
 
 def test_prototypes_of_the_published_code_drift_apart(ranks: list[dict[str, Any]]) -> None:
