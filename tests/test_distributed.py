@@ -17,6 +17,7 @@ from css_ray.functional.contrast import Ranks, contrastive_loss
 from css_ray.functional.similarity import class_means, class_sums
 from css_ray.methods import CCT, CPS, CSS, FixMatch, MeanTeacher, Method, Supervised, UniMatch
 from css_ray.methods.prototypes import Prototypes
+from css_ray.methods.queue import FeatureQueue
 from css_ray.testing import make_batch, make_method
 from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
@@ -185,6 +186,13 @@ def on_rank(rank: int, world_size: int, directory: str) -> None:
     for step in range(3):
         drifting.update(shard(rank, step))
     found["drifting"] = drifting.state_dict()
+    queue = FeatureQueue(2, 8, 3)
+    for step in range(2):
+        generator = torch.Generator().manual_seed(10 * step + rank)
+        features = torch.randn(4, 3, generator=generator)
+        # Class 0 has two rows on the first rank and one on the second, class 1 one on the second alone.
+        queue.push(features, torch.tensor([[True, rank == 0, False, False], [False, False, rank == 1, False]]), most=3)
+    found["queue"] = queue.state_dict() | {"mine": features}
     found["gathered"] = distributed.all_gather(torch.tensor([[rank, 1]]))
     torch.save(found, f"{directory}/rank{rank}.pt")
     dist.destroy_process_group()
@@ -271,6 +279,18 @@ def test_prototypes_of_the_published_code_drift_apart(ranks: list[dict[str, Any]
     assert first["seen"].tolist() == [True, True, False, False]  # rank 0 never has class 2
     assert second["seen"].tolist() == [True, True, True, False]
     torch.testing.assert_close(first["value"][:2], second["value"][:2])  # where both have pixels the joint sums serve both
+
+
+def test_queues_are_the_same_on_all_ranks_and_hold_the_rows_of_all(ranks: list[dict[str, Any]]) -> None:
+    first, second = (found["queue"] for found in ranks)
+    for name in ("rows", "pushed"):
+        assert torch.equal(first[name], second[name])
+    assert first["pushed"].tolist() == [6, 2]
+    newest = first["rows"][[3, 4, 5, 9]].float()
+    of_first, of_second = (torch.nn.functional.normalize(each["mine"], dim=1) for each in (first, second))
+    for expected in (of_first[0], of_first[1], of_second[0]):
+        assert (newest[:3] - expected).abs().amax(dim=1).min() < 1e-2
+    torch.testing.assert_close(newest[3], of_second[2], atol=1e-2, rtol=0)
 
 
 def test_all_gather_is_in_the_order_of_ranks(ranks: list[dict[str, Any]]) -> None:

@@ -95,7 +95,7 @@ def contrastive_loss(
         num_classes, channels = len(prototypes), representations.shape[1]
         labelled = labels != IGNORE_INDEX
         known = labelled & seen[torch.where(labelled, labels, 0)]
-        pixels = _PixelsByClass(torch.where(known, labels, IGNORE_INDEX).flatten(), hard.flatten(), num_classes)
+        pixels = PixelsByClass(torch.where(known, labels, IGNORE_INDEX).flatten(), hard.flatten(), num_classes)
         counts, hard_counts = ranks.rows(torch.cat([pixels.counts, pixels.hard_counts])).chunk(2, dim=1)  # [ranks, C] each
         present = counts.sum(dim=0) > 0
         active = (hard_counts.sum(dim=0) > 0) & (present.sum() > 1)
@@ -190,7 +190,7 @@ class _NoiseContrast(torch.autograd.Function):
             if index is None:
                 negatives = keys[groups]
             else:  # index_select copies whole rows; indexing by a tensor takes four times as long on a CPU
-                negatives = keys.index_select(0, index[groups].flatten()).view(-1, num_negatives, channels)
+                negatives = keys.index_select(0, index[groups].flatten()).view(-1, num_negatives, channels).to(anchor.dtype)
             away = torch.bmm(anchor, negatives.mT).div_(temperature)  # [block, Q, N], the one large tensor, changed in place
             # The lengths divide N numbers an anchor; unit keys would be a second copy of all rows.
             length_of_key = None if index is None or lengths is None else lengths[index[groups]].unsqueeze(1)
@@ -228,7 +228,7 @@ def _categories(distribution: Tensor, random: Tensor) -> Tensor:
     return torch.searchsorted(steps, random * steps[:, -1:], right=True).clamp(max=steps.shape[1] - 1)
 
 
-class _PixelsByClass:
+class PixelsByClass:
     """The indices of the pixels of each class, side by side in one sorted array, the hard ones of a class first."""
 
     def __init__(self, labels: Tensor, hard: Tensor, num_classes: int) -> None:
@@ -249,7 +249,7 @@ class _PixelsByClass:
 class _JointPixels:
     """The pixels of each class on all ranks, rank 0's first. rows: [M, D] of this rank; counts: [ranks, C]."""
 
-    def __init__(self, pixels: _PixelsByClass, rows: Tensor, counts: Tensor, ranks: Ranks) -> None:
+    def __init__(self, pixels: PixelsByClass, rows: Tensor, counts: Tensor, ranks: Ranks) -> None:
         self.pixels, self.rows, self.counts, self.ranks = pixels, rows, counts, ranks
 
     def draw(self, classes: Tensor) -> Tensor:

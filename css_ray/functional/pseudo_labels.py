@@ -33,6 +33,30 @@ def at_class(probabilities: Tensor, labels: Tensor) -> Tensor:
     return torch.where(labelled, own, 0)
 
 
+def entropy(probabilities: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H, W]: the entropy of each pixel's distribution, in nats."""
+    terms: Tensor = torch.special.xlogy(probabilities, probabilities)
+    return -terms.sum(dim=1)
+
+
+def percentile(values: Tensor, percent: float, mask: Tensor) -> Tensor:
+    """Scalar: the percentile of the values where `mask`, interpolated linearly as NumPy's; found on the device.
+
+    Infinite if no value is there.
+    """
+    ordered = values.masked_fill(~mask, torch.inf).flatten().sort().values
+    last = (mask.sum() - 1).clamp(min=0)
+    place = last * (percent / 100)
+    below = place.floor().long()
+    low, high = ordered[below], ordered[torch.minimum(below + 1, last)]
+    return torch.where(low.isfinite(), low + (high - low) * (place - below), low)
+
+
+def rank_of_classes(probabilities: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C, H, W] int64: how many classes are likelier than each, 0 for the likeliest."""
+    return probabilities.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
 def agreement(a: Tensor, b: Tensor) -> Tensor:
     """The labels on which `a` and `b` agree, IGNORE_INDEX elsewhere: the mix strategy, in which both spaces must agree."""
     return torch.where(a == b, a, IGNORE_INDEX)

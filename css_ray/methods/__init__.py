@@ -9,9 +9,10 @@ from css_ray.methods.fixmatch import FixMatch
 from css_ray.methods.mean_teacher import MeanTeacher
 from css_ray.methods.registry import MethodError, Methods
 from css_ray.methods.supervised import Supervised
+from css_ray.methods.u2pl import U2PL
 from css_ray.methods.unimatch import UniMatch
 
-METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, CSS))
+METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, CSS))
 """Every method by its name in a study."""
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "CPS",
     "CSS",
     "METHODS",
+    "U2PL",
     "CutMix",
     "FixMatch",
     "MeanTeacher",

@@ -60,6 +60,12 @@ class Teacher(nn.Module):
         self._num_updates += 1
         self.num_updates += 1
 
+    @torch.no_grad()
+    def copy_(self, student: Segmenter) -> None:
+        """Take over the student's parameters, and with `average` its statistics; not counted as an update."""
+        for follower, leader in zip(self._averaged(self.model), self._averaged(student), strict=True):
+            follower.copy_(leader)
+
     def _averaged(self, segmenter: Segmenter) -> list[Tensor]:
         buffers = segmenter.buffers() if self.normalise == "average" else ()
         return [*segmenter.parameters(), *(buffer for buffer in buffers if buffer.is_floating_point())]

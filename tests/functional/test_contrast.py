@@ -163,13 +163,13 @@ def test_per_anchor_is_the_loop_over_its_own_draws(monkeypatch: pytest.MonkeyPat
     labels[0, 0] = V
     hard = torch.rand(2, 3, 4, generator=generator) < 0.6
     drawn = []
-    draw = contrast._PixelsByClass.draw
+    draw = contrast.PixelsByClass.draw
 
-    def remember(self: contrast._PixelsByClass, *arguments: torch.Tensor) -> torch.Tensor:
+    def remember(self: contrast.PixelsByClass, *arguments: torch.Tensor) -> torch.Tensor:
         drawn.append(draw(self, *arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(contrast._PixelsByClass, "draw", remember)
+    monkeypatch.setattr(contrast.PixelsByClass, "draw", remember)
     for negatives in ("per_anchor", "shared"):
         drawn.clear()
         found = loss(representations, prototypes, labels=labels, hard=hard, num_queries=6, num_negatives=5, negatives=negatives)
