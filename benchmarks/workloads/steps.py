@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from css_ray.methods import CCT, CPS, CSS, FixMatch, Method, UniMatch
+from css_ray.methods import CCT, CPS, CSS, U2PL, FixMatch, Method, UniMatch
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
@@ -69,6 +69,14 @@ def _cct(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
     return [Prediction(logits, None) for logits in (student.logits_head[-1](features), *heads)]
 
 
+def _u2pl(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
+    """The teacher forward on the unlabelled images, and on both batches; the student on both."""
+    both = torch.cat([labelled, unlabelled])
+    method.teacher(unlabelled)
+    method.teacher(both)
+    return [method.student(both)]
+
+
 def _fixmatch(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
     """The teacher forward on the weak view, the student on both batches together."""
     method.teacher(unlabelled)
@@ -98,6 +106,7 @@ _PASSES: dict[str, Callable[[Any, Tensor, Tensor], list[Prediction]]] = {
     FixMatch.name: _fixmatch,
     UniMatch.name: _unimatch,
     CPS.name: _cps,
+    U2PL.name: _u2pl,
 }
 
 

@@ -110,12 +110,9 @@ class Segmenter(nn.Module):
         return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=True)
 
 
-def make_segmenter(
-    config: ModelConfig, num_classes: int, *, representation: bool = True, synchronise_batch_norm: bool = False
-) -> Segmenter:
-    """A new segmenter with random heads.
+def make_segmenter(config: ModelConfig, num_classes: int, *, representation: bool = True) -> Segmenter:
+    """A new segmenter with random heads; representation: with one for representations.
 
-    representation: with a representation head. synchronise_batch_norm: batch statistics over all ranks, each on its GPU.
     Raises ValueError as `make_encoder` does.
     """
     encoder = make_encoder(config.encoder, config.output_stride, config.pretrained)
@@ -126,7 +123,7 @@ def make_segmenter(
         channels=config.decoder_channels,
         rates=config.aspp_rates or ASPP_RATES[config.output_stride],
     )
-    segmenter = Segmenter(
+    return Segmenter(
         encoder,
         decoder,
         config.decoder_channels,
@@ -134,10 +131,3 @@ def make_segmenter(
         config.representation_dim if representation else None,
         config.head_convs,
     )
-    if not synchronise_batch_norm:
-        return segmenter
-    # timm's own conversion: torch's would drop the activation inside an EfficientNet's normalisation layers.
-    from timm.layers.norm_act import convert_sync_batchnorm
-
-    converted: Segmenter = convert_sync_batchnorm(segmenter)  # type: ignore[no-untyped-call]
-    return converted

@@ -35,17 +35,24 @@ def run_spec(study: StudyDefinition, trial: TrialSpec, split: int) -> RunSpec:
 
 
 def build_method(settings: Mapping[str, Any], num_classes: int, *, synchronise_batch_norm: bool = False) -> Method:
-    """The method of a trial's settings, freshly initialised from torch's generator."""
+    """The method of a trial's settings, freshly initialised from torch's generator.
+
+    synchronise_batch_norm: batch statistics are over all ranks, each on its GPU, in all that the method is made of.
+    """
     method = METHODS[settings["method"]["name"]]
     model = model_config(settings)
     views = Views(**{key: _tuple(value) for key, value in settings["views"].items()})
 
     def segmenter() -> Any:
-        return make_segmenter(
-            model, num_classes, representation=method.needs_representations, synchronise_batch_norm=synchronise_batch_norm
-        )
+        return make_segmenter(model, num_classes, representation=method.needs_representations)
 
-    return method(segmenter, method_config(settings), views)
+    built = method(segmenter, method_config(settings), views)
+    if synchronise_batch_norm:
+        # timm's own conversion: torch's would drop the activation inside an EfficientNet's normalisation layers.
+        from timm.layers.norm_act import convert_sync_batchnorm
+
+        convert_sync_batchnorm(built)  # type: ignore[no-untyped-call]
+    return built
 
 
 def model_config(settings: Mapping[str, Any]) -> ModelConfig:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from css_ray.data.catalogue import prepare as prepare_dataset
 from css_ray.data.shards import DataSet
+from css_ray.methods import CSS, Supervised
 from css_ray.study.inputs import prepare
 from css_ray.study.run import execute
 from css_ray.training.reporter import SilentReporter
@@ -182,3 +183,33 @@ def test_more_labels_than_masks_are_one_error(mixed: Path) -> None:
         ValueError, match="cannot label 4 images: 3 of the 8 training images of mixed have a mask; label 1 to 3"
     ):
         prepare(asked)
+
+
+class WithOwnHead(Supervised):
+    """A method that makes a head with BatchNorm by itself."""
+
+    name = "with_own_head"
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.own = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4))
+
+
+@pytest.mark.parametrize("encoder", ["tiny", "tf_efficientnet_lite0"])
+def test_batch_norm_is_synchronised_in_all_that_a_method_is_made_of(encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from css_ray.methods.registry import Methods
+    from css_ray.study import run
+
+    monkeypatch.setattr(run, "METHODS", Methods((WithOwnHead, CSS)))
+    settings: Any = {
+        "model": {"encoder": encoder, "output_stride": 8, "pretrained": False, "decoder_channels": 8},
+        "views": {},
+    }
+    for name in ("with_own_head", "css"):
+        plain, synchronised = (
+            run.build_method(settings | {"method": {"name": name}}, 3, synchronise_batch_norm=on) for on in (False, True)
+        )
+        norms = [module for module in synchronised.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+        assert norms and all(isinstance(module, torch.nn.SyncBatchNorm) for module in norms)
+        assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in plain.modules())
+        assert plain.state_dict().keys() == synchronised.state_dict().keys()
