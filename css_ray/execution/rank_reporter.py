@@ -32,7 +32,7 @@ class SlotReporter:
 
     def __init__(self, job: Job, number: int, queue: Queue, device: torch.device, alive: Callable[[], None]) -> None:
         self.trial = job.trial
-        self.settings = job.runs[0].settings
+        self.settings = job.runs[0].settings if job.runs else {}
         self.verdicts = Verdicts(job.verdicts) if job.verdicts else None
         self.checkpoints = Checkpoints(job.checkpoints, device, min_free=job.min_free, waiting=self._wait)
         self.alive = alive

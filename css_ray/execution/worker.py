@@ -83,6 +83,9 @@ def train_splits(job: Job, reporter: SlotReporter, device: torch.device, beat: C
     exception ends the worker group, and Ray Train starts it again from the last checkpoint. A checkpoint that is damaged, or
     not of this trial, is skipped: the trial continues from the one before, or from its first step, and reports that.
     """
+    if not job.runs:  # the driver was stopped when all had ended, but not yet the trial
+        reporter.send(over=True)
+        return
     kept = reporter.checkpoints
     names, damages = kept.newest_first(), list[str]()
     with tempfile.TemporaryDirectory() as scratch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,11 +22,14 @@ def place_method(method: Method, config: TrainConfig, device: torch.device | str
     if config.channels_last:
         method.to(memory_format=torch.channels_last)
     if config.compile:
-        # The two parts that methods call, together in `forward` or apart. `predict` calls them too, on images of any size:
-        # evaluations run uncompiled.
-        for part in method.modules():
-            if isinstance(part, Segmenter):
-                part.encode, part.decode = torch.compile(part.encode), torch.compile(part.decode)  # type: ignore[method-assign]
+        # In place, so that the names in state_dict stay. All parts too, which some methods call by themselves: a backward pass
+        # does not find its statistics if a pass that is not compiled is followed by one that is. `predict` calls the parts on
+        # images of any size: evaluations run uncompiled.
+        for segmenter in [module for module in method.modules() if isinstance(module, Segmenter)]:
+            for part in (segmenter, *segmenter.children()):
+                part.compile()
+        # Dynamo looks at the gradients of what a graph is given, and what a decoder is given has none.
+        warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
 
 
 @contextmanager

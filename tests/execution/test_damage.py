@@ -377,6 +377,15 @@ def test_a_state_that_does_not_fit_is_passed_over_before_anything_is_reported(
     assert isinstance(sent.events[-1], RunFinished) and sent.news[-1].over
 
 
+def test_a_trial_whose_runs_had_all_ended_is_over_at_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver was stopped between the last run's end and the trial's: no run is left in the job."""
+    sent = Sent(monkeypatch)
+    job = dataclasses.replace(job, runs=[])
+    reporter = SlotReporter(job, 1, None, torch.device("cpu"), lambda: None)  # type: ignore[arg-type]
+    train_splits(job, reporter, torch.device("cpu"), lambda: None)
+    assert sent.events == [] and [news.over for news in sent.news] == [True]
+
+
 # ---------------------------------------------------------------------------------------------------------- the driver's journal
 
 

@@ -364,12 +364,13 @@ def test_windows_are_the_training_crop(average: Any, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_compiled_run_is_the_plain_one() -> None:
+@pytest.mark.parametrize("name", ["css", "unimatch"])
+def test_a_compiled_run_is_the_plain_one(name: str) -> None:
     try:
         torch.compile(lambda value: value.sin() + 1)(torch.ones(3))
     except Exception as error:  # no C++ compiler, or none that inductor can use
         pytest.skip(f"torch.compile does not work here: {type(error).__name__}: {str(error)[:200]}")
-    plain, compiled = make_method("css"), make_method("css")
+    plain, compiled = make_method(name), make_method(name)
     logs = []
     for method, compile in ((plain, False), (compiled, True)):
         reporter = SilentReporter()
