@@ -16,7 +16,7 @@ test-slow: $(INSTALLED)  ## whole studies under Ray, kills and resumes
 	$(BIN)/python -m pytest -m "slow and not long"
 
 test-long: $(INSTALLED)  ## clusters that lose nodes, studies on S3, kills at random, hostile inputs; ONLY=tests/fuzz for one folder
-	$(BIN)/python -m pytest -m long $(ONLY)
+	$(BIN)/python -m pytest -m long -o faulthandler_timeout=3500 $(ONLY)
 
 check: $(INSTALLED)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -131,3 +131,11 @@ def make_segmenter(config: ModelConfig, num_classes: int, *, representation: boo
         config.representation_dim if representation else None,
         config.head_convs,
     )
+
+
+def synchronise(module: nn.Module) -> None:
+    """Let every BatchNorm inside `module` take its statistics over all ranks, each on its GPU."""
+    # timm's own conversion: torch's would drop the activation inside an EfficientNet's normalisation layers.
+    from timm.layers.norm_act import convert_sync_batchnorm
+
+    convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from torch import Tensor
 from css_ray import distributed
 from css_ray.data.loaders import make_train_loader, make_unlabelled_val_loader, make_val_loader
 from css_ray.methods import METHODS, Method
-from css_ray.models.segmenter import ModelConfig, Segmenter, make_segmenter
+from css_ray.models.segmenter import ModelConfig, Segmenter, make_segmenter, synchronise
 from css_ray.study.inputs import Prepared
 from css_ray.study.job import RunSpec
 from css_ray.study.paths import absolute_paths
@@ -48,10 +48,7 @@ def build_method(settings: Mapping[str, Any], num_classes: int, *, synchronise_b
 
     built = method(segmenter, method_config(settings), views)
     if synchronise_batch_norm:
-        # timm's own conversion: torch's would drop the activation inside an EfficientNet's normalisation layers.
-        from timm.layers.norm_act import convert_sync_batchnorm
-
-        convert_sync_batchnorm(built)  # type: ignore[no-untyped-call]
+        synchronise(built)
     return built
 
 
