@@ -85,8 +85,8 @@ def execute(
     if torch.device(device).type == "cpu":
         keep_freed_memory()
     torch.manual_seed(spec.seed)
-    synchronise = world_size > 1 and torch.device(device).type == "cuda"
-    method = build_method(spec.settings, dataset.info.num_classes, synchronise_batch_norm=synchronise)
+    on_gpus = world_size > 1 and torch.device(device).type == "cuda"
+    method = build_method(spec.settings, dataset.info.num_classes, synchronise_batch_norm=on_gpus)
     views = Views(**{key: _tuple(value) for key, value in spec.settings["views"].items()})
 
     loaders = ExitStack()  # ends their worker processes, however the run ends
