@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from css_ray.functional.resizing import upsample
 from css_ray.methods import CCT, CPS, CSS, U2PL, FixMatch, Method, UniMatch
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.training.optimizer import make_optimizer
@@ -62,10 +63,11 @@ def _css(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
 
 
 def _cct(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
-    """The student on both batches together, and all heads on the features of the unlabelled one."""
+    """The student on both batches together; all heads, whose maps have the images' size, on the unlabelled features."""
     student = method.student
     features = student.before_classifier(student.decode(student.encode(torch.cat([labelled, unlabelled]))))
-    heads = [head(features[len(labelled) :]) for head in method.auxiliary]
+    size = (unlabelled.shape[2], unlabelled.shape[3])
+    heads = [upsample(head(features[len(labelled) :]), size) for head in method.auxiliary]
     return [Prediction(logits, None) for logits in (student.logits_head[-1](features), *heads)]
 
 

@@ -81,5 +81,5 @@ def probability_consistency(logits: Tensor, probabilities: Tensor, valid: Tensor
 
     Tarvainen & Valpola, NeurIPS 2017: the mean is over pixels and classes.
     """
-    squares = (at_least_float32(logits).softmax(dim=1) - probabilities).square().mean(dim=1)
-    return torch.where(valid, squares, 0).sum() / valid.sum().clamp(min=1)
+    difference = ((at_least_float32(logits).softmax(dim=1) - probabilities) * valid.unsqueeze(1)).flatten()
+    return difference.dot(difference) / (valid.sum().clamp(min=1) * logits.shape[1])
