@@ -59,7 +59,8 @@ def _file_sizes(trial: TrialSpec) -> tuple[int, int]:
         sum(tensor.numel() * tensor.element_size() for tensor in each.state_dict().values())
         for each in (method.predictor(), method)
     )
-    train = TrainConfig(**trial.settings["train"])
+    # Not all its settings: the ends of a search's space need not make sense together.
+    train = TrainConfig(optimizer=trial.settings["train"]["optimizer"])
     means = 2 if train.optimizer == "adamw" else 1  # of gradients, and of their squares
     trained = (parameter for group in parameter_groups(method, train) for parameter in group["params"])
     return weights, state + sum(4 * means * parameter.numel() for parameter in trained)
