@@ -33,8 +33,8 @@ def rows() -> Iterator[Row]:
     torch.set_num_threads(2)
     yield _update(steps)
     yield from _contrast_rows()
-    ours, other = peak_above_inputs("spaces"), peak_above_inputs("spaces at once")
-    yield Row("pseudo-labels of both spaces, 8 of 512 x 512, peak memory, vs all images at once", ours, other, 1 / 2, "MB")
+    ours, other = peak_above_inputs("spaces"), peak_above_inputs("spaces together")
+    yield Row("pseudo-labels of both spaces, 8 of 512 x 512, peak memory, vs all images together", ours, other, 1 / 2, "MB")
     yield _augmentation()
 
 

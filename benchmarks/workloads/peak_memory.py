@@ -38,9 +38,9 @@ def _contrast(kind: str) -> tuple[Callable[[], object], Callable[[], object]]:
     return lambda: run(small), lambda: run(whole)
 
 
-def _spaces(at_once: bool) -> tuple[Callable[[], object], Callable[[], object]]:
+def _spaces(together: bool) -> tuple[Callable[[], object], Callable[[], object]]:
     """The pseudo-labels of both spaces: of one small image, and of 8 of 512 x 512 with 21 classes."""
-    if at_once:
+    if together:
         css._MAP_BYTES = 2**40
     tiny = ModelConfig(encoder="tiny", output_stride=4, pretrained=False)
     method = CSS(lambda: make_segmenter(tiny, 21), CSS.Config(), Views())
@@ -57,7 +57,7 @@ SIDES: dict[str, Callable[[], tuple[Callable[[], object], Callable[[], object]]]
     "contrast": lambda: _contrast("per_anchor"),
     "published contrast": lambda: _contrast("published"),
     "spaces": lambda: _spaces(False),
-    "spaces at once": lambda: _spaces(True),
+    "spaces together": lambda: _spaces(True),
 }
 
 

@@ -226,7 +226,7 @@ MUTATIONS: dict[str, Callable[[list[str], random.Random], bytes]] = {
     "a value that is wrapped": _of_values(wrapped),
     "a value that is nested": _of_values(nested),
     "an event of another kind": other_kind,
-    "a line that is no event": other_event,
+    "a line that is not an event": other_event,
     "lines that are gone": deleted,
     "a line that is repeated": repeated,
     "a line that has moved": moved,

@@ -247,7 +247,7 @@ def test_a_class_of_which_a_source_keeps_nothing_has_an_iou_of_zero() -> None:
         "pseudo/iou/logits/sky": 100.0,
         "pseudo/iou/logits/road": 0.0,
         "pseudo/miou/logits": 50.0,
-        "pseudo/unkept_classes/logits": 1.0,  # road; there is no tree
+        "pseudo/unkept_classes/logits": 1.0,  # road; the images have no tree
     }
 
 
