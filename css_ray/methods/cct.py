@@ -30,7 +30,8 @@ class CCT(Method):
 
     L = L_x + w(t) mean_k MSE(p_k(perturbed features), p_main), w(t) = weight exp(-5 (1 - t / ramp)^2) until t = ramp. An
     auxiliary head is one 1 x 1 convolution on the features before the main one's; the main head gets no gradient of the
-    consistency, the network below it does. Perturbations that look at objects need a `background`, and are left out without one.
+    consistency, the network below it does. Perturbations that look at objects need a `background`; without one they are
+    left out.
 
     Departs from the published code: adversarial directions that are not noise (`vat_xi`), one box for each class instead of
     each connected region, no padding in the mean, and bilinear upsampling, as the DeepLabv3+ of the comparisons has it.

@@ -163,7 +163,7 @@ class U2PL(Method):
         index = self.queue.draw(of_anchor[:, None].expand(-1, config.num_negatives))
         losses = noise_contrast(own, positives[of_anchor].unsqueeze(1), self.queue.rows, index, config.temperature)
         by_class = losses.view(len(classes), -1).mean(dim=1)
-        # One class alone has nothing to be told from.
+        # A single class has no other to be separated from.
         return torch.where(active[classes] & (counted > 1), by_class, 0).sum() / counted.clamp(min=1)
 
     def _remember(

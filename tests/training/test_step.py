@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from css_ray.models import ModelConfig, make_segmenter
 from css_ray.training import timing
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
-from css_ray.training.step import place_method, train_step
+from css_ray.training.step import algorithms, place_method, train_step
 from css_ray.types import Batch, Losses
 from css_ray.views import Views
 
@@ -140,3 +141,36 @@ def test_the_time_of_a_step_is_the_median_after_a_warm_up(name: str, monkeypatch
     assert len(seen) == 4
     assert seen[0].labelled_images.shape == (3, 3, 24, 24) and seen[0].labels.shape == (3, 24, 24)
     assert seen[0].unlabelled_images.shape == ((0 if name == "supervised" else 2), 3, 24, 24)
+
+
+def flags() -> tuple[bool, bool, bool]:
+    return (
+        torch.backends.cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "fixed_shapes", "within"),
+    [
+        (False, True, (True, False, False)),
+        (False, False, (False, False, False)),
+        (True, True, (False, True, True)),
+        (True, False, (False, True, True)),
+    ],
+)
+def test_which_algorithms_a_gpu_uses(
+    deterministic: bool, fixed_shapes: bool, within: tuple[bool, bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flags alone: they can be set where there is not a GPU."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = flags()
+    config = TrainConfig(deterministic=deterministic)
+    with pytest.raises(ZeroDivisionError), algorithms(config, torch.device("cuda"), fixed_shapes=fixed_shapes):
+        assert flags() == within
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is deterministic
+        raise ZeroDivisionError
+    assert flags() == before
+    with algorithms(config, torch.device("cpu"), fixed_shapes=fixed_shapes):
+        assert flags() == before
