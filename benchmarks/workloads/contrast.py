@@ -24,17 +24,25 @@ class Inputs(NamedTuple):
     negatives: int
 
 
-def inputs(batch: int = 4, channels: int = 256, size: int = 64, queries: int = 256, negatives: int = 512) -> Inputs:
+def inputs(
+    batch: int = 4,
+    channels: int = 256,
+    size: int = 64,
+    queries: int = 256,
+    negatives: int = 512,
+    device: torch.device | str = "cpu",
+) -> Inputs:
     torch.manual_seed(0)
     shape = (batch, size, size)
     labels = torch.randint(PRESENT, shape).masked_fill(torch.rand(shape) < 0.05, 255)
-    return Inputs(torch.randn(batch, channels, size, size), labels, torch.rand(shape) < 0.7, queries, negatives)
+    representations, hard = torch.randn(batch, channels, size, size), torch.rand(shape) < 0.7
+    return Inputs(representations.to(device), labels.to(device), hard.to(device), queries, negatives)
 
 
 def ours(given: Inputs, negatives: Negatives) -> None:
     representations = given.representations.detach().requires_grad_()
     sums, counts = class_sums(representations.detach(), given.labels, CLASSES)
-    before = torch.zeros(CLASSES, representations.shape[1]), torch.zeros(CLASSES, dtype=torch.bool)
+    before = sums.new_zeros(CLASSES, representations.shape[1]), sums.new_zeros(CLASSES, dtype=torch.bool)
     value, seen = moving_average(*before, sums, counts, DECAY)
     contrastive_loss(
         representations, given.labels, given.hard, value, seen, temperature=TEMPERATURE, num_queries=given.queries,
@@ -49,8 +57,9 @@ def published(given: Inputs) -> None:
     which makes this side faster than that code.
     """
     representations = given.representations.detach().requires_grad_()
+    device = representations.device
     pixels = representations.permute(0, 2, 3, 1)  # [B, h, w, D]
-    prototypes = torch.zeros(CLASSES, pixels.shape[3])
+    prototypes = torch.zeros(CLASSES, pixels.shape[3], device=device)
     present, all_pixels, hard_pixels = [], [], []
     for label in range(CLASSES):
         of_class = given.labels == label
@@ -61,22 +70,22 @@ def published(given: Inputs) -> None:
         hard_pixels.append(pixels[of_class & given.hard])
         mean = all_pixels[-1].detach().mean(dim=0)
         prototypes[label] = mean if not prototypes[label].any() else DECAY * prototypes[label] + (1 - DECAY) * mean
-    loss = torch.zeros(())
+    loss = torch.zeros((), device=device)
     for number, label in enumerate(present):
         if not len(hard_pixels[number]):
             continue
-        anchors = hard_pixels[number][torch.randint(len(hard_pixels[number]), (given.queries,))]
+        anchors = hard_pixels[number][torch.randint(len(hard_pixels[number]), (given.queries,), device=device)]
         with torch.no_grad():
             others = [other for other in range(len(present)) if other != number]
             similarity = F.cosine_similarity(prototypes[label][None], prototypes[[present[other] for other in others]], dim=1)
             distribution = torch.distributions.Categorical((similarity / TEMPERATURE).softmax(dim=0))
             classes = distribution.sample((given.queries, given.negatives))  # type: ignore[no-untyped-call]
-            counts = torch.tensor([len(all_pixels[other]) for other in others])
-            within = (torch.rand(classes.shape) * counts[classes]).long()
+            counts = torch.tensor([len(all_pixels[other]) for other in others], device=device)
+            within = (torch.rand(classes.shape, device=device) * counts[classes]).long()
             places = (counts.cumsum(dim=0) - counts)[classes] + within
             pool = torch.cat([all_pixels[other] for other in others])
             positive = prototypes[label].expand(given.queries, 1, -1)
             keys = torch.cat([positive, pool[places.flatten()].view(*places.shape, -1)], dim=1)  # [Q, N + 1, D]
         logits = F.cosine_similarity(anchors.unsqueeze(1), keys, dim=2)
-        loss = loss + F.cross_entropy(logits / TEMPERATURE, torch.zeros(given.queries, dtype=torch.long))
+        loss = loss + F.cross_entropy(logits / TEMPERATURE, torch.zeros(given.queries, dtype=torch.long, device=device))
     (loss / len(present)).backward()  # type: ignore[no-untyped-call]

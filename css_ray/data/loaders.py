@@ -422,7 +422,7 @@ def _permutation(length: int, seed: str) -> list[int]:
 
 def _sent(stored: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on a device; on its way to a GPU in pinned memory, whose copy overlaps with the computation."""
-    pinned = stored.pin_memory() if torch.device(device).type == "cuda" else stored
+    pinned = stored.contiguous().pin_memory() if torch.device(device).type == "cuda" else stored
     return pinned.to(device, non_blocking=True)
 
 

@@ -48,7 +48,8 @@ def percentile(values: Tensor, percent: float, mask: Tensor) -> Tensor:
     last = (mask.sum() - 1).clamp(min=0)
     place = last * (percent / 100)
     below = place.floor().long()
-    low, high = ordered[below], ordered[torch.minimum(below + 1, last)]
+    # An index that is a tensor of one number would be read by the host, which then waits for the device.
+    low, high = ordered.gather(0, torch.stack([below, torch.minimum(below + 1, last)])).unbind()
     return torch.where(low.isfinite(), low + (high - low) * (place - below), low)
 
 

@@ -453,6 +453,7 @@ def test_all_values_become_their_share_of_255() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 def test_batches_are_the_same_on_a_gpu(dataset: DataSet, split: Split) -> None:
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
     stored = StoredBatch(values, values[:, 0], values, values[:, 0] > 0, 0)

@@ -1,0 +1,284 @@
+"""A study on one GPU of a machine that has neither Ray nor MLflow: its runs in processes that share the device.
+
+    python -m benchmarks.one_gpu plan STUDY.yaml PLAN.json            # where css-ray is installed
+    python -m benchmarks.one_gpu train PLAN.json OUT --processes 6    # on the GPU: torch, torchvision, timm and pyarrow do
+    python -m benchmarks.one_gpu collect STUDY.yaml OUT/*.jsonl       # a journal; css-ray study table makes the table of it
+
+Paths in the study are relative to the current folder, here and there. `train --seconds S` measures a step of each row first and
+trains as many steps as fit into S seconds. Each process writes an event when it happens: what is cut off loses nothing before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+import click
+import torch
+
+from css_ray.events import RunEvaluated, RunEvent, RunFailed, RunFinished, RunLogged, RunStarted, from_json
+from css_ray.study.inputs import prepare
+from css_ray.study.job import RunSpec
+from css_ray.study.run import execute
+from css_ray.training.loop import NonFiniteLossError
+from css_ray.training.reporter import Metrics
+
+PROBE_STEPS, PROBE_LAST = 60, 20
+"""How many steps of a row are trained to see what one takes, and on how many of them, the last, the clock runs."""
+
+EVALUATIONS = 4
+"""Of a run whose number of steps `train --seconds` chose."""
+
+
+class EventWriter:
+    """Writes what happens to one run, an event a line."""
+
+    def __init__(self, run: RunSpec, stream: IO[str]) -> None:
+        self.run, self.stream, self.step = run, stream, 0
+
+    def write(self, kind: type[RunEvent], **content: Any) -> None:
+        event = kind.now(trial=self.run.trial, split=self.run.split, **content)
+        self.stream.write(json.dumps(event.to_json(), allow_nan=False, separators=(",", ":")) + "\n")
+        self.stream.flush()
+
+    def logged(self, step: int, metrics: Metrics) -> None:
+        self.step = step
+        self.write(RunLogged, step=step, metrics=dict(metrics))
+
+    def evaluated(self, step: int, metrics: Metrics, write_checkpoint: Callable[[Path], None]) -> None:
+        self.step = step
+        self.write(RunEvaluated, step=step, metrics=dict(metrics))
+
+
+class Probe:
+    """Of a short run: when each point of the curves was reached, and its evaluation done."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, float] = {}
+        self.evaluated_at = 0.0
+
+    def logged(self, step: int, metrics: Metrics) -> None:
+        self.at[step] = time.perf_counter()
+
+    def evaluated(self, step: int, metrics: Metrics, write_checkpoint: Callable[[Path], None]) -> None:
+        self.evaluated_at = time.perf_counter()
+
+    def seconds(self) -> tuple[float, float]:
+        """Of a step, and of an evaluation."""
+        step = (self.at[PROBE_STEPS] - self.at[PROBE_STEPS - PROBE_LAST]) / PROBE_LAST
+        return step, self.evaluated_at - self.at[PROBE_STEPS]
+
+
+def train(run: RunSpec, stream: IO[str], device: str) -> None:
+    """Train a run and write its events; a loss that is not finite fails it."""
+    writer, prepared = EventWriter(run, stream), prepare(run)
+    writer.write(RunStarted, **prepared.started(), workers=1)
+    try:
+        fit = execute(prepared, writer, device=device)
+    except NonFiniteLossError as error:
+        writer.write(RunFailed, step=writer.step, reason=str(error))
+    else:
+        ends = dataclasses.asdict(fit)
+        writer.write(RunFinished, **ends | {"seconds": round(fit.seconds, 3)})
+
+
+def probe(run: RunSpec, device: str) -> tuple[float, float]:
+    """Seconds of a step and of an evaluation of a run, beside what else the machine does."""
+    observed = Probe()
+    execute(
+        prepare(with_train(run, iterations=PROBE_STEPS, evaluate_every=PROBE_STEPS, log_every=PROBE_LAST)),
+        observed,
+        device=device,
+    )
+    return observed.seconds()
+
+
+def with_train(run: RunSpec, **values: Any) -> RunSpec:
+    """The run with other settings of its training."""
+    return dataclasses.replace(run, settings={**run.settings, "train": {**run.settings["train"], **values}})
+
+
+def steps_that_fit(costs: Sequence[tuple[float, float]], runs_each: int, processes: int, seconds: float) -> int:
+    """How many steps all runs can have, a multiple of 100 and at least that.
+
+    costs: seconds of a step and of an evaluation of each row, which is trained on `runs_each` splits.
+    """
+    of_steps = sum(step for step, _ in costs) * runs_each / processes
+    of_evaluations = EVALUATIONS * sum(evaluation for _, evaluation in costs) * runs_each / processes
+    steps = int((seconds - of_evaluations) / of_steps) // 100 * 100
+    return max(100, steps)
+
+
+# ------------------------------------------------------------------------------------------------------------- the processes
+
+
+def _work(number: int, tasks: Any, results: Any, folder: str, device: str) -> None:
+    torch.set_num_threads(1)
+    with open(Path(folder) / f"events-{number}.jsonl", "a") as stream:
+        while (task := tasks.get()) is not None:
+            row, probing, plain = task
+            run = RunSpec.from_json(plain)
+            started = time.monotonic()
+            try:
+                found: Any = None
+                if probing:
+                    found = probe(run, device)
+                else:
+                    train(run, stream, device)
+            except Exception as error:  # one run's failure is no reason to lose the others
+                print(f"{row}, split {run.split}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(f"process {number}: {row}, split {run.split}: {time.monotonic() - started:.1f} s", flush=True)
+            results.put((row, found))
+
+
+class Processes:
+    """Processes that take runs, each with its own context on the device; they end with the block."""
+
+    def __init__(self, count: int, folder: Path, device: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.tasks, self.results = context.SimpleQueue(), context.SimpleQueue()
+        # No daemons: they have loader processes of their own.
+        self.processes = [
+            context.Process(target=_work, args=(number, self.tasks, self.results, str(folder), device))
+            for number in range(count)
+        ]
+
+    def __enter__(self) -> Self:
+        for process in self.processes:
+            process.start()
+        return self
+
+    def all(self, runs: Sequence[tuple[str, RunSpec]], *, probing: bool) -> list[tuple[str, Any]]:
+        """What became of the runs, in the order in which they ended."""
+        for row, run in runs:
+            self.tasks.put((row, probing, run.to_json()))
+        return [self.results.get() for _ in runs]
+
+    def __exit__(self, *error: object) -> None:
+        for _ in self.processes:
+            self.tasks.put(None)
+        for process in self.processes:
+            process.join()
+
+
+# --------------------------------------------------------------------------------------------------------------- the commands
+
+
+@click.group(help=__doc__)
+def main() -> None: ...
+
+
+@main.command()
+@click.argument("study", type=click.Path(exists=True))
+@click.argument("plan", type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE")
+def plan(study: str, plan: str, overrides: Sequence[str]) -> None:
+    """Write the runs of a study's grid, split by split."""
+    definition = _definition(study, overrides)
+    runs = [
+        {"row": trial.row, "run": RunSpec(trial.index, split, definition.seed + split, trial.settings).to_json()}
+        for split in definition.splits
+        for trial in definition.grid_trials()
+    ]
+    Path(plan).write_text(json.dumps(runs, indent=0) + "\n")
+    click.echo(f"{len(runs)} runs")
+
+
+@main.command("train")
+@click.argument("plan", type=click.Path(exists=True))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--processes", default=6, show_default=True)
+@click.option("--seconds", type=float, help="Train as many steps as fit into this time, instead of the plan's.")
+@click.option("--device", default="cuda", show_default=True)
+def train_command(plan: str, out: Path, processes: int, seconds: float | None, device: str) -> None:
+    """Train the runs of a plan; their events go to OUT/events-N.jsonl."""
+    started = time.monotonic()
+    runs = [(each["row"], RunSpec.from_json(each["run"])) for each in json.loads(Path(plan).read_text())]
+    out.mkdir(parents=True, exist_ok=True)
+    with Processes(processes, out, device) as workers:
+        if seconds is not None:
+            runs = _with_steps_that_fit(runs, workers, processes, started + seconds, out)
+        workers.all(runs, probing=False)
+    click.echo(f"{len(runs)} runs in {time.monotonic() - started:.1f} s")
+
+
+def _with_steps_that_fit(
+    runs: list[tuple[str, RunSpec]], workers: Processes, processes: int, deadline: float, out: Path
+) -> list[tuple[str, RunSpec]]:
+    firsts = list({row: (row, run) for row, run in reversed(runs)}.values())
+    costs = []
+    for row, found in workers.all(firsts, probing=True):
+        if found is not None:
+            click.echo(f"{row}: {found[0] * 1e3:.1f} ms a step, {found[1]:.2f} s an evaluation")
+            costs.append(found)
+    steps = steps_that_fit(costs, len(runs) // len(firsts), processes, deadline - time.monotonic())
+    values = {"iterations": steps, "evaluate_every": steps // EVALUATIONS}
+    click.echo(f"a run has {steps} steps")
+    (out / "steps.json").write_text(json.dumps(values) + "\n")
+    return [(row, with_train(run, **values)) for row, run in runs]
+
+
+@main.command()
+@click.argument("events", type=click.Path(exists=True), nargs=-1, required=True)
+@click.option("--plan", type=click.Path(exists=True), required=True)
+@click.option("--metric", default="val/miou", show_default=True)
+def show(events: Sequence[str], plan: str, metric: str) -> None:
+    """Print each row's last and best value by split."""
+    rows = {each["run"]["trial"]: each["row"] for each in json.loads(Path(plan).read_text())}
+    for (trial, split), of_run in sorted(_by_run(events).items()):
+        for event in of_run:
+            if isinstance(event, RunFinished):
+                last, best = event.last[metric], event.best[metric]
+                click.echo(f"{rows[trial]:28} split {split}: {last:6.2f}, best {best:6.2f}, {event.seconds:6.1f} s")
+
+
+@main.command()
+@click.argument("study", type=click.Path(exists=True))
+@click.argument("events", type=click.Path(exists=True), nargs=-1, required=True)
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE")
+@click.option("--storage", default="runs", show_default=True)
+def collect(study: str, events: Sequence[str], overrides: Sequence[str], storage: str) -> None:
+    """Make a study of what was trained elsewhere: its journal, its runs in MLflow and its tables."""
+    from css_ray.study.driver import Driver
+
+    driver, by_run = Driver(_definition(study, overrides), storage), _by_run(events)
+    driver.check_new()
+    with driver.driving():
+        driver.begin_or_resume()
+        for trial in driver.grid:
+            driver.begin(trial)
+            for split in driver.study.splits:
+                for event in by_run.get((trial.index, split), []):
+                    driver.hear(event)
+            driver.end(trial.index, None)
+        driver.finish()
+    outcome = driver.outcome()
+    click.echo(f"{outcome.status}: {len(outcome.records)} runs; css-ray study table {driver.study.name}")
+
+
+def _definition(study: str, overrides: Sequence[str]) -> Any:
+    from css_ray.study.definition import read  # pydantic and Optuna, which the machine with the GPU may lack
+
+    return read(study, overrides)
+
+
+def _by_run(files: Sequence[str]) -> Mapping[tuple[int, int], list[RunEvent]]:
+    """The events of each run, by trial and split."""
+    by_run = defaultdict(list)
+    for file in files:
+        for line in Path(file).read_text().splitlines():
+            event = from_json(json.loads(line))
+            assert isinstance(event, RunEvent)
+            by_run[event.trial, event.split].append(event)
+    return by_run
+
+
+if __name__ == "__main__":
+    main()
