@@ -23,12 +23,22 @@ from typing import IO, Any, Self
 import click
 import torch
 
-from css_ray.events import RunEvaluated, RunEvent, RunFailed, RunFinished, RunLogged, RunStarted, from_json
+from css_ray.events import (
+    RunEvaluated,
+    RunEvent,
+    RunFailed,
+    RunFinished,
+    RunLogged,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+    from_json,
+)
 from css_ray.study.inputs import prepare
 from css_ray.study.job import RunSpec
 from css_ray.study.run import execute
 from css_ray.training.loop import NonFiniteLossError
-from css_ray.training.reporter import Metrics
+from css_ray.training.reporter import Metrics, SilentReporter
 
 PROBE_STEPS, PROBE_LAST = 60, 20
 """How many steps of a row are trained to see what one takes, and on how many of them, the last, the clock runs."""
@@ -56,11 +66,18 @@ class EventWriter:
         self.step = step
         self.write(RunEvaluated, step=step, metrics=dict(metrics))
 
+    def stage_started(self, step: int, number: int, name: str, write_checkpoint: Callable[[Path], None] | None) -> None:
+        self.write(StageStarted, step=step, number=number, name=name)
 
-class Probe:
+    def stage_finished(self, step: int, number: int, name: str) -> None:
+        self.write(StageFinished, step=step, number=number, name=name)
+
+
+class Probe(SilentReporter):
     """Of a short run: when each point of the curves was reached, and its evaluation done."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.at: dict[int, float] = {}
         self.evaluated_at = 0.0
 

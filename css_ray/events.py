@@ -255,6 +255,32 @@ class RunEvaluated(StepEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageStarted(StepEvent):
+    """A stage of a method that has several was entered after `step` steps. number: which one, counted from 0."""
+
+    kind: ClassVar[str] = "stage_started"
+    number: Count
+    name: str
+
+    @property
+    def identity(self) -> tuple[Any, ...] | None:
+        return self.kind, self.trial, self.split, self.number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFinished(StepEvent):
+    """The stage is over after `step` steps."""
+
+    kind: ClassVar[str] = "stage_finished"
+    number: Count
+    name: str
+
+    @property
+    def identity(self) -> tuple[Any, ...] | None:
+        return self.kind, self.trial, self.split, self.number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished(StepEvent):
     """A run reached its last step. last, best: metrics at the last and at the best evaluation; seconds: of training."""
 
@@ -305,6 +331,7 @@ KINDS: dict[str, type[Event]] = {
         StudyStarted, StudyExtended, StudyPaused, StudyContinued, StudyInterrupted, StudyResumed, StudyFinished, EventLost,
         TrialStarted, TrialPruned, TrialRetried, TrialFinished,
         RunStarted, RunLogged, RunEvaluated, RunFinished, RunFailed, RunPruned, RunRewound, RunResized,
+        StageStarted, StageFinished,
     )
 }  # fmt: skip
 """Every type of event by its name in a journal."""

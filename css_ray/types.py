@@ -39,6 +39,23 @@ class Batch:
         return Batch(**(values | moved))
 
 
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where a training is.
+
+    step, steps: optimizer steps done in the stage, and those that it has. stage: counted from 0.
+    """
+
+    step: int
+    steps: int
+    stage: int = 0
+
+    @property
+    def progress(self) -> float:
+        """The share of the stage that is done, in [0, 1)."""
+        return self.step / self.steps
+
+
 class Prediction(NamedTuple):
     """What a segmenter returns for images [B, 3, H, W].
 

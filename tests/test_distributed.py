@@ -18,7 +18,7 @@ from css_ray.functional.similarity import class_means, class_sums
 from css_ray.methods import CCT, CPS, CSS, FixMatch, MeanTeacher, Method, Supervised, UniMatch
 from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.queue import FeatureQueue
-from css_ray.testing import make_batch, make_method
+from css_ray.testing import clock_at, make_batch, make_method
 from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
 
@@ -84,7 +84,7 @@ def other_steps(rank: int, world_size: int) -> dict[str, dict[str, Any]]:
         method = make_method(method_class, STILL, **settings)
         method.eval()  # BatchNorm by its running statistics, which ranks do not share on a CPU
         wrapped = DistributedDataParallel(method) if world_size > 1 else method
-        losses = wrapped(batch, 0.5)
+        losses = wrapped(batch, clock_at(0.5))
         losses.total.backward()
         found[name] = {
             "terms": {term: value.detach() for term, value in losses.terms.items()},
@@ -127,7 +127,7 @@ def joint_step(rank: int, world_size: int) -> dict[str, Any]:
             method.prototypes.seen.fill_(True)
             method.eval()  # BatchNorm by its running statistics, which ranks do not share on a CPU
             wrapped = DistributedDataParallel(method) if world_size > 1 else method
-            losses = wrapped(batch, 0.5)
+            losses = wrapped(batch, clock_at(0.5))
             losses.total.backward()
             found[reduction] = {
                 "sup": losses.terms["sup"].detach(),
@@ -175,9 +175,9 @@ def on_rank(rank: int, world_size: int, directory: str) -> None:
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     for step in range(3):
         optimizer.zero_grad()
-        wrapped(make_batch(2 * step + rank), step / 3).total.backward()
+        wrapped(make_batch(2 * step + rank), clock_at(step / 3)).total.backward()
         optimizer.step()
-        method.after_step()
+        method.after_step(clock_at(step / 3))
     found["parameters"] = {name: value.detach() for name, value in method.named_parameters()}
     found["css_prototypes"] = method.prototypes.state_dict()
     found["joint"] = joint_step(rank, world_size)

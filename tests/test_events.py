@@ -51,6 +51,8 @@ CONTENT: dict[str, dict[str, Any]] = {
     "run_failed": {**STEP, "reason": "the loss became nan"},
     "run_pruned": {**STEP, "reason": "far below the best"},
     "run_rewound": {**STEP, "reason": "a damaged checkpoint"},
+    "stage_started": {**STEP, "number": 1, "name": "main"},
+    "stage_finished": {**STEP, "number": 1, "name": "main"},
     "run_resized": {**STEP, "workers": 1, "before": 2, "reason": "a node went"},
 }  # fmt: skip
 """One of each kind, as the journals of the version before have them."""

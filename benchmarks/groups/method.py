@@ -10,7 +10,7 @@ import torch
 from benchmarks import Row, compare
 from benchmarks.workloads import contrast, pil_views
 from benchmarks.workloads.peak_memory import peak_above_inputs
-from benchmarks.workloads.steps import Steps
+from benchmarks.workloads.steps import MIDDLE, Steps
 from css_ray.methods import CCT, CPS, CSS, U2PL, FixMatch, Supervised, UniMatch
 from css_ray.methods.strong_view import strong_view
 from css_ray.models import ModelConfig, make_segmenter
@@ -90,7 +90,7 @@ def _update(steps: Steps) -> Row:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient  # zeroing drops it; to set it again is part of our time
         optimizer.step()
-        method.after_step()
+        method.after_step(MIDDLE)
         optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from css_ray.training.loop import fit
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.reporter import SilentReporter
 from css_ray.training.settings import TrainConfig
-from css_ray.types import Batch
+from css_ray.types import Batch, Clock
 from css_ray.views import Views
 
 STEPS = 60
@@ -91,7 +91,7 @@ def _loop() -> Iterator[Row]:
 
         def ours(name: str = name) -> None:
             fit(
-                _method(name), config, make_batches=lambda start: (batch for _ in range(start, STEPS)),
+                _method(name), config, make_batches=lambda first, end, kind: [batch] * (end - first),
                 val_batches=[(batch.labelled_images, labels)],
                 class_names=tuple("abcdef"), seed=0, reporter=SilentReporter(),
             )  # fmt: skip
@@ -101,11 +101,11 @@ def _loop() -> Iterator[Row]:
             optimizer = make_optimizer(method, config)
             # Written out once more instead of calling `train_step`: it is what the loop with its `train_step` is compared with.
             for step in range(STEPS):
-                loss = method(batch, step / STEPS).total
+                loss = method(batch, clock := Clock(step, STEPS)).total
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                method.after_step()
+                method.after_step(clock)
 
         yield compare(f"training loop around {name}, {STEPS} steps, vs the bare steps", ours, bare, 1.10)
 

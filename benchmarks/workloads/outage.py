@@ -27,7 +27,7 @@ from css_ray.models import ModelConfig, make_segmenter
 from css_ray.study.driver import Driver
 from css_ray.tracking import Tracker, default_uri
 from css_ray.training.loop import fit
-from css_ray.training.reporter import Reporter
+from css_ray.training.reporter import Reporter, SilentReporter
 from css_ray.training.settings import TrainConfig
 from css_ray.types import Batch
 from css_ray.views import Views
@@ -80,8 +80,9 @@ class _Study:
             tracker.close(timeout=30 if str(uri).startswith("sqlite") else 0)
 
 
-class _Reporter:
+class _Reporter(SilentReporter):
     def __init__(self, driver: Driver, run: Mapping[str, int]) -> None:
+        super().__init__()
         self.driver, self.run = driver, run
 
     def logged(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -104,7 +105,7 @@ def _train(reporter: Reporter) -> float:
     config = TrainConfig(iterations=STEPS, lr=0.05, log_every=LOG_EVERY, evaluate_every=STEPS)
     started = time.perf_counter()
     fit(
-        network, config, make_batches=lambda start: (batch for _ in range(start, STEPS)),
+        network, config, make_batches=lambda first, end, kind: [batch] * (end - first),
         val_batches=[(batch.labelled_images, labels)], class_names=tuple("abcdef"), seed=0, reporter=reporter,
     )  # fmt: skip
     return time.perf_counter() - started

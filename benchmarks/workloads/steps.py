@@ -14,11 +14,11 @@ from css_ray.models import ModelConfig, make_segmenter
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
 from css_ray.training.step import algorithms, place_method, train_step
-from css_ray.types import IGNORE_INDEX, Batch, Prediction
+from css_ray.types import IGNORE_INDEX, Batch, Clock, Prediction
 from css_ray.views import Views
 
 CLASSES, PRESENT = 21, 7  # as for the contrastive loss alone
-PROGRESS = 0.5  # after the warm-ups: both spaces label, and every loss acts
+MIDDLE = Clock(1, 2)  # after the warm-ups: both spaces label, and every loss acts
 
 
 class Steps:
@@ -44,7 +44,7 @@ class Steps:
 
     def whole(self) -> None:
         """The step of a training: losses, zeroing, backward, SGD and EMA."""
-        train_step(self.method, self.method, self.optimizer, self.batch, PROGRESS, self.settings)
+        train_step(self.method, self.method, self.optimizer, self.batch, MIDDLE, self.settings)
 
     def passes(self) -> None:
         """What the method sends through its networks, forward and backward; the loss is a sum of all outputs."""

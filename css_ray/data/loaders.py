@@ -286,8 +286,8 @@ class TrainBatches(Dataset[StoredBatch]):
 class _ValBatches(Dataset[tuple[Tensor, Tensor]]):
     """See `make_val_loader`; images and labels uint8."""
 
-    def __init__(self, samples: _Samples, batch_size: int) -> None:
-        self._samples = samples
+    def __init__(self, samples: _Samples, batch_size: int, *, masks: bool = True) -> None:
+        self._samples, self._masks = samples, masks
         self._batches: list[list[int]] = []
         for _, run in itertools.groupby(range(len(samples)), key=lambda index: samples.sizes[index]):
             indices = list(run)
@@ -298,11 +298,14 @@ class _ValBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         samples = [self._samples[index] for index in self._batches[number]]
+        images = torch.stack([sample.image for sample in samples])
+        if not self._masks:
+            return images, torch.full_like(images[:, 0], IGNORE_INDEX)
         masks = [sample.mask for sample in samples if sample.mask is not None]
         if len(masks) < len(samples):
             without = ", ".join(sample.id for sample in samples if sample.mask is None)
             raise ValueError(f"validation images need a mask, these have none: {without}; prepare the data set with them")
-        return torch.stack([sample.image for sample in samples]), torch.stack(masks)
+        return images, torch.stack(masks)
 
 
 def make_train_loader(
@@ -392,6 +395,28 @@ def make_unlabelled_val_loader(
         return None
     samples = _Samples(dataset.train, masked[rank::world_size], masks=True)
     return _val_loader("pseudo-label quality", _ValBatches(samples, batch_size), num_workers, device)
+
+
+def make_whole_loader(
+    dataset: DataSet,
+    ids: Sequence[str],
+    *,
+    masks: bool,
+    rank: int,
+    world_size: int,
+    batch_size: int,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Loader[tuple[Tensor, Tensor]]:
+    """Training images by their ids, whole, as `make_val_loader` gives them; over the ranks, each image once.
+
+    masks: whether the masks are read, which then must be there; without, all labels are IGNORE_INDEX.
+
+    Raises ValueError as `make_val_loader`.
+    """
+    _check_val(rank, world_size, batch_size)
+    samples = _Samples(dataset.train, dataset.train.positions(ids)[rank::world_size], masks=masks)
+    return _val_loader("border", _ValBatches(samples, batch_size, masks=masks), num_workers, device)
 
 
 def _val_loader(name: str, batches: _ValBatches, num_workers: int, device: torch.device | str) -> Loader[tuple[Tensor, Tensor]]:

@@ -11,7 +11,7 @@ import torch
 from ray.util.queue import Queue
 
 from css_ray import distributed
-from css_ray.events import RunEvaluated, RunEvent, RunLogged
+from css_ray.events import RunEvaluated, RunEvent, RunLogged, StageFinished, StageStarted
 from css_ray.execution.checkpoints import Checkpoints
 from css_ray.execution.handover import News
 from css_ray.execution.ray_internals import put_without_waiting
@@ -101,6 +101,18 @@ class SlotReporter:
         self.tell(RunEvaluated, step=step, metrics=dict(metrics))
         self.save(write_checkpoint)
         self._obey()
+
+    def stage_started(self, step: int, number: int, name: str, write_checkpoint: Callable[[Path], None] | None) -> None:
+        self.step = step
+        self.tell(StageStarted, step=step, number=number, name=name)
+        if write_checkpoint is None:
+            self.send()
+        else:
+            self.save(write_checkpoint)
+
+    def stage_finished(self, step: int, number: int, name: str) -> None:
+        self.tell(StageFinished, step=step, number=number, name=name)
+        self.send()
 
     def pruned_after(self, split: int) -> bool:
         """Wait for the verdict on the trial after `split`; the same on all ranks. Without one in time, it continues."""

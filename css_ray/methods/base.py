@@ -16,8 +16,9 @@ from css_ray.distributed import share_of_rank
 from css_ray.functional.augmentation import colour_jitter, gaussian_blur, grey
 from css_ray.functional.losses import cross_entropy, ohem_cross_entropy
 from css_ray.functional.resizing import upsample
-from css_ray.models import Segmenter
-from css_ray.types import IGNORE_INDEX, Batch, Losses, Prediction
+from css_ray.methods.stages import WHOLE, Border, Stage
+from css_ray.models import Predictor, Segmenter
+from css_ray.types import IGNORE_INDEX, Batch, Clock, Losses, Prediction
 from css_ray.views import Views
 
 
@@ -33,6 +34,7 @@ class Method(nn.Module, ABC):
     needs_representations: whether `make_segmenter` must give a representation head.
     presets: named sets of defaults; explicit settings of a study override the preset's.
     rank_local: buffers that may differ between ranks in training.
+    stage: which of `stages` it is in, counted from 0; set by the loop.
     """
 
     name: ClassVar[str]
@@ -40,6 +42,7 @@ class Method(nn.Module, ABC):
     needs_representations: ClassVar[bool] = False
     presets: ClassVar[tuple[str, ...]] = ("default",)
     rank_local: ClassVar[tuple[str, ...]] = ()
+    stage: int = 0
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
@@ -74,21 +77,31 @@ class Method(nn.Module, ABC):
         return []
 
     @abstractmethod
-    def forward(self, batch: Batch, progress: float) -> Losses:
-        """The losses of one step; progress = step / iterations, in [0, 1)."""
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
+        """The losses of one step, at this time."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The parts of a training, by default one. In each the optimizer begins again, and remembers no step before it."""
+        return WHOLE
+
+    def enter(self, border: Border) -> None:
+        """Called on every rank before the first step of each stage, `stage` being its number, but not again after a resume.
+
+        What it makes must be in parameters and buffers, equal on all ranks: a checkpoint is written right after it.
+        """
 
     def lr_factors(self) -> Mapping[str, float]:
-        """Factors of the learning rate by the beginnings of parameter names, the longest wins; 0 freezes.
+        """Factors of the learning rate by the beginnings of parameter names, the longest wins; 0 freezes from then on.
 
         What it does not name learns at `train.encoder_lr_factor` in an encoder, and at 1 elsewhere.
         """
         return {}
 
-    def after_step(self) -> None:
-        """Called once after each optimizer step, such as to let a teacher follow its student."""
+    def after_step(self, clock: Clock) -> None:
+        """Called once after each optimizer step with the time of its losses, such as to let a teacher follow its student."""
 
-    def predictor(self) -> Segmenter:
-        """The segmenter that is evaluated and kept."""
+    def predictor(self) -> Predictor:
+        """The segmenter that is evaluated and kept, or an ensemble of several."""
         return self.student
 
     def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from css_ray.functional.resizing import upsample
 from css_ray.functional.schedules import exponential_ramp_up, logarithmic
 from css_ray.methods.base import Method
 from css_ray.models import Segmenter
-from css_ray.types import IGNORE_INDEX, Batch, Losses, Prediction
+from css_ray.types import IGNORE_INDEX, Batch, Clock, Losses, Prediction
 from css_ray.views import Views
 
 Perturb = Callable[[Tensor, Tensor, nn.Module], Tensor]
@@ -95,14 +95,14 @@ class CCT(Method):
             )
         return found
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
         config, valid, count = self.config, batch.unlabelled_valid, len(batch.labelled_images)
         size = (valid.shape[1], valid.shape[2])
         features = self.student.before_classifier(
             self.student.decode(self.student.encode(torch.cat([batch.labelled_images, batch.unlabelled_images])))
         )
         main = self.student.logits_head[-1]
-        supervised = self._supervised(main(features[:count]), batch.labels, progress)
+        supervised = self._supervised(main(features[:count]), batch.labels, clock.progress)
         unlabelled = features[count:]
         with torch.no_grad():
             logits = main(unlabelled)
@@ -113,7 +113,7 @@ class CCT(Method):
             for perturb, head in zip(self.perturb, self.auxiliary, strict=True)
         ]
         mean = torch.stack(losses).mean() if losses else 0 * unlabelled.sum()
-        weight = config.unsup_weight * exponential_ramp_up(progress, config.ramp_up)
+        weight = config.unsup_weight * exponential_ramp_up(clock.progress, config.ramp_up)
         return Losses({"sup": supervised, "unsup": weight * mean * share_of_rank(counted.sum())})
 
     def _supervised(self, logits: Tensor, labels: Tensor, progress: float) -> Tensor:

@@ -15,7 +15,7 @@ from css_ray.functional.mixing import mix, xor_boxes
 from css_ray.functional.resizing import upsample
 from css_ray.methods.base import Method
 from css_ray.models import Segmenter
-from css_ray.types import IGNORE_INDEX, Batch, Losses, Rate
+from css_ray.types import IGNORE_INDEX, Batch, Clock, Losses, Rate
 from css_ray.views import Views
 
 
@@ -62,7 +62,7 @@ class CPS(Method):
         self.second = make_segmenter()
         self.second.encoder.load_state_dict(self.student.encoder.state_dict())
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
         config, networks = self.config, (self.student, self.second)
         size = (batch.labels.shape[1], batch.labels.shape[2])
         labelled = [network(batch.labelled_images) for network in networks]

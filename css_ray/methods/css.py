@@ -31,7 +31,7 @@ from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.strong_view import Partner, strong_view
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
-from css_ray.types import IGNORE_INDEX, Batch, Losses, Prediction, Rate
+from css_ray.types import IGNORE_INDEX, Batch, Clock, Losses, Prediction, Rate
 from css_ray.views import Views
 
 Gate = Literal["confidence", "similarity"]
@@ -235,13 +235,13 @@ class CSS(Method):
             )
         return found
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
         config, images = self.config, batch.unlabelled_images
         logs: dict[str, Tensor | Rate] = {}
         with torch.no_grad():
             weak = self.teacher(images)
             valid = torch.ones_like(batch.unlabelled_valid) if config.padding == "labelled" else batch.unlabelled_valid
-            labels = self._pseudo_labels(weak, valid, progress, logs)
+            labels = self._pseudo_labels(weak, valid, clock.progress, logs)
             strong_images, (unsup_labels, strong_labels, passed) = strong_view(
                 self,
                 images,
@@ -293,7 +293,7 @@ class CSS(Method):
             mean_over=config.contrast_mean,
             ranks=Ranks(rank(), world_size(), all_reduce_sum) if config.rank_means == "joint" else ALONE,
         )
-        weight = config.contrast_weight * contrast_ramp(config.contrast_schedule, progress, batch.labelled_epoch)
+        weight = config.contrast_weight * contrast_ramp(config.contrast_schedule, clock.progress, batch.labelled_epoch)
         logs["contrast_weight"] = torch.full_like(supervised.detach(), weight)
         logs["num_seen_classes"] = self.prototypes.seen.sum().float()
         return Losses(
@@ -302,7 +302,7 @@ class CSS(Method):
             diagnostics=lambda: self._diagnostics(labels, valid),
         )
 
-    def after_step(self) -> None:
+    def after_step(self, clock: Clock) -> None:
         self.teacher.update(self.student)
 
     def predictor(self) -> Segmenter:

@@ -10,7 +10,7 @@ from css_ray.config import knob
 from css_ray.functional.metrics import quantiles
 from css_ray.functional.resizing import upsample
 from css_ray.methods.weak_to_strong import WeakToStrong
-from css_ray.types import Batch, Losses, Rate
+from css_ray.types import Batch, Clock, Losses, Rate
 
 
 class FixMatch(WeakToStrong):
@@ -44,7 +44,7 @@ class FixMatch(WeakToStrong):
     def preset_values(cls, preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {"teacher": "none"} if preset == "published" else {}
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
         config, valid = self.config, batch.unlabelled_valid
         confidence, labels = self.labels(batch)
         images, target, passed = self.strong_view(batch.unlabelled_images, labels, confidence)

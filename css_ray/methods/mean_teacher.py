@@ -20,7 +20,7 @@ from css_ray.methods.base import Method
 from css_ray.methods.strong_view import Partner, strong_view
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
-from css_ray.types import IGNORE_INDEX, Batch, Losses, Rate
+from css_ray.types import IGNORE_INDEX, Batch, Clock, Losses, Rate
 from css_ray.views import Views
 
 
@@ -50,7 +50,7 @@ class MeanTeacher(Method):
         self.teacher = Teacher(self.student, config.teacher_decay)
         self.partner: Partner | None = None
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
         config, valid = self.config, batch.unlabelled_valid
         size = (valid.shape[1], valid.shape[2])
         with torch.no_grad():
@@ -73,14 +73,14 @@ class MeanTeacher(Method):
             unsupervised = unsupervised_cross_entropy(logits, target, passed, config.unsup_reduction)
             counted = passed if config.unsup_reduction == "pixel" else target != IGNORE_INDEX
             unsupervised = unsupervised * share_of_rank(counted.sum())
-        weight = config.unsup_weight * exponential_ramp_up(progress, config.ramp_up)
+        weight = config.unsup_weight * exponential_ramp_up(clock.progress, config.ramp_up)
         return Losses(
             terms={"sup": self.supervised(labelled, batch.labels), "unsup": weight * unsupervised},
             logs=logs,
             diagnostics=lambda: quantiles("confidence", confidence, weak_valid),
         )
 
-    def after_step(self) -> None:
+    def after_step(self, clock: Clock) -> None:
         self.teacher.update(self.student)
 
     def predictor(self) -> Segmenter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from css_ray.methods.base import Method
-from css_ray.types import Batch, Losses
+from css_ray.types import Batch, Clock, Losses
 
 
 class Supervised(Method):
@@ -12,6 +12,6 @@ class Supervised(Method):
     name = "supervised"
     needs_unlabelled = False
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
         prediction = self.student(self.strong_colours(batch.labelled_images))
         return Losses(terms={"sup": self.supervised(prediction, batch.labels)})

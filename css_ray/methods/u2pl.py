@@ -23,7 +23,7 @@ from css_ray.methods.base import Method
 from css_ray.methods.queue import FeatureQueue
 from css_ray.methods.teacher import Teacher, eval_mode
 from css_ray.models import Segmenter
-from css_ray.types import IGNORE_INDEX, Batch, Losses, Prediction, Rate
+from css_ray.types import IGNORE_INDEX, Batch, Clock, Losses, Prediction, Rate
 from css_ray.views import Views
 
 
@@ -84,9 +84,9 @@ class U2PL(Method):
             f"{min(config.high_rank, num_classes) - 1}"
         ]
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
         config = self.config
-        self._warming = progress < config.warm_up
+        self._warming = clock.progress < config.warm_up
         if self._warming:
             labelled = self.student(batch.labelled_images)
             nothing = 0 * _representations(labelled).sum()
@@ -98,7 +98,7 @@ class U2PL(Method):
             unsure = self.teacher(both)
             spread = entropy(upsample(unsure.logits[count:], size).softmax(dim=1))
             labelled_pixels = target != IGNORE_INDEX
-            most = percentile(spread, 100 * (1 - config.drop * (1 - progress)), labelled_pixels)
+            most = percentile(spread, 100 * (1 - config.drop * (1 - clock.progress)), labelled_pixels)
             kept = labelled_pixels & (spread < most)
         prediction = self.student(both)
         first, second = (
@@ -107,7 +107,7 @@ class U2PL(Method):
         )
         scale = labelled_pixels.sum() / kept.sum().clamp(min=1)
         unsupervised = cross_entropy(upsample(second.logits, size), torch.where(kept, target, IGNORE_INDEX)) * scale
-        contrast = self._contrast(_representations(prediction), unsure, batch.labels, target, progress)
+        contrast = self._contrast(_representations(prediction), unsure, batch.labels, target, clock.progress)
         return Losses(
             {
                 "sup": self.supervised(first, batch.labels),
@@ -179,7 +179,7 @@ class U2PL(Method):
         rows = representations.flatten(2).transpose(1, 2).flatten(0, 1)
         self.queue.push(rows, negative.transpose(0, 1).flatten(1), config.num_new)
 
-    def after_step(self) -> None:
+    def after_step(self, clock: Clock) -> None:
         if self._warming:
             self.teacher.copy_(self.student)
         else:

@@ -14,7 +14,7 @@ from css_ray.functional.metrics import quantiles
 from css_ray.functional.pseudo_labels import most_likely
 from css_ray.functional.resizing import upsample
 from css_ray.methods.weak_to_strong import WeakToStrong
-from css_ray.types import IGNORE_INDEX, Batch, Losses, Prediction, Rate
+from css_ray.types import IGNORE_INDEX, Batch, Clock, Losses, Prediction, Rate
 
 
 class UniMatch(WeakToStrong):
@@ -47,7 +47,7 @@ class UniMatch(WeakToStrong):
 
     config: Config
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
         config, valid = self.config, batch.unlabelled_valid
         size, count = (valid.shape[1], valid.shape[2]), len(batch.labelled_images)
         prediction = self._with_dropped(torch.cat([batch.labelled_images, batch.unlabelled_images]), count)

@@ -18,7 +18,7 @@ from css_ray.functional.resizing import upsample
 from css_ray.methods.base import Method
 from css_ray.methods.teacher import Teacher, eval_mode
 from css_ray.models import Segmenter
-from css_ray.types import IGNORE_INDEX, Batch
+from css_ray.types import IGNORE_INDEX, Batch, Clock
 from css_ray.views import Views
 
 
@@ -92,7 +92,7 @@ class WeakToStrong(Method):
         loss = unsupervised_cross_entropy(logits, labels, passed, "pixel_fixmatch")
         return loss * share_of_rank((labels != IGNORE_INDEX).sum())
 
-    def after_step(self) -> None:
+    def after_step(self, clock: Clock) -> None:
         if self.teacher is not None:
             self.teacher.update(self.student)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from css_ray import distributed
-from css_ray.data.loaders import make_train_loader, make_unlabelled_val_loader, make_val_loader
+from css_ray.data.loaders import make_train_loader, make_unlabelled_val_loader, make_val_loader, make_whole_loader
 from css_ray.methods import METHODS, Method
-from css_ray.models.segmenter import ModelConfig, Segmenter, make_segmenter, synchronise
+from css_ray.methods.stages import BatchKind, Border
+from css_ray.models import Predictor
+from css_ray.models.segmenter import ModelConfig, make_segmenter, synchronise
 from css_ray.study.inputs import Prepared
 from css_ray.study.job import RunSpec
 from css_ray.study.paths import absolute_paths
@@ -92,20 +94,29 @@ def execute(
     loaders = ExitStack()  # ends their worker processes, however the run ends
     loading: dict[str, Any] = {"rank": rank, "world_size": world_size, "num_workers": data["loader_workers"], "device": device}
 
-    def batches(start_step: int) -> Any:
+    def batches(start_step: int, end_step: int, kind: BatchKind) -> Any:
         loader = make_train_loader(
             dataset,
             prepared.split,
             crop=data["crop"],
             labelled_batch=data["labelled_batch"] // world_size,
-            unlabelled_batch=data["unlabelled_batch"] // world_size if method.needs_unlabelled else 0,
+            unlabelled_batch=data["unlabelled_batch"] // world_size if method.needs_unlabelled and kind == "pair" else 0,
             views=views,
             seed=spec.seed,
             start_step=start_step,
-            num_steps=train.iterations,
+            num_steps=end_step,
             **loading,
         )
         return _Beating(loaders.enter_context(loader), beat)
+
+    def whole(ids: Sequence[str], *, labelled: bool) -> Any:
+        loader = make_whole_loader(dataset, ids, masks=labelled, batch_size=data["val_batch"], **loading)
+        return _Beating(loaders.enter_context(loader), beat)
+
+    border = Border(
+        labelled=lambda: whole(prepared.split.labelled, labelled=True),
+        unlabelled=lambda: (images for images, _ in whole(prepared.split.unlabelled, labelled=False)),
+    )
 
     with loaders:
         val = loaders.enter_context(make_val_loader(dataset.val, batch_size=data["val_batch"], **loading))
@@ -124,6 +135,7 @@ def execute(
             class_names=tuple(dataset.info.class_names),
             seed=spec.seed,
             reporter=reporter,
+            border=border,
             unlabelled_batches=None if unlabelled is None else _Beating(unlabelled, beat),
             crop=data["crop"],
             device=device,
@@ -136,7 +148,7 @@ def execute(
 
 
 def _describe(
-    prepared: Prepared, train: TrainConfig, predictor: Segmenter, step: int, metrics: dict[str, float]
+    prepared: Prepared, train: TrainConfig, predictor: Predictor, step: int, metrics: dict[str, float]
 ) -> BestDescription:
     spec, info, split = prepared.spec, prepared.dataset.info, prepared.split
     return describe_best(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from css_ray.methods import Method
 from css_ray.models import ModelConfig, Segmenter, make_segmenter
-from css_ray.types import IGNORE_INDEX, Batch, Rate
+from css_ray.types import IGNORE_INDEX, Batch, Clock, Rate
 from css_ray.views import Views
 
 NUM_CLASSES = 4
@@ -76,6 +76,11 @@ def make_method(method_class: type[Method], views: Views | None = None, preset: 
     return method_class(segmenter, method_class.configure(preset, **changes), views or Views())
 
 
+def clock_at(progress: float) -> Clock:
+    """The time at which this share of a training of one stage is done."""
+    return Clock(round(progress * 10_000), 10_000)
+
+
 def train(
     method: Method, steps: int, start: int = 0, batch: Batch | None = None, progress: float | None = None
 ) -> list[Tensor]:
@@ -94,11 +99,12 @@ def train(
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05)
     totals = []
     for step in range(start, start + steps):
-        losses = method(batch or make_batch(step), step / 100 if progress is None else progress)
+        clock = clock_at(step / 100 if progress is None else progress)
+        losses = method(batch or make_batch(step), clock)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-        method.after_step()
+        method.after_step(clock)
         totals.append(losses.total.detach())
     return totals
 
@@ -133,9 +139,9 @@ class MethodContract:
     def test_each_loss_is_finite_and_reaches_the_student_only(self) -> None:
         method = self.make()
         train(method, 5)
-        for name in method(make_batch(), 0.5).terms:
+        for name in method(make_batch(), clock_at(0.5)).terms:
             method.zero_grad()
-            term = method(make_batch(), 0.5).terms[name]
+            term = method(make_batch(), clock_at(0.5)).terms[name]
             assert torch.isfinite(term) and term > 0, (
                 f"the loss {name} must be finite and > 0, got {term.item()}; choose `settings` that let it act"
             )
@@ -149,7 +155,7 @@ class MethodContract:
                 )
 
     def test_logs_are_finite_scalars_without_gradient(self) -> None:
-        logs = self.make()(make_batch(), 0.5).logs
+        logs = self.make()(make_batch(), clock_at(0.5)).logs
         pairs = [(name, each) for name, value in logs.items() for each in (value if isinstance(value, Rate) else (value,))]
         for name, value in pairs:
             assert value.dim() == 0, f"the log {name} must be a scalar, got the shape {tuple(value.shape)}"

@@ -27,6 +27,7 @@ from css_ray.events import (
     RunResized,
     RunRewound,
     RunStarted,
+    StageStarted,
     StudyExtended,
     StudyFinished,
     StudyInterrupted,
@@ -106,6 +107,7 @@ class Projection:
             RunPruned: self._run_pruned,
             RunRewound: self._run_rewound,
             RunResized: self._run_resized,
+            StageStarted: self._stage_started,
             TrialFinished: self._trial_finished,
             StudyInterrupted: self._study_interrupted,
             StudyResumed: self._study_resumed,
@@ -250,6 +252,9 @@ class Projection:
 
     def _run_resized(self, position: int, run: _Run, event: RunResized) -> None:
         run.tags["css_ray.resized"] = event.reason
+
+    def _stage_started(self, position: int, run: _Run, event: StageStarted) -> None:
+        run.tags["css_ray.stage"] = event.name
 
     # ------------------------------------------------------------------------------------------------------ calls to MLflow
 

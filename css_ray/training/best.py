@@ -15,8 +15,8 @@ from torch import Tensor
 
 from css_ray import __version__
 from css_ray.functional.windows import WindowAverage
+from css_ray.models import Ensemble, ModelConfig, Predictor, Segmenter, make_segmenter
 from css_ray.models.deeplabv3plus import ASPP_RATES
-from css_ray.models.segmenter import ModelConfig, Segmenter, make_segmenter
 from css_ray.storage import write_whole
 from css_ray.training.checkpoint import write_tensors
 from css_ray.training.settings import TrainConfig
@@ -40,7 +40,8 @@ class BestDescription:
 
     versions: of css_ray, torch and timm, which wrote the weights. method: by its name in a study.
     encoder, output_stride, decoder_channels, low_level_channels, aspp_rates, representation_dim: the network, as in
-    `ModelConfig`; representation_dim is None without a representation head.
+    `ModelConfig`; representation_dim is None without a representation head. members: how many such networks predict together,
+    by the mean of their logits; their tensors are then named `members.0.` and so on.
     images, mean, std: what the network takes, and how it normalises that itself. logits_stride: of `Segmenter.forward`.
     palette: one RGB colour per class, or None. ignored_label: of pixels that are not counted.
     evaluation, crop, window_average: how the images were predicted for `metrics`; crop is in pixels.
@@ -74,6 +75,8 @@ class BestDescription:
     split_hash: str
     dataset: str
     content: str
+    head_convs: Literal[1, 2] = 1
+    members: int = 1
 
     @property
     def window(self) -> int | None:
@@ -82,7 +85,7 @@ class BestDescription:
 
 
 def describe_best(
-    predictor: Segmenter,
+    predictor: Predictor,
     model: ModelConfig,
     train: TrainConfig,
     *,
@@ -98,7 +101,9 @@ def describe_best(
     dataset: str,
     content: str,
 ) -> BestDescription:
-    """The description of `predictor`, which was made from `model` and evaluated as `train` asks for."""
+    """The description of `predictor`, whose networks were made from `model`, evaluated as `train` asks for."""
+    network = predictor if isinstance(predictor, Segmenter) else predictor.members[0]
+    assert isinstance(network, Segmenter)
     return BestDescription(
         versions={"css_ray": __version__, "torch": str(torch.__version__), "timm": version("timm")},
         method=method,
@@ -107,10 +112,10 @@ def describe_best(
         decoder_channels=model.decoder_channels,
         low_level_channels=model.low_level_channels,
         aspp_rates=model.aspp_rates or ASPP_RATES[model.output_stride],
-        representation_dim=predictor.representation_dim,
-        mean=predictor.encoder.mean,
-        std=predictor.encoder.std,
-        logits_stride=predictor.encoder.low_level_stride,
+        representation_dim=network.representation_dim,
+        mean=network.encoder.mean,
+        std=network.encoder.std,
+        logits_stride=network.encoder.low_level_stride,
         num_classes=predictor.num_classes,
         class_names=class_names,
         palette=palette or None,
@@ -124,6 +129,8 @@ def describe_best(
         split_hash=split_hash,
         dataset=dataset,
         content=content,
+        head_convs=model.head_convs,
+        members=1 if isinstance(predictor, Segmenter) else len(predictor.members),
     )
 
 
@@ -155,14 +162,14 @@ def _write_new(new_weights: Path, new_description: Path, weights: dict[str, Tens
     write_whole(new_description, text.encode())
 
 
-def load_best(folder: str | Path) -> tuple[Segmenter, BestDescription]:
-    """Rebuild the segmenter whose weights are in `folder`, and read what is known of it. Nothing is downloaded.
+def load_best(folder: str | Path) -> tuple[Predictor, BestDescription]:
+    """Rebuild the predictor whose weights are in `folder`, and read what is known of it. Nothing is downloaded.
 
     Args:
         folder: of a run, with `best.pt` and `best.json`; a path.
 
     Returns:
-        The segmenter on the CPU and in eval mode, and its description.
+        The segmenter, or the ensemble of several, on the CPU and in eval mode, and its description.
 
     Raises:
         BestError: a file is missing, altered or of another format, or the weights do not fit the network.
@@ -174,15 +181,15 @@ def load_best(folder: str | Path) -> tuple[Segmenter, BestDescription]:
     weights = _read_weights(folder, digest)
     try:
         with torch.random.fork_rng(devices=[]):  # drawing the first weights must not change the caller's random numbers
-            segmenter = _make(best)
+            predictor = _make(best)
     except ValueError as error:
         raise BestError(f"the network of {folder / DESCRIPTION_FILE} cannot be built: {error}; {_remedy(best)}") from None
-    if differences := _differences(segmenter.state_dict(), weights):
+    if differences := _differences(predictor.state_dict(), weights):
         raise BestError(
             f"{folder / WEIGHTS_FILE} does not fit the network of {DESCRIPTION_FILE} (tensors: {differences}); {_remedy(best)}"
         )
-    segmenter.load_state_dict(weights)
-    return segmenter.eval(), best
+    predictor.load_state_dict(weights)
+    return predictor.eval(), best
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -239,14 +246,18 @@ def _read_weights(folder: Path, digest: str) -> dict[str, Tensor]:
     return weights
 
 
-def _make(best: BestDescription) -> Segmenter:
+def _make(best: BestDescription) -> Predictor:
     settings: dict[str, Any] = {
-        key: getattr(best, key) for key in ("encoder", "output_stride", "decoder_channels", "low_level_channels", "aspp_rates")
+        key: getattr(best, key)
+        for key in ("encoder", "output_stride", "decoder_channels", "low_level_channels", "aspp_rates", "head_convs")
     }
     if best.representation_dim is not None:
         settings["representation_dim"] = best.representation_dim
     model = ModelConfig(**settings, pretrained=False)
-    return make_segmenter(model, best.num_classes, representation=best.representation_dim is not None)
+    networks = [
+        make_segmenter(model, best.num_classes, representation=best.representation_dim is not None) for _ in range(best.members)
+    ]
+    return networks[0] if best.members == 1 else Ensemble(networks)
 
 
 def _differences(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> str:

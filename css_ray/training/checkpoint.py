@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -105,32 +105,43 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(repr(members).encode()).hexdigest()
 
 
-def read_state(folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer, iterations: int) -> dict[str, Any]:
-    """The shared state in a checkpoint's folder. Raises DamagedError if it is not of this method, its optimizer and its run."""
+def read_state(folder: Path, ends: Sequence[int]) -> dict[str, Any]:
+    """The shared state in a checkpoint's folder. ends: the step at which each stage of its run ends.
+
+    What an earlier version wrote, which knew no stages, is of the first. Raises DamagedError if it is not of this run.
+    """
     path = folder / STATE_FILE
     state = read_tensors(path)
-    problem = (
-        _progress_problem(state.get("progress"), iterations)
-        or _method_problem(state.get("method"), method.state_dict())
-        or _optimizer_problem(state.get("optimizer"), optimizer)
-    )
-    if problem:
+    if problem := _progress_problem(state.get("progress"), ends):
         raise DamagedError(path, problem)
+    state["progress"] = {"stage": 0, **state["progress"]}
     return state
 
 
-def _progress_problem(progress: object, iterations: int) -> str:
+def check_state(folder: Path, state: Mapping[str, Any], method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise DamagedError if the state that `read_state` read is not of this method and its optimizer."""
+    if problem := _method_problem(state.get("method"), method.state_dict()) or _optimizer_problem(
+        state.get("optimizer"), optimizer
+    ):
+        raise DamagedError(folder / STATE_FILE, problem)
+
+
+def _progress_problem(progress: object, ends: Sequence[int]) -> str:
     """Why something is not what a run has reached, in words; empty if it is."""
-    kinds = {"step": int, "last": dict, "best": dict, "best_step": int, "seconds": float}
-    if not isinstance(progress, dict) or progress.keys() != kinds.keys():
+    kinds = {"step": int, "last": dict, "best": dict, "best_step": int, "seconds": float, "stage": int}
+    # Earlier versions had no stages.
+    if not isinstance(progress, dict) or progress.keys() not in (kinds.keys(), kinds.keys() - {"stage"}):
         return "it does not hold what the run has reached"
+    progress = {"stage": 0, **progress}
     wrong = [name for name, kind in kinds.items() if type(progress[name]) is not kind]
     if not wrong:
         last, best = progress["last"], progress["best"]
         numbers = [*last.values(), *best.values(), progress["seconds"]]
         finite = all(isinstance(value, float) and math.isfinite(value) for value in numbers)
         scored = "val/miou" in last and "val/miou" in best
-        if finite and scored and 0 < progress["best_step"] <= progress["step"] <= iterations:
+        stage, begins = progress["stage"], [0, *ends]
+        reached = 0 <= stage < len(ends) and begins[stage] <= progress["step"] <= ends[stage]
+        if finite and scored and reached and 0 < progress["best_step"] <= progress["step"]:
             return ""
     return f"what the run has reached cannot be: {progress!r:.200}"
 

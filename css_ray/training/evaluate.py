@@ -13,7 +13,7 @@ from css_ray import distributed
 from css_ray.functional.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 from css_ray.functional.windows import WindowAverage, sliding_window
 from css_ray.methods.base import Method
-from css_ray.models.segmenter import Segmenter
+from css_ray.models import Predictor
 from css_ray.types import IGNORE_INDEX, Evaluation
 
 _PROBE_SIZE = 64
@@ -22,7 +22,7 @@ _PROBE_SIZE = 64
 
 @torch.no_grad()
 def evaluate(
-    predictor: Segmenter,
+    predictor: Predictor,
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device | str = "cpu",
     *,

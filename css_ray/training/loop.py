@@ -16,14 +16,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from css_ray import distributed
 from css_ray.methods.base import Method
-from css_ray.models.segmenter import Segmenter
-from css_ray.training.checkpoint import read_random_state, read_state, set_random_state, write_checkpoint
+from css_ray.methods.stages import BatchKind, Border, Stage, ends
+from css_ray.models import Predictor
+from css_ray.training.checkpoint import check_state, read_random_state, read_state, set_random_state, write_checkpoint
 from css_ray.training.evaluate import evaluate, evaluation_metrics, pseudo_label_quality
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import Reporter
 from css_ray.training.settings import TrainConfig
 from css_ray.training.step import algorithms, place_method, train_step
-from css_ray.types import Batch, Losses, Rate
+from css_ray.types import Batch, Clock, Losses, Rate
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -48,98 +49,136 @@ def fit(
     method: Method,
     config: TrainConfig,
     *,
-    make_batches: Callable[[int], Iterable[Batch]],
+    make_batches: Callable[[int, int, BatchKind], Iterable[Batch]],
     val_batches: Iterable[tuple[Tensor, Tensor]],
     class_names: tuple[str, ...],
     seed: int,
     reporter: Reporter,
     unlabelled_batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    border: Border | None = None,
     crop: int | None = None,
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     begun: Callable[[], None] = lambda: None,
-    keep_best: Callable[[Segmenter, int, dict[str, float]], None] = lambda predictor, step, metrics: None,
+    keep_best: Callable[[Predictor, int, dict[str, float]], None] = lambda predictor, step, metrics: None,
 ) -> Fit:
-    """Train `method` and evaluate its predictor every `config.evaluate_every` steps and after the last.
+    """Train `method` stage by stage; evaluate its predictor every `config.evaluate_every` steps and after each stage's last.
 
-    make_batches(step): this rank's batches from `step` (of `config.iterations`) on, a pure function of the step.
+    make_batches(first, end, kind): this rank's batches of the steps from `first` to before `end`, a pure function of the step.
     seed: of the generators that augmentation and sampling draw from; each rank draws its own numbers.
     unlabelled_batches: unlabelled images with their ground truth, on which each evaluation scores the method's pseudo-labels
     too; nothing is learnt from them. None on every rank, or on none.
+    border: what the method may look at when it enters a stage; nothing if None.
     crop: side in pixels of the training crop, which is the window if `config.evaluation` is sliding_window.
     checkpoint: a folder that the reporter's `write_checkpoint` filled; the run continues from there, bit for bit if
     the number of ranks is the same and the device computes deterministically (the CPU does, with the same number of threads).
+    A stage that it had entered is not entered again.
     begun: called once before the first batch, when the checkpoint is loaded.
     keep_best(predictor, step, metrics): called on every rank after an evaluation that is better than all before, so that all
     wait if there is no room for what one writes.
 
     Raises NonFiniteLossError with the step, the loss's name and where the last good checkpoint is. Before the first step it
-    raises DamagedError if the checkpoint is damaged or not of this run, ValueError if the evaluation needs a crop and has none.
+    raises DamagedError if the checkpoint is damaged or not of this run, ValueError if the evaluation needs a crop and has none
+    or the method's stages do not add up.
     """
     window = crop if config.evaluation == "sliding_window" else None
     if config.evaluation == "sliding_window" and window is None:
         raise ValueError("evaluation is sliding_window and crop is None; give the training crop, which is the window's side")
     place_method(method, config, device)
-    optimizer = make_optimizer(method, config)
+    stages = method.stages()
+    last_steps = ends(stages, config.iterations)
     progress = _Progress()
     torch.manual_seed(seed * 1_000_003 + distributed.rank())
+    state: dict[str, Any] | None = None
     if checkpoint is not None:
-        state = read_state(checkpoint, method, optimizer, config.iterations)
+        state = read_state(checkpoint, last_steps)
+        progress = _Progress(**state["progress"])
+    method.stage = max(progress.stage, 0)
+    optimizer = make_optimizer(method, config)
+    if checkpoint is not None and state is not None:
+        check_state(checkpoint, state, method, optimizer)
         method.load_state_dict(state["method"])
         # Its groups are the config's: what a checkpoint says of them is not taken over.
         optimizer.load_state_dict(state["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
-        progress = _Progress(**state["progress"])
-    batches = iter(make_batches(progress.step)) if progress.step < config.iterations else iter(())
-    if checkpoint is not None:
-        # Last, because building loaders and modules draws from the generators too.
-        random = read_random_state(checkpoint)
-        if random is not None:
-            set_random_state(random)
-    begun()
-    module = _distributed(method)
-    method.train()
-
+        state = None  # as large as the method
     curves = _Curves(device)
     started = time.monotonic() - progress.seconds
     last_good = (
         "no checkpoint was written yet" if checkpoint is None else f"the last good checkpoint is at step {progress.step}"
     )
-    for batch in batches:
-        lr = set_learning_rate(optimizer, config, progress.step)
-        losses = train_step(module, method, optimizer, batch.to(device), progress.step / config.iterations, config)
-        progress.step += 1
-        curves.add(progress.step, losses)
 
-        at_end = progress.step == config.iterations
-        evaluating = at_end or progress.step % config.evaluate_every == 0
-        if evaluating or progress.step % config.log_every == 0:
-            means = curves.means(lr, last_good)
-            reporter.logged(progress.step, means | _diagnostics(losses))
-        del losses  # what a diagnostic holds on to would lie beside the next step's activations
-        if evaluating:
-            _agree_on_buffers(method)
+    def write(folder: Path) -> None:
+        shared = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress.state()}
+        write_checkpoint(folder, shared)
+
+    first, has_begun = method.stage, False
+    for number, (stage, end) in enumerate(zip(stages, last_steps, strict=True)):
+        if number < first:
+            continue
+        begin, entering = last_steps[number - 1] if number else 0, number != progress.stage
+        if entering:
+            method.stage = progress.stage = number
             with algorithms(config, torch.device(device), fixed_shapes=False), _uncompiled(config):
-                evaluation = evaluate(method.predictor(), val_batches, device, window=window, average=config.window_average)
-                metrics = evaluation_metrics(evaluation, class_names)
-                if unlabelled_batches is not None:
-                    metrics |= pseudo_label_quality(method, unlabelled_batches, class_names, device)
-            progress.seconds = time.monotonic() - started
-            progress.last = metrics
-            if not progress.best or metrics["val/miou"] > progress.best["val/miou"]:
-                progress.best, progress.best_step = metrics, progress.step
-                keep_best(method.predictor(), progress.step, metrics)
+                method.enter(border or Border())
+            if number:
+                _agree_on_buffers(method)
+                optimizer = make_optimizer(method, config)  # of what is trained now; it remembers no step
+            if len(stages) > 1:
+                reporter.stage_started(begin, number, stage.name, write if begin else None)
+                if begin:
+                    last_good = f"the last good checkpoint is at step {begin}"
+        # A loader draws from the generators when it is built, which the checkpoint just written does not know.
+        with torch.random.fork_rng(devices=[]) if number else nullcontext():
+            batches = iter(make_batches(progress.step, end, stage.batch)) if progress.step < end else iter(())
+        if not has_begun:
+            if checkpoint is not None:
+                # Last, because building loaders and modules draws from the generators too.
+                random = read_random_state(checkpoint)
+                if random is not None:
+                    set_random_state(random)
+            begun()
+            has_begun = True
+        module = _distributed(method)
+        method.train()
+        for batch in batches:
+            clock = Clock(progress.step - begin, end - begin, number)
+            lr = set_learning_rate(optimizer, config, _of_schedule(stage, clock, progress.step, config))
+            losses = train_step(module, method, optimizer, batch.to(device), clock, config)
+            progress.step += 1
+            curves.add(progress.step, losses)
 
-            def write(folder: Path) -> None:
-                shared = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress.state()}
-                write_checkpoint(folder, shared)
-
-            reporter.evaluated(progress.step, metrics, write)
-            last_good = f"the last good checkpoint is at step {progress.step}"
-    if progress.step < config.iterations:
-        raise RuntimeError(
-            f"the batches ended at step {progress.step} of {config.iterations}; make_batches must yield them all"
-        )
+            evaluating = progress.step == end or progress.step % config.evaluate_every == 0
+            if evaluating or progress.step % config.log_every == 0:
+                means = curves.means(lr, last_good)
+                reporter.logged(progress.step, means | _diagnostics(losses))
+            del losses  # what a diagnostic holds on to would lie beside the next step's activations
+            if evaluating:
+                _agree_on_buffers(method)
+                with algorithms(config, torch.device(device), fixed_shapes=False), _uncompiled(config):
+                    predictor = method.predictor()
+                    evaluation = evaluate(predictor, val_batches, device, window=window, average=config.window_average)
+                    metrics = evaluation_metrics(evaluation, class_names)
+                    if unlabelled_batches is not None:
+                        metrics |= pseudo_label_quality(method, unlabelled_batches, class_names, device)
+                progress.seconds = time.monotonic() - started
+                progress.last = metrics
+                if not progress.best or metrics["val/miou"] > progress.best["val/miou"]:
+                    progress.best, progress.best_step = metrics, progress.step
+                    keep_best(predictor, progress.step, metrics)
+                reporter.evaluated(progress.step, metrics, write)
+                last_good = f"the last good checkpoint is at step {progress.step}"
+        if progress.step < end:
+            raise RuntimeError(f"the batches ended at step {progress.step} of {end}; make_batches must yield them all")
+        if len(stages) > 1:
+            reporter.stage_finished(end, number, stage.name)
     return Fit(progress.step, progress.last, progress.best, progress.best_step, progress.seconds)
+
+
+def _of_schedule(stage: Stage, clock: Clock, step: int, config: TrainConfig) -> float:
+    """Where the schedule of the learning rate is, as a share of it."""
+    if stage.schedule == "restart":
+        return clock.progress
+    return step / config.iterations if stage.schedule == "continue" else 0.0
 
 
 class _Progress:
@@ -152,8 +191,10 @@ class _Progress:
         best: dict[str, float] | None = None,
         best_step: int = 0,
         seconds: float = 0.0,
+        stage: int = -1,
     ) -> None:
         self.step, self.last, self.best, self.best_step, self.seconds = step, last or {}, best or {}, best_step, seconds
+        self.stage = stage  # that was entered last; -1: none
 
     def state(self) -> dict[str, Any]:
         return dict(vars(self))

@@ -49,9 +49,9 @@ def parameter_groups(method: Method, config: TrainConfig) -> list[dict[str, Any]
     return [{"params": members, "lr_factor": factor, "weight_decay": decay} for (_, factor, decay), members in groups.items()]
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> float:
-    """Set every group to the poly schedule at `step` (of the paper's Sec. 4.1, per iteration) and return the base rate."""
-    lr = poly(step / config.iterations, base=config.lr, power=config.poly_power, floor=config.min_lr)
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, progress: float) -> float:
+    """Set every group to the poly schedule at a share of training (of the paper's Sec. 4.1) and return the base rate."""
+    lr = poly(progress, base=config.lr, power=config.poly_power, floor=config.min_lr)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
     return lr

@@ -29,6 +29,15 @@ class Reporter(Protocol):
         evaluation. Call it before returning, or not at all.
         """
 
+    def stage_started(self, step: int, number: int, name: str, write_checkpoint: Callable[[Path], None] | None) -> None:
+        """A stage of a method that has several was entered after `step` steps; numbers are counted from 0.
+
+        `write_checkpoint`: as of `evaluated`, of a run that has entered it; None before the first evaluation.
+        """
+
+    def stage_finished(self, step: int, number: int, name: str) -> None:
+        """The stage is over after `step` steps, and its last evaluation was reported."""
+
 
 class SilentReporter:
     """Keeps what is reported in memory and writes no checkpoint: for notebooks and tests."""
@@ -36,12 +45,19 @@ class SilentReporter:
     def __init__(self) -> None:
         self.logs: list[tuple[int, dict[str, float]]] = []
         self.evaluations: list[tuple[int, dict[str, float]]] = []
+        self.stages: list[tuple[int, str]] = []
 
     def logged(self, step: int, metrics: Metrics) -> None:
         self.logs.append((step, dict(metrics)))
 
     def evaluated(self, step: int, metrics: Metrics, write_checkpoint: Callable[[Path], None]) -> None:
         self.evaluations.append((step, dict(metrics)))
+
+    def stage_started(self, step: int, number: int, name: str, write_checkpoint: Callable[[Path], None] | None) -> None:
+        self.stages.append((step, name))
+
+    def stage_finished(self, step: int, number: int, name: str) -> None:
+        pass
 
 
 class PrintingReporter(SilentReporter):
@@ -58,6 +74,10 @@ class PrintingReporter(SilentReporter):
     def evaluated(self, step: int, metrics: Metrics, write_checkpoint: Callable[[Path], None]) -> None:
         super().evaluated(step, metrics, write_checkpoint)
         self.echo(f"step {step:6d}  val mIoU {metrics['val/miou']:.2f} %")
+
+    def stage_started(self, step: int, number: int, name: str, write_checkpoint: Callable[[Path], None] | None) -> None:
+        super().stage_started(step, number, name, write_checkpoint)
+        self.echo(f"step {step:6d}  stage {number}: {name}")
 
 
 class FolderReporter(PrintingReporter):
@@ -77,6 +97,11 @@ class FolderReporter(PrintingReporter):
     def evaluated(self, step: int, metrics: Metrics, write_checkpoint: Callable[[Path], None]) -> None:
         super().evaluated(step, metrics, write_checkpoint)
         self.keep(lambda: self._replace(write_checkpoint), "the checkpoint")
+
+    def stage_started(self, step: int, number: int, name: str, write_checkpoint: Callable[[Path], None] | None) -> None:
+        super().stage_started(step, number, name, write_checkpoint)
+        if write_checkpoint is not None:
+            self.keep(lambda: self._replace(write_checkpoint), "the checkpoint")
 
     def keep(self, write: Callable[[], None], what: str) -> None:
         """Call `write`, again if there is no room for what it writes into the folder."""

@@ -13,7 +13,7 @@ from torch import nn
 from css_ray.methods.base import Method
 from css_ray.models.segmenter import Segmenter
 from css_ray.training.settings import TrainConfig
-from css_ray.types import Batch, Losses
+from css_ray.types import Batch, Clock, Losses
 
 
 def place_method(method: Method, config: TrainConfig, device: torch.device | str) -> None:
@@ -61,20 +61,20 @@ def train_step(
     method: Method,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    progress: float,
+    clock: Clock,
     config: TrainConfig,
 ) -> Losses:
     """Losses of `batch`, backward, update, and what the method does after an update; returns the losses.
 
-    module: `method`, or DDP around it. batch: on the method's device. progress: step / iterations, in [0, 1).
+    module: `method`, or DDP around it. batch: on the method's device.
     """
     device = batch.labelled_images.device
     with algorithms(config, device, fixed_shapes=True):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            losses: Losses = module(batch, progress)
+            losses: Losses = module(batch, clock)
             total = losses.total
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    method.after_step()
+    method.after_step(clock)
     return losses

@@ -19,7 +19,7 @@ from css_ray.study.driver import Driver
 from css_ray.study.inputs import prepare
 from css_ray.study.journal import Journal
 from css_ray.study.run import build_method
-from css_ray.training.checkpoint import read_state
+from css_ray.training.checkpoint import check_state, read_state
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
 from tests.places import Place
@@ -68,7 +68,9 @@ def test_its_checkpoint_is_known_for_its_own(tmp_path: Path, data: Path) -> None
     settings = job.runs[0].settings
     method = build_method(settings, prepare(job.runs[0]).dataset.info.num_classes)
     train = TrainConfig(**settings["train"])
-    assert read_state(opened.folder, method, make_optimizer(method, train), train.iterations)["progress"]["step"] == 20
+    state = read_state(opened.folder, [train.iterations])
+    check_state(opened.folder, state, method, make_optimizer(method, train))
+    assert (state["progress"]["step"], state["progress"]["stage"]) == (20, 0)
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from css_ray.study.run import build_method
 from css_ray.training.checkpoint import (
     STATE_FILE,
     DamagedError,
+    check_state,
     fingerprint,
     newest_readable,
     read_state,
@@ -348,7 +349,8 @@ def loaded(trial: Trial, scratch: Path) -> tuple[str, list[str]]:
         if opened is None:
             return "", reasons
         try:
-            state = read_state(opened.folder, method, optimizer, 30)
+            state = read_state(opened.folder, [30])
+            check_state(opened.folder, state, method, optimizer)
         except DamagedError as error:
             reasons.append(f"{opened.name}/{error.reason}")
             names = names[names.index(opened.name) + 1 :]

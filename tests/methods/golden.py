@@ -18,7 +18,7 @@ os.environ.setdefault("MKL_CBWR", "COMPATIBLE")  # as tests/conftest.py has it, 
 
 import torch
 
-from css_ray.testing import MethodContract, make_batch, make_method
+from css_ray.testing import MethodContract, clock_at, make_batch, make_method
 
 FILE = Path(__file__).with_name("golden_losses.json")
 NUM_STEPS = 20
@@ -63,11 +63,11 @@ def _losses(case: Case) -> list[dict[str, float]]:
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.02)
     found = []
     for step in range(NUM_STEPS):
-        step_losses = method(make_batch(step), step / 100)
+        step_losses = method(make_batch(step), clock_at(step / 100))
         optimizer.zero_grad()
         step_losses.total.backward()
         optimizer.step()
-        method.after_step()
+        method.after_step(clock_at(step / 100))
         found.append({term: round(value.item(), 8) for term, value in step_losses.terms.items()})
     return found
 

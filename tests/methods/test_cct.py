@@ -10,7 +10,7 @@ import torch
 from css_ray.functional.losses import bootstrapped_cross_entropy, probability_consistency
 from css_ray.functional.schedules import exponential_ramp_up, logarithmic
 from css_ray.methods import CCT
-from css_ray.testing import NUM_CLASSES, MethodContract, make_batch, make_method
+from css_ray.testing import NUM_CLASSES, MethodContract, clock_at, make_batch, make_method
 from css_ray.types import IGNORE_INDEX
 from css_ray.views import Views
 
@@ -72,13 +72,13 @@ def test_how_many_heads_there_are() -> None:
 
 
 def test_without_heads_it_is_supervised_training() -> None:
-    losses = make(**dict.fromkeys(ONE_EACH, 0))(make_batch(), 0.5)
+    losses = make(**dict.fromkeys(ONE_EACH, 0))(make_batch(), clock_at(0.5))
     assert losses.terms["unsup"].item() == 0 and losses.terms["sup"].item() > 0
 
 
 def test_the_main_head_learns_nothing_from_the_consistency_and_what_lies_below_does() -> None:
     method = make(background=0)
-    method(make_batch(), 0.5).terms["unsup"].backward()
+    method(make_batch(), clock_at(0.5)).terms["unsup"].backward()
     assert all(parameter.grad is None for parameter in method.student.logits_head[-1].parameters())
     for module in (method.student.logits_head[0], method.student.encoder, method.student.decoder, method.auxiliary):
         assert any(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
@@ -86,7 +86,7 @@ def test_the_main_head_learns_nothing_from_the_consistency_and_what_lies_below_d
 
 def test_a_weight_of_0_has_gradients_of_0() -> None:
     method = make(background=0, unsup_weight=0.0)
-    method(make_batch(), 0.5).total.backward()
+    method(make_batch(), clock_at(0.5)).total.backward()
     for parameter in method.auxiliary.parameters():
         assert parameter.grad is not None and not parameter.grad.any()
 
@@ -94,7 +94,7 @@ def test_a_weight_of_0_has_gradients_of_0() -> None:
 def test_padding_has_no_part_in_the_mean() -> None:
     method, batch = make(**{**ONE_EACH, "vat": 0, "drop": 0, "feature_drop": 0, "feature_noise": 0}, background=0), make_batch()
     batch.unlabelled_valid[:] = False
-    assert method(batch, 0.5).terms["unsup"].item() == 0
+    assert method(batch, clock_at(0.5)).terms["unsup"].item() == 0
 
 
 def test_warnings_name_what_is_void() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from css_ray.functional.losses import cross_entropy
 from css_ray.methods import CPS
-from css_ray.testing import MethodContract, make_batch, make_method
+from css_ray.testing import MethodContract, clock_at, make_batch, make_method
 from css_ray.types import IGNORE_INDEX
 from css_ray.views import Views
 
@@ -50,7 +50,7 @@ def test_no_gradient_reaches_who_labels(cutmix: bool, monkeypatch: pytest.Monkey
         return kept[-1]
 
     monkeypatch.setattr("css_ray.methods.cps.cross_entropy", keep)
-    method(batch, 0.5)
+    method(batch, clock_at(0.5))
     for loss, own, other in zip(kept, (method.student, method.second), (method.second, method.student), strict=True):
         gradients = torch.autograd.grad(loss, list(own.parameters()), retain_graph=True, allow_unused=True)
         assert any(gradient is not None and gradient.any() for gradient in gradients)
@@ -64,7 +64,7 @@ def test_the_encoders_begin_equal_and_the_heads_differ_and_both_learn() -> None:
         assert torch.equal(own, other)
     heads = [next(network.logits_head.parameters()) for network in (method.student, method.second)]
     assert not torch.equal(heads[0], heads[1])
-    method(make_batch(), 0.5).total.backward()
+    method(make_batch(), clock_at(0.5)).total.backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in method.parameters())
     assert method.predictor() is method.student
 
@@ -78,7 +78,7 @@ def test_one_optimizer_over_both_is_two() -> None:
         torch.manual_seed(1)
         for step in range(3):
             method.zero_grad()
-            method(make_batch(step), 0.5).total.backward()
+            method(make_batch(step), clock_at(0.5)).total.backward()
             for optimizer in optimizers:
                 optimizer.step()
         return list(method.parameters())
@@ -100,7 +100,7 @@ def test_mixed_labels_are_those_of_the_pixels_source(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("css_ray.methods.cps.cross_entropy", remember)
     torch.manual_seed(5)
-    method(batch, 0.5)
+    method(batch, clock_at(0.5))
     again = make()
     again.train()
     with torch.no_grad():
@@ -120,6 +120,6 @@ def test_an_image_mixed_with_itself_is_plain() -> None:
     batch = dataclasses.replace(batch, unlabelled_images=batch.unlabelled_images[[0, 0]])
 
     def loss(cutmix: bool) -> Tensor:
-        return make(cutmix=cutmix)(batch, 0.5).terms["unsup"]  # type: ignore[no-any-return]
+        return make(cutmix=cutmix)(batch, clock_at(0.5)).terms["unsup"]  # type: ignore[no-any-return]
 
     torch.testing.assert_close(loss(True), loss(False))

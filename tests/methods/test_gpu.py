@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from css_ray.methods import METHODS
-from css_ray.testing import make_batch, make_method
+from css_ray.testing import clock_at, make_batch, make_method
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
 from css_ray.training.step import train_step
@@ -30,7 +30,7 @@ def test_a_step_never_waits_for_the_device(name: str, precision: Any) -> None:
     batch = make_batch().to("cuda")
 
     def step(progress: float) -> torch.Tensor:
-        return train_step(method, method, optimizer, batch, progress, config).total.detach()
+        return train_step(method, method, optimizer, batch, clock_at(progress), config).total.detach()
 
     step(0.0)  # libraries start, constants move to the device
     torch.cuda.synchronize()

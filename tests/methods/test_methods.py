@@ -14,7 +14,7 @@ from css_ray.methods import CSS, CutMix, MeanTeacher, Supervised, css
 from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
-from css_ray.testing import NUM_CLASSES, MethodContract, make_batch, make_method, train
+from css_ray.testing import NUM_CLASSES, MethodContract, clock_at, make_batch, make_method, train
 from css_ray.types import IGNORE_INDEX, Prediction
 from css_ray.views import Views
 
@@ -308,7 +308,7 @@ def test_one_forward_pass_or_two_differ_by_batch_statistics_only() -> None:
         for joint in (False, True):
             torch.manual_seed(0)
             method = make_method(method_class, STILL, joint_forward=joint, unsup_threshold=0.0).eval()
-            totals.append(method(make_batch(), 0.5).total.detach())
+            totals.append(method(make_batch(), clock_at(0.5)).total.detach())
         torch.testing.assert_close(totals[0], totals[1])
 
 
@@ -334,7 +334,7 @@ def test_diagnostics_say_what_the_thresholds_meet() -> None:
     torch.manual_seed(0)
     method = make_method(CSS, unsup_threshold=0.0)
     train(method, 3)
-    losses = method(make_batch(), 0.5)
+    losses = method(make_batch(), clock_at(0.5))
     assert isinstance(method, CSS)
     found = losses.diagnostics()
     for name in ("confidence", "similarity"):
@@ -355,7 +355,7 @@ def test_nothing_above_a_threshold_and_a_class_that_never_appears(method_class: 
     method = make_method(method_class, unsup_threshold=1.0)
     totals = train(method, 5, batch=batch)
     assert torch.isfinite(torch.stack(totals)).all()
-    losses = method(batch, 0.9)
+    losses = method(batch, clock_at(0.9))
     assert losses.terms["unsup"].item() == 0 and losses.logs["unsup_pass_rate"].part.item() == 0
     if isinstance(method, CSS):
         assert not method.prototypes.seen[3]
@@ -473,7 +473,7 @@ def test_css_without_contrast_is_cutmix() -> None:
         method = make_method(method_class, STILL, unsup_threshold=0.3, **settings)
         method.load_state_dict({name: value for name, value in reference.state_dict().items() if name in method.state_dict()})
         torch.manual_seed(1)
-        losses = method(make_batch(), 0.5)
+        losses = method(make_batch(), clock_at(0.5))
         totals.append(torch.stack([losses.terms["sup"], losses.terms["unsup"]]).detach())
     assert totals[1][1] > 0
     torch.testing.assert_close(totals[0], totals[1])
@@ -484,7 +484,7 @@ def test_contrast_weight_schedules() -> None:
     ramp, epochs = 0.5 * 0.2865048, 0.5 * 0.7316156  # exp(-5 / 4), exp(-5 / 16)
     for schedule, weight in (("constant", 0.5), ("ramp_down", ramp), ("published_epochs", epochs)):
         method = make_method(CSS, contrast_weight=0.5, contrast_schedule=schedule)
-        assert float(method(batch, 0.5).logs["contrast_weight"]) == pytest.approx(weight)
+        assert float(method(batch, clock_at(0.5)).logs["contrast_weight"]) == pytest.approx(weight)
     late = dataclasses.replace(batch, labelled_epoch=201)
     assert float(method(late, 0.5).logs["contrast_weight"]) == 0
 
@@ -494,8 +494,8 @@ def test_contrast_separates_the_classes() -> None:
     torch.manual_seed(0)
     method = make_method(CSS, STILL, contrast_schedule="constant", num_queries=32, num_negatives=32)
     batch = dataclasses.replace(make_batch(num_labelled=6), unlabelled_valid=torch.zeros(2, 24, 24, dtype=torch.bool))
-    first = method(batch, 0.0).terms["contrast"].item()
+    first = method(batch, clock_at(0.0)).terms["contrast"].item()
     train(method, 40, batch=batch)
-    last = method(batch, 0.0).terms["contrast"].item()
+    last = method(batch, clock_at(0.0)).terms["contrast"].item()
     assert last < 0.9 * first, (first, last)
-    assert int(method(batch, 0.0).logs["num_seen_classes"]) == NUM_CLASSES
+    assert int(method(batch, clock_at(0.0)).logs["num_seen_classes"]) == NUM_CLASSES

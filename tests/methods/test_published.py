@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from css_ray.functional import contrast
 from css_ray.functional.losses import unsupervised_cross_entropy
 from css_ray.methods import CSS, base, css
-from css_ray.testing import make_batch, make_method
+from css_ray.testing import clock_at, make_batch, make_method
 from css_ray.types import IGNORE_INDEX
 from css_ray.views import Views
 
@@ -44,9 +44,9 @@ def contrasted(monkeypatch: pytest.MonkeyPatch, method: CSS, steps: int) -> list
     monkeypatch.setattr(css, "contrastive_loss", remember)
     for step in range(steps):
         seen.append({"before": method.prototypes.value.clone()})
-        method(make_batch(step), 0.5)
+        method(make_batch(step), clock_at(0.5))
         seen[-1]["after"] = method.prototypes.value.clone()
-        method.after_step()
+        method.after_step(clock_at(0.5))
     return seen
 
 
@@ -78,7 +78,7 @@ def test_the_teacher_passes_over_the_labelled_images_too() -> None:
     """Only its batch statistics can tell: the weak view first, then the labelled images as the student sees them."""
     method, batch = published(), make_batch()
     by_hand = copy.deepcopy(method.teacher.model)
-    method(batch, 0.5)
+    method(batch, clock_at(0.5))
     with torch.no_grad():
         by_hand(batch.unlabelled_images)
         by_hand(batch.labelled_images)
@@ -87,7 +87,7 @@ def test_the_teacher_passes_over_the_labelled_images_too() -> None:
         torch.testing.assert_close(found[name], value, msg=name)
 
     without = published(teacher_sees_labelled=False)
-    without(batch, 0.5)
+    without(batch, clock_at(0.5))
     statistics = [name for name in found if name.endswith("running_mean")]
     assert any(not torch.equal(found[name], without.teacher.model.state_dict()[name]) for name in statistics)
 
@@ -101,7 +101,7 @@ def test_losses_of_ranks_are_means_of_their_means(preset: str, monkeypatch: pyte
         torch.manual_seed(0)
         method = make_method(CSS, STILL, preset=preset, pseudo_labelling="logits", indicator="confidence", **QUIET)
         torch.manual_seed(1)
-        return {name: float(value.detach()) for name, value in method(batch, 0.5).terms.items()}
+        return {name: float(value.detach()) for name, value in method(batch, clock_at(0.5)).terms.items()}
 
     alone = terms()
     for module in (base, css):
@@ -124,7 +124,7 @@ def test_the_contrast_of_ranks_is_each_ranks_own(preset: str, monkeypatch: pytes
     monkeypatch.setattr(css, "contrastive_loss", remember)
     monkeypatch.setattr(css, "world_size", lambda: 2)
     torch.manual_seed(0)
-    make_method(CSS, STILL, preset=preset, **QUIET)(make_batch(), 0.5)
+    make_method(CSS, STILL, preset=preset, **QUIET)(make_batch(), clock_at(0.5))
     assert sizes == [1 if preset == "published" else 2]
 
 

@@ -14,7 +14,7 @@ from css_ray.functional.contrast import noise_contrast
 from css_ray.functional.pseudo_labels import entropy, percentile, rank_of_classes
 from css_ray.methods import U2PL
 from css_ray.methods.queue import FeatureQueue
-from css_ray.testing import NUM_CLASSES, MethodContract, make_batch, make_method
+from css_ray.testing import NUM_CLASSES, MethodContract, clock_at, make_batch, make_method
 from css_ray.types import IGNORE_INDEX, Prediction
 from css_ray.views import Views
 
@@ -127,7 +127,7 @@ def test_the_shares_of_entropy_over_training(
         return percentile(values, wanted, mask)
 
     monkeypatch.setattr("css_ray.methods.u2pl.percentile", remember)
-    make()(make_batch(), progress)
+    make()(make_batch(), clock_at(progress))
     assert asked == pytest.approx([percent, share, 100 - share])
 
 
@@ -135,7 +135,7 @@ def test_the_unsupervised_loss_counts_all_pixels_and_averages_the_kept(monkeypat
     """Ten pixels of a cross entropy of 1 of which 8 are kept make 1.25: here, whatever is kept of a batch."""
     method, batch = make(contrast_weight=0.0, cutmix_probability=0.0), make_batch()
     monkeypatch.setattr("css_ray.methods.u2pl.cross_entropy", lambda logits, labels: logits.sum() * 0 + 1)
-    losses = method(batch, 0.0)
+    losses = method(batch, clock_at(0.0))
     rate = losses.logs["unsup_pass_rate"]
     assert isinstance(rate, tuple)
     kept, valid = (part.item() for part in rate)
@@ -202,7 +202,7 @@ def test_one_class_has_no_contrast() -> None:
             bias = network.logits_head[-1].bias
             assert isinstance(bias, Tensor)
             bias[0] += 100
-    loss = method(batch, 0.5).terms["contrast"]
+    loss = method(batch, clock_at(0.5)).terms["contrast"]
     loss.backward()
     assert loss.item() == 0
 
@@ -215,11 +215,11 @@ def test_the_teacher_is_a_copy_until_unlabelled_images_come() -> None:
     optimizer = torch.optim.SGD(method.student.parameters(), lr=0.1)
 
     def step(progress: float) -> list[float]:
-        losses = method(make_batch(), progress)
+        losses = method(make_batch(), clock_at(progress))
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-        method.after_step()
+        method.after_step(clock_at(progress))
         return [losses.terms[name].item() for name in ("unsup", "contrast")]
 
     def distance() -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from css_ray.methods import FixMatch, UniMatch
 from css_ray.methods.weak_to_strong import WeakToStrong
-from css_ray.testing import MethodContract, make_batch, make_method
+from css_ray.testing import MethodContract, clock_at, make_batch, make_method
 from css_ray.types import IGNORE_INDEX
 from css_ray.views import Views
 
@@ -117,12 +117,12 @@ def test_the_averaged_teacher_averages_its_statistics_too() -> None:
     method = make(FixMatch, teacher_decay=0.75)
     assert method.teacher is not None
     for _ in range(5):  # the first updates copy
-        method.after_step()
+        method.after_step(clock_at(0.5))
     (name, running), *_ = ((key, value) for key, value in method.student.named_buffers() if key.endswith("running_mean"))
     of_teacher = dict(method.teacher.model.named_buffers())[name]
     before = of_teacher.clone()
     running += 1
-    method.after_step()
+    method.after_step(clock_at(0.5))
     torch.testing.assert_close(of_teacher, before + 0.25)
     method.train()
     assert not method.teacher.model.training and method.student.training
@@ -134,7 +134,7 @@ def test_weights_of_unimatch(monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter((2.0, 4.0, 3.0))
     monkeypatch.setattr(method, "unsupervised", lambda *arguments: torch.tensor(next(values)))
     monkeypatch.setattr(method, "supervised", lambda *arguments: torch.tensor(1.0))
-    assert method(make_batch(), 0.5).total.item() == pytest.approx(2.0)
+    assert method(make_batch(), clock_at(0.5)).total.item() == pytest.approx(2.0)
 
 
 def test_channels_of_both_levels_are_dropped_or_doubled_for_unlabelled_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_channels_of_both_levels_are_dropped_or_doubled_for_unlabelled_images_al
         return real(levels)
 
     monkeypatch.setattr(method.student, "decode", remember)
-    method(make_batch(num_labelled=3, num_unlabelled=2), 0.5)
+    method(make_batch(num_labelled=3, num_unlabelled=2), clock_at(0.5))
     weak, strong = seen  # the strong views, too, are decoded
     assert [len(level) for level in weak] == [7, 7] and [len(level) for level in strong] == [4, 4]
     for level in weak:
@@ -167,5 +167,5 @@ def test_labels_of_unimatch_have_no_gradient_into_the_weak_pass(monkeypatch: pyt
         return real(*arguments)
 
     monkeypatch.setattr(method, "strong_view", remember)
-    method(make_batch(), 0.5)
+    method(make_batch(), clock_at(0.5))
     assert len(seen) == 6 and not any(tensor.requires_grad for tensor in seen)

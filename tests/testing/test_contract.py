@@ -15,7 +15,7 @@ from css_ray.methods import Method, Supervised
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
 from css_ray.testing import NUM_CLASSES, SIZE, MethodContract, make_batch, make_method
-from css_ray.types import IGNORE_INDEX, Batch, Losses, Prediction
+from css_ray.types import IGNORE_INDEX, Batch, Clock, Losses, Prediction
 
 TESTS = [name for name in vars(MethodContract) if name.startswith("test_")]
 
@@ -27,14 +27,14 @@ class Kept(Supervised):
 
 
 class Infinite(Supervised):
-    def forward(self, batch: Batch, progress: float) -> Losses:
-        losses = super().forward(batch, progress)
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
+        losses = super().forward(batch, clock)
         return Losses({**losses.terms, "far": 0 * losses.total + math.inf})
 
 
 class Idle(Supervised):
-    def forward(self, batch: Batch, progress: float) -> Losses:
-        return Losses({**super().forward(batch, progress).terms, "idle": torch.zeros((), requires_grad=True)})
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
+        return Losses({**super().forward(batch, clock).terms, "idle": torch.zeros((), requires_grad=True)})
 
 
 class Aloof(Supervised):
@@ -44,8 +44,8 @@ class Aloof(Supervised):
         super().__init__(*arguments)
         self.scale = torch.nn.Parameter(torch.ones(()))
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
-        return Losses({**super().forward(batch, progress).terms, "aloof": self.scale.square()})
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
+        return Losses({**super().forward(batch, clock).terms, "aloof": self.scale.square()})
 
 
 class TrainedTeacher(Supervised):
@@ -56,9 +56,9 @@ class TrainedTeacher(Supervised):
         self.teacher = Teacher(self.student, 0.9)
         self.teacher.requires_grad_(True)
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
         both = self.teacher.model(batch.unlabelled_images).logits - self.student(batch.unlabelled_images).logits
-        return Losses({**super().forward(batch, progress).terms, "apart": both.square().mean()})
+        return Losses({**super().forward(batch, clock).terms, "apart": both.square().mean()})
 
     def predictor(self) -> Segmenter:
         return self.teacher.model
@@ -69,11 +69,11 @@ class Counting(Supervised):
 
     steps = 0
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
-        losses = super().forward(batch, progress)
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
+        losses = super().forward(batch, clock)
         return Losses({name: term * (1 + self.steps) for name, term in losses.terms.items()})
 
-    def after_step(self) -> None:
+    def after_step(self, clock: Clock) -> None:
         self.steps += 1
 
 
@@ -84,25 +84,25 @@ class OwnChance(Supervised):
         super().__init__(*arguments)
         self.chance = torch.Generator().manual_seed(1)
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
         factor = 1 + torch.rand((), generator=self.chance)
-        return Losses({name: term * factor for name, term in super().forward(batch, progress).terms.items()})
+        return Losses({name: term * factor for name, term in super().forward(batch, clock).terms.items()})
 
 
 class Skipping(Supervised):
     """No gradient from a batch without a labelled pixel."""
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
         if (batch.labels == IGNORE_INDEX).all():
             return Losses({"sup": torch.ones((), requires_grad=True)})
-        return super().forward(batch, progress)
+        return super().forward(batch, clock)
 
 
 class Dividing(Supervised):
     """0 / 0 where all unlabelled pixels are padding."""
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
-        losses = super().forward(batch, progress)
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
+        losses = super().forward(batch, clock)
         return Losses(
             {name: term * (batch.unlabelled_valid.sum() / batch.unlabelled_valid.sum()) for name, term in losses.terms.items()}
         )
@@ -111,8 +111,8 @@ class Dividing(Supervised):
 class Chatty(Supervised):
     """A log that carries a gradient."""
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
-        losses = super().forward(batch, progress)
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
+        losses = super().forward(batch, clock)
         return Losses(losses.terms, logs={"sup_again": losses.total})
 
 

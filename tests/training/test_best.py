@@ -22,7 +22,7 @@ import css_ray
 from css_ray.data.loaders import make_val_loader
 from css_ray.data.shards import DataSet
 from css_ray.methods import Method
-from css_ray.models import ModelConfig, Segmenter, make_segmenter
+from css_ray.models import ModelConfig, Predictor, Segmenter, make_segmenter
 from css_ray.study import run as module
 from css_ray.training.best import BestDescription, BestError, describe_best, load_best, write_best
 from css_ray.training.checkpoint import write_tensors
@@ -65,8 +65,8 @@ def train(dataset: DataSet, folder: Path, method: str, monkeypatch: pytest.Monke
     written: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def predictions(segmenter: Segmenter) -> Tensor:
-        return copy.deepcopy(segmenter).eval().predict(images())
+    def predictions(predictor: Predictor) -> Tensor:
+        return copy.deepcopy(predictor).eval().predict(images())
 
     def keep(weights: dict[str, Tensor], best: BestDescription) -> None:
         write_best(folder, weights, best)
@@ -143,6 +143,7 @@ def test_the_description_says_it_all(dataset: DataSet, tmp_path: Path, monkeypat
         "content": dataset.info.content,
     }
     segmenter, _ = load_best(kept.folder)
+    assert isinstance(segmenter, Segmenter)
     logits = segmenter(torch.rand(1, 3, 32, 48)).logits
     assert logits.shape == (1, described["num_classes"], 32 // described["logits_stride"], 48 // described["logits_stride"])
     assert segmenter.mean.flatten().tolist() == pytest.approx(described["mean"])

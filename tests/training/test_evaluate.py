@@ -20,7 +20,7 @@ from css_ray.data.shards import DatasetInfo, Shards, open_dataset
 from css_ray.data.writing import Row, rows_source, write_dataset
 from css_ray.methods import Method
 from css_ray.training.evaluate import evaluate, evaluation_metrics, pseudo_label_quality
-from css_ray.types import IGNORE_INDEX, Batch, Evaluation, Losses
+from css_ray.types import IGNORE_INDEX, Batch, Clock, Evaluation, Losses
 
 V = IGNORE_INDEX
 NAMES = ("sky", "road", "tree")
@@ -192,7 +192,7 @@ class Scripted(Method):
         self.norm, self.frozen = nn.BatchNorm2d(3), nn.BatchNorm2d(3).eval()
         self.answers, self.position, self.probes = answers, 0, 0
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
         raise NotImplementedError
 
     def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:

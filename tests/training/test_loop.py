@@ -16,13 +16,14 @@ from torch import Tensor
 from css_ray import distributed
 from css_ray.functional import windows
 from css_ray.methods import METHODS, CutMix, Method, Supervised
+from css_ray.methods.stages import BatchKind
 from css_ray.models import ModelConfig, Segmenter, make_segmenter
 from css_ray.training import evaluate
 from css_ray.training.loop import Fit, NonFiniteLossError, fit
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import FolderReporter, SilentReporter
 from css_ray.training.settings import TrainConfig
-from css_ray.types import IGNORE_INDEX, Batch, Losses, Rate
+from css_ray.types import IGNORE_INDEX, Batch, Clock, Losses, Rate
 from css_ray.views import Views
 
 torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
@@ -52,8 +53,12 @@ def batch(step: int, rank: int = 0, size: int = 2) -> Batch:
     return Batch(images, labels, images.flip(0), torch.ones(size, 24, 24, dtype=torch.bool))
 
 
-def batches_to(end: int, rank: int = 0) -> Callable[[int], Iterable[Batch]]:
-    return lambda start: (batch(step, rank) for step in range(start, end))
+def batches_to(iterations: int, rank: int = 0) -> Callable[[int, int, BatchKind], Iterable[Batch]]:
+    def batches(first: int, end: int, kind: BatchKind) -> Iterable[Batch]:
+        assert end <= iterations
+        return (batch(step, rank) for step in range(first, end))
+
+    return batches
 
 
 def val_batches() -> list[tuple[Tensor, Tensor]]:
@@ -145,7 +150,7 @@ def test_what_is_reported() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_name_step_and_checkpoint(tmp_path: Path) -> None:
-    def poisoned(start: int) -> Iterable[Batch]:
+    def poisoned(start: int, end: int, kind: BatchKind) -> Iterable[Batch]:
         for step in range(start, 6):
             good = batch(step)
             if step == 4:
@@ -165,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_step_and_checkpoint(tmp_p
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_before_the_first_checkpoint_there_is_none_to_go_back_to(value: float) -> None:
-    def poisoned(start: int) -> Iterable[Batch]:
+    def poisoned(start: int, end: int, kind: BatchKind) -> Iterable[Batch]:
         for step in range(start, 6):
             good = batch(step)
             if step >= 1:
@@ -185,7 +190,7 @@ def test_before_the_first_checkpoint_there_is_none_to_go_back_to(value: float) -
 
 def test_the_loss_that_failed_first_is_named() -> None:
     # Step 2's unlabelled images poison the weights, so that at step 3 every loss is NaN.
-    def poisoned(start: int) -> Iterable[Batch]:
+    def poisoned(start: int, end: int, kind: BatchKind) -> Iterable[Batch]:
         for step in range(start, 6):
             good = batch(step)
             if step == 1:
@@ -204,7 +209,7 @@ def test_a_loss_that_begins_between_two_points_is_averaged_over_its_steps() -> N
 
         step = 0
 
-        def forward(self, batch: Batch, progress: float) -> Losses:
+        def forward(self, batch: Batch, clock: Clock) -> Losses:
             self.step += 1
             number = torch.tensor(float(self.step))
             none = 0 * self.student(batch.labelled_images).logits.sum()
@@ -226,7 +231,7 @@ def test_a_loss_that_ended_before_the_point_is_named_if_it_failed() -> None:
     class Short(Supervised):
         step = 0
 
-        def forward(self, batch: Batch, progress: float) -> Losses:
+        def forward(self, batch: Batch, clock: Clock) -> Losses:
             self.step += 1
             none = 0 * self.student(batch.labelled_images).logits.sum()
             terms = {"sup": none} | ({"short": none + (math.inf if self.step == 2 else 0)} if self.step <= 2 else {})
@@ -242,7 +247,7 @@ def test_a_resumed_run_that_fails_names_the_checkpoint_it_came_from(tmp_path: Pa
     with pytest.raises(Interrupted):
         run(make_method("supervised"), config, reporter=InterruptAfter(tmp_path, step=4))
 
-    def poisoned(start: int) -> Iterable[Batch]:
+    def poisoned(start: int, end: int, kind: BatchKind) -> Iterable[Batch]:
         assert start == 3
         for step in range(start, 6):
             good = batch(step)
@@ -262,8 +267,8 @@ class Diagnosed(Supervised):
         self.step = 0
         self.asked: list[int] = []
 
-    def forward(self, batch: Batch, progress: float) -> Losses:
-        losses = super().forward(batch, progress)
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
+        losses = super().forward(batch, clock)
         self.step += 1
 
         def diagnostics(step: int = self.step) -> dict[str, Tensor]:
@@ -339,7 +344,7 @@ def test_scoring_pseudo_labels_does_not_disturb_training(make: Callable[[], Meth
 def test_sliding_windows_need_the_crop_before_anything_is_trained() -> None:
     config = TrainConfig(iterations=6, evaluation="sliding_window")
 
-    def none(start: int) -> Iterable[Batch]:
+    def none(start: int, end: int, kind: BatchKind) -> Iterable[Batch]:
         raise AssertionError("a batch was asked for")
 
     with pytest.raises(ValueError, match="evaluation is sliding_window and crop is None; give the training crop"):
@@ -410,7 +415,7 @@ def _uneven_rank(rank: int, folder: str, world_size: int) -> None:
     mine = unlabelled_batches() if rank == 0 else []
     scored = run(make_guessing(), config, make_batches=batches, unlabelled_batches=mine).last
 
-    def poisoned(start: int) -> Iterable[Batch]:
+    def poisoned(start: int, end: int, kind: BatchKind) -> Iterable[Batch]:
         for step in range(start, 4):
             good = batch(step, rank)
             if rank == 1 and step >= 2:

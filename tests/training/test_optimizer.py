@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from css_ray.methods import CPS, Method, Supervised
-from css_ray.testing import make_batch, make_method
+from css_ray.testing import clock_at, make_batch, make_method
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import FolderReporter, SilentReporter
 from css_ray.training.settings import TrainConfig
@@ -54,7 +54,7 @@ def test_the_longest_name_wins_and_0_freezes() -> None:
     optimizer = make_optimizer(method, config)
     set_learning_rate(optimizer, config, 0)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == [0.05, 0.2]
-    train_step(method, method, optimizer, make_batch(), 0.0, config)
+    train_step(method, method, optimizer, make_batch(), clock_at(0.0), config)
     for name, before in frozen.items():
         parameter = method.get_parameter(name)
         assert parameter.grad is None and torch.equal(parameter, before) and parameter not in optimizer.state
@@ -85,7 +85,7 @@ def test_sgd_by_hand(nesterov: bool) -> None:
     (name, parameter), *_ = method.named_parameters()
     before, velocity = parameter.detach().clone(), torch.zeros_like(parameter)
     for _ in range(2):
-        train_step(method, method, optimizer, make_batch(), 0.0, config)
+        train_step(method, method, optimizer, make_batch(), clock_at(0.0), config)
         assert parameter.grad is not None
         gradient = parameter.grad + 0.01 * before
         velocity = 0.9 * velocity + gradient
@@ -100,7 +100,7 @@ def test_adamw_by_hand() -> None:
     (_, parameter), *_ = method.named_parameters()
     before, first, second = parameter.detach().clone(), torch.zeros_like(parameter), torch.zeros_like(parameter)
     for step in (1, 2):
-        train_step(method, method, optimizer, make_batch(), 0.0, config)
+        train_step(method, method, optimizer, make_batch(), clock_at(0.0), config)
         gradient = parameter.grad
         assert gradient is not None
         first, second = 0.8 * first + 0.2 * gradient, 0.9 * second + 0.1 * gradient**2

@@ -18,7 +18,7 @@ from css_ray.methods import CSS, Supervised
 from css_ray.study.inputs import prepare
 from css_ray.study.run import execute
 from css_ray.training.reporter import SilentReporter
-from css_ray.types import IGNORE_INDEX, Batch
+from css_ray.types import IGNORE_INDEX, Batch, Clock
 from tests.training.awkward import CLASSES, SIZES, make_awkward, prepared, spec
 
 torch.set_num_threads(1)
@@ -143,11 +143,11 @@ def test_images_without_masks_are_trained_on_unlabelled(mixed: Path, method: str
         assert (values == values[:, :1]).all()
         return [value // 30 - 1 for value in values[:, 0].tolist()]
 
-    def watched(self: Any, batch: Batch, progress: float) -> Any:
+    def watched(self: Any, batch: Batch, clock: Clock) -> Any:
         labelled.append(sorted(numbers(batch.labelled_images)))
         unlabelled.extend(numbers(batch.unlabelled_images))
         learned.update(batch.labels.unique().tolist())  # type: ignore[no-untyped-call]
-        return forward(self, batch, progress)
+        return forward(self, batch, clock)
 
     def all_dark(self: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
         scored.extend(numbers(images))

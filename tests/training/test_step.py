@@ -14,11 +14,12 @@ from torch import nn
 import css_ray
 from css_ray.methods import METHODS, Method
 from css_ray.models import ModelConfig, make_segmenter
+from css_ray.testing import clock_at
 from css_ray.training import timing
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
 from css_ray.training.step import algorithms, place_method, train_step
-from css_ray.types import Batch, Losses
+from css_ray.types import Batch, Clock, Losses
 from css_ray.views import Views
 
 torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
@@ -51,7 +52,7 @@ def test_a_step_is_what_it_says_bit_for_bit(name: str, precision: Any) -> None:
     optimizer = make_optimizer(ours, config)
     torch.manual_seed(2)
     for step in range(3):
-        train_step(ours, ours, optimizer, batch(), step / 4, config)
+        train_step(ours, ours, optimizer, batch(), clock_at(step / 4), config)
     by_hand = torch.optim.SGD(
         [parameter for parameter in plain.parameters() if parameter.requires_grad],
         lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.0005, fused=True,
@@ -59,11 +60,11 @@ def test_a_step_is_what_it_says_bit_for_bit(name: str, precision: Any) -> None:
     torch.manual_seed(2)
     for step in range(3):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            total = torch.stack(list(plain(batch(), step / 4).terms.values())).sum()
+            total = torch.stack(list(plain(batch(), clock_at(step / 4)).terms.values())).sum()
         by_hand.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         by_hand.step()
-        plain.after_step()
+        plain.after_step(clock_at(step / 4))
     for key, value in plain.state_dict().items():
         assert torch.equal(value, ours.state_dict()[key]), key
 
@@ -71,15 +72,15 @@ def test_a_step_is_what_it_says_bit_for_bit(name: str, precision: Any) -> None:
 def test_the_losses_of_a_step_are_those_before_its_update() -> None:
     method, same, config = make_method("supervised"), make_method("supervised"), TrainConfig(lr=0.05)
     torch.manual_seed(2)
-    expected = same(batch(), 0.25)
+    expected = same(batch(), clock_at(0.25))
     torch.manual_seed(2)
-    losses = train_step(method, method, make_optimizer(method, config), batch(), 0.25, config)
+    losses = train_step(method, method, make_optimizer(method, config), batch(), clock_at(0.25), config)
     assert torch.equal(losses.total, expected.total)
 
 
 def test_a_step_calls_the_module_and_what_follows_an_update_is_the_methods() -> None:
     """DDP wraps the method: its gradients are shared only if it, not the method in it, is called."""
-    called = []
+    called: list[Clock] = []
 
     class Wrapped(nn.Module):
         def __init__(self, method: Method) -> None:
@@ -92,8 +93,8 @@ def test_a_step_calls_the_module_and_what_follows_an_update_is_the_methods() -> 
             return losses
 
     method, config = make_method("mean_teacher"), TrainConfig(lr=0.05)
-    train_step(Wrapped(method), method, make_optimizer(method, config), batch(), 0.75, config)
-    assert called == [0.75]
+    train_step(Wrapped(method), method, make_optimizer(method, config), batch(), clock_at(0.75), config)
+    assert [clock.progress for clock in called] == [0.75]
     assert method.teacher.num_updates == 1  # type: ignore[union-attr]
 
 
@@ -121,9 +122,9 @@ def test_the_time_of_a_step_is_the_median_after_a_warm_up(name: str, monkeypatch
     seen: list[Batch] = []
     step = train_step
 
-    def watched(module: Any, method: Any, optimizer: Any, batch: Batch, progress: float, config: Any) -> Losses:
+    def watched(module: Any, method: Any, optimizer: Any, batch: Batch, clock: Clock, config: Any) -> Losses:
         seen.append(batch)
-        return step(module, method, optimizer, batch, progress, config)
+        return step(module, method, optimizer, batch, clock, config)
 
     clock = iter([0, 50, 100, 103, 200, 201, 300, 308])  # steps of 50 (the warm-up), 3, 1 and 8 seconds
     monkeypatch.setattr(timing, "train_step", watched)

@@ -1,0 +1,56 @@
+"""The stages of a training, and what a method may look at between two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+BatchKind = Literal["pair", "labelled"]
+"""pair: labelled and unlabelled images. labelled: no unlabelled ones, which are then not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a training.
+
+    share: of its steps; 0 for a stage that is entered and left. batch: what its steps see. schedule: the learning rate begins
+    again and falls over the stage, falls on as if there were no stages, or stays `train.lr`.
+    """
+
+    name: str
+    share: float
+    batch: BatchKind = "pair"
+    schedule: Literal["restart", "continue", "constant"] = "restart"
+
+
+WHOLE = (Stage("training", 1.0),)
+"""The stages of a method that has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """What lies between two stages: all training images of this rank's share, whole and untouched, on the method's device.
+
+    labelled: pairs of images [B, 3, H, W] in [0, 1] and labels [B, H, W]. unlabelled: images alone. Each call begins with the
+    first.
+    """
+
+    labelled: Callable[[], Iterable[tuple[Tensor, Tensor]]] = tuple
+    unlabelled: Callable[[], Iterable[Tensor]] = tuple
+
+
+def ends(stages: Sequence[Stage], iterations: int) -> list[int]:
+    """The step at which each stage ends; that of the last is `iterations`.
+
+    Raises ValueError if the shares are not numbers from 0 to 1 that add up to 1, or two stages have one name.
+    """
+    shares = [stage.share for stage in stages]
+    if not stages or not all(0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"the shares of a training's stages must be from 0 to 1 and add up to 1, got {shares}")
+    if len({stage.name for stage in stages}) < len(stages):
+        raise ValueError(f"stages must have different names, got {', '.join(stage.name for stage in stages)}")
+    done = [sum(shares[: number + 1]) for number in range(len(stages))]
+    return [*(round(share * iterations) for share in done[:-1]), iterations]
