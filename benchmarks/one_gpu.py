@@ -270,14 +270,15 @@ def collect(study: str, events: Sequence[str], overrides: Sequence[str], storage
     with driver.driving():
         driver.begin_or_resume()
         for trial in driver.grid:
+            if all(trial.index != index for index, _ in by_run):
+                continue  # it was not trained
             driver.begin(trial)
             for split in driver.study.splits:
                 for event in by_run.get((trial.index, split), []):
                     driver.hear(event)
             driver.end(trial.index, None)
         driver.finish()
-    outcome = driver.outcome()
-    click.echo(f"{outcome.status}: {len(outcome.records)} runs; css-ray study table {driver.study.name}")
+    click.echo(f"{len(driver.standing.records)} runs; css-ray study table {driver.study.name}")
 
 
 def _definition(study: str, overrides: Sequence[str]) -> Any:

@@ -263,3 +263,17 @@ def test_the_map_of_the_readme_is_the_tree() -> None:
     wanted = {path.relative_to(ROOT).as_posix() for path in (*folders, *files)}
     mapped = {name for name in mapped if name.split("/")[0] in ("css_ray", "cli")}
     assert mapped == wanted, f"not in the map: {sorted(wanted - mapped)}; not in the tree: {sorted(mapped - wanted)}"
+
+
+def test_no_method_imports_another_and_neither_loop_nor_studies_name_one() -> None:
+    from css_ray.methods import METHODS
+
+    modules_of = {name: METHODS[name].__module__ for name in METHODS}
+    for name, module in modules_of.items():
+        others = set(modules_of.values()) - {module}
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not imported & others, f"{name} imports {imported & others}; share what both need in a module of its own"
+    for path in [*ROOT.glob("css_ray/training/*.py"), *ROOT.glob("css_ray/study/**/*.py")]:
+        words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not words & modules_of.keys(), f"{path} names a method: {words & modules_of.keys()}"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from css_ray.functional.resizing import upsample
-from css_ray.methods import CCT, CPS, CSS, U2PL, FixMatch, Method, UniMatch
+from css_ray.methods import CCT, CPS, CSS, PSMT, U2PL, FixMatch, Method, UniMatch
+from css_ray.methods.teacher import eval_mode
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
@@ -39,6 +40,7 @@ class Steps:
             lambda: make_segmenter(model, CLASSES, representation=method.needs_representations), method.Config(), Views()
         ).train()
         place_method(self.method, settings, device)
+        self.method.stage = len(self.method.stages()) - 1
         self.optimizer = make_optimizer(self.method, settings)
         self.batch = _scenes(size, batch_size).to(device)
 
@@ -102,12 +104,31 @@ def _cps(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
     return [network(images) for network in networks for images in (labelled, unlabelled)]
 
 
+def _psmt(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
+    """Both teachers forward on the unlabelled images, their heads twice on the features of both batches; the student on both.
+
+    Once more back through the teachers' heads, for the direction of the move.
+    """
+    student, heads = method.student, [teacher.logits_head for teacher in method.teachers]
+    with torch.no_grad():
+        for teacher in method.teachers:
+            teacher(unlabelled)
+    features = student.decode(student.encode(torch.cat([labelled, unlabelled])))
+    with eval_mode(method.teachers):
+        with torch.no_grad():
+            found = [head(features) for head in heads]
+        moved = features.detach().requires_grad_()
+        torch.autograd.grad(torch.stack([head(moved) for head in heads]).sum() + found[0].sum(), moved)
+    return [Prediction(student.logits_head(features), None)]
+
+
 _PASSES: dict[str, Callable[[Any, Tensor, Tensor], list[Prediction]]] = {
     CSS.name: _css,
     CCT.name: _cct,
     FixMatch.name: _fixmatch,
     UniMatch.name: _unimatch,
     CPS.name: _cps,
+    PSMT.name: _psmt,
     U2PL.name: _u2pl,
 }
 

@@ -76,6 +76,15 @@ def unsupervised_cross_entropy(
     return (share * losses.sum(dim=(1, 2))).sum() / labelled.sum().clamp(min=1)
 
 
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Scalar: sum of weight * CE over the labelled pixels / their number. weights: [B, H, W]; 0 if no pixel is labelled.
+
+    logits: [B, C, H, W], labels: [B, H, W], IGNORE_INDEX where none.
+    """
+    losses = F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE_INDEX, reduction="none")
+    return (losses * weights).sum() / (labels != IGNORE_INDEX).sum().clamp(min=1)
+
+
 def probability_consistency(logits: Tensor, probabilities: Tensor, valid: Tensor) -> Tensor:
     """Scalar: mean squared difference of softmax(logits) and `probabilities` [B, C, H, W] over the pixels `valid` [B, H, W].
 

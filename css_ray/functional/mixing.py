@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Partners = Literal["roll", "reverse", "permute"]
+"""Whose part an image gets: that of the next one, of the one as far from the other end, or of any, itself included."""
+
+
+def partners(count: int, how: Partners, device: torch.device) -> Tensor:
+    """[count] int64: the partner of each image of a batch; with `roll` never itself if there are two or more."""
+    if how == "permute":
+        return torch.randperm(count, device=device)
+    order = torch.arange(count, device=device)
+    return order.flip(0) if how == "reverse" else order.roll(-1)
 
 
 def half_area_boxes(num_images: int, height: int, width: int, device: torch.device) -> Tensor:
@@ -53,6 +66,26 @@ def area_boxes(
     top, left, box_height, box_width = (each.gather(1, first) for each in (top, left, box_height, box_width))
     chosen = fits.any(dim=1) & (torch.rand(num_images, device=device) < probability)
     return _inside(top, left, box_height, box_width, height, width) & chosen[:, None, None]
+
+
+def beta_boxes(
+    num_images: int, height: int, width: int, device: torch.device, *, concentration: float, clipped: bool = False
+) -> Tensor:
+    """[B, H, W] bool: one box per image, of the image's shape, that covers 1 - λ of it, λ ~ Beta(a, a) (Yun et al., ICCV 2019).
+
+    It lies anywhere inside of the image; clipped: its centre is anywhere in the image, and what lies outside is cut off, as in
+    the code of CutMix.
+    """
+    shares = torch.full((num_images, 1), concentration, device=device)
+    side = (1 - torch.distributions.Beta(shares, shares).sample()).sqrt()
+
+    def span(length: int) -> tuple[Tensor, Tensor]:
+        """Where a box begins along a side of the image, and how long it is."""
+        box, place = (side * length).round().long().clamp(1, length), torch.rand(num_images, 1, device=device)
+        return ((place * length).long() - box // 2 if clipped else (place * (length - box + 1)).long()), box
+
+    (top, box_height), (left, box_width) = span(height), span(width)
+    return _inside(top, left, box_height, box_width, height, width)
 
 
 def xor_boxes(

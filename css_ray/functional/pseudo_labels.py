@@ -53,6 +53,16 @@ def percentile(values: Tensor, percent: float, mask: Tensor) -> Tensor:
     return torch.where(low.isfinite(), low + (high - low) * (place - below), low)
 
 
+def overwrite_unlikely(core: Tensor, assist: Tensor, top_k: int) -> Tensor:
+    """[B, C, H, W] twice: `assist` with the logits of all but its own `top_k` likeliest classes taken from `core`.
+
+    PS-MT, Sec. 3.2: as they are from C classes on.
+    """
+    if top_k >= assist.shape[1]:
+        return assist
+    return torch.where(rank_of_classes(assist) < top_k, assist, core)
+
+
 def rank_of_classes(probabilities: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, C, H, W] int64: how many classes are likelier than each, 0 for the likeliest."""
     return probabilities.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

@@ -24,6 +24,11 @@ def exponential_ramp_up(progress: float, length: float) -> float:
     return 1.0 if progress >= length else math.exp(-5 * (1 - progress / length) ** 2)
 
 
+def cosine_ramp_up(progress: float, length: float) -> float:
+    """(1 - cos(pi progress / length)) / 2 over the first `length` of training, 1 from then on; always 1 if `length` is 0."""
+    return 1.0 if progress >= length else (1 - math.cos(math.pi * progress / length)) / 2
+
+
 def logarithmic(progress: float, length: float) -> float:
     """1 - exp(-5 progress / length) over the first `length` of training, 1 from then on; always 1 if `length` is 0."""
     return 1.0 if progress >= length else 1 - math.exp(-5 * progress / length)

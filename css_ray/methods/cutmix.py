@@ -6,19 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from css_ray.config import knob
-from css_ray.methods.mean_teacher import MeanTeacher
+from css_ray.methods.averaged_teacher import AveragedTeacher
 from css_ray.methods.strong_view import Partner
 from css_ray.models import Segmenter
 from css_ray.views import Views
 
 
-class CutMix(MeanTeacher):
+class CutMix(AveragedTeacher):
     """The mean teacher whose student sees mixed images and equally mixed pseudo-labels. French et al., BMVC 2020."""
 
     name = "cutmix"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(MeanTeacher.Config):
+    class Config(AveragedTeacher.Config):
         """The settings of the mean teacher, and whose images are pasted."""
 
         cutmix_partner: Partner = knob("local", help="whose images CutMix pastes: the rank's own, all ranks', or rank 0's")

@@ -71,6 +71,19 @@ class Teacher(nn.Module):
         return [*segmenter.parameters(), *(buffer for buffer in buffers if buffer.is_floating_point())]
 
 
+@torch.no_grad()
+def follow(follower: nn.Module, leader: nn.Module, keep: float) -> None:
+    """follower <- keep * follower + (1 - keep) * leader, in parameters and running statistics; whole numbers stay."""
+    pairs = [
+        (own, other)
+        for own, other in zip(
+            [*follower.parameters(), *follower.buffers()], [*leader.parameters(), *leader.buffers()], strict=True
+        )
+        if own.is_floating_point()
+    ]
+    torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], 1 - keep)
+
+
 def _forget_num_updates(teacher: nn.Module, keys: object) -> None:
     assert isinstance(teacher, Teacher)
     teacher._num_updates = None

@@ -10,6 +10,16 @@ A method's test class names the method and inherits the tests; pytest runs them:
         method_class = EntropyMinimisation
 """
 
-from css_ray.testing.contract import MODEL, NUM_CLASSES, SIZE, MethodContract, clock_at, make_batch, make_method, train
+from css_ray.testing.contract import (
+    MODEL,
+    NUM_CLASSES,
+    SIZE,
+    MethodContract,
+    clock_at,
+    enter_stages,
+    make_batch,
+    make_method,
+    train,
+)
 
-__all__ = ["MODEL", "NUM_CLASSES", "SIZE", "MethodContract", "clock_at", "make_batch", "make_method", "train"]
+__all__ = ["MODEL", "NUM_CLASSES", "SIZE", "MethodContract", "clock_at", "enter_stages", "make_batch", "make_method", "train"]

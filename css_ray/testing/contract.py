@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from css_ray.methods import Method
+from css_ray.methods.stages import Border
 from css_ray.models import ModelConfig, Segmenter, make_segmenter
+from css_ray.training.optimizer import parameter_groups
+from css_ray.training.settings import TrainConfig
 from css_ray.types import IGNORE_INDEX, Batch, Clock, Rate
 from css_ray.views import Views
 
@@ -76,9 +79,26 @@ def make_method(method_class: type[Method], views: Views | None = None, preset: 
     return method_class(segmenter, method_class.configure(preset, **changes), views or Views())
 
 
-def clock_at(progress: float) -> Clock:
-    """The time at which this share of a training of one stage is done."""
-    return Clock(round(progress * 10_000), 10_000)
+def clock_at(progress: float, stage: int = 0) -> Clock:
+    """The time at which this share of a stage, counted from 0, is done."""
+    return Clock(round(progress * 10_000), 10_000, stage)
+
+
+def enter_stages(method: Method, last: int = -1) -> Method:
+    """Let a method enter its stages up to the one numbered `last`, the very last by default, and freeze what it freezes there.
+
+    At the borders it finds the images of two batches of `make_batch`.
+    """
+    batches = make_batch(100), make_batch(101)
+    border = Border(
+        labelled=lambda: [(batch.labelled_images, batch.labels) for batch in batches],
+        unlabelled=lambda: [batch.unlabelled_images for batch in batches],
+    )
+    for number in range(len(method.stages()) if last < 0 else last + 1):
+        method.stage = number
+        method.enter(border)
+        parameter_groups(method, TrainConfig())
+    return method
 
 
 def train(
@@ -99,7 +119,7 @@ def train(
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05)
     totals = []
     for step in range(start, start + steps):
-        clock = clock_at(step / 100 if progress is None else progress)
+        clock = clock_at(step / 100 if progress is None else progress, method.stage)
         losses = method(batch or make_batch(step), clock)
         optimizer.zero_grad()
         losses.total.backward()
@@ -132,16 +152,33 @@ class MethodContract:
         torch.set_num_threads(self._num_threads)
 
     def make(self, **changes: Any) -> Method:
-        """The method under test with its settings and `changes` on top, always with the same initial weights."""
+        """The method under test in its last stage, its settings and `changes` on top, always with the same first weights."""
         torch.manual_seed(0)
-        return make_method(self.method_class, preset=self.preset, **(self.settings | changes))
+        return enter_stages(make_method(self.method_class, preset=self.preset, **(self.settings | changes)))
+
+    def test_every_stage_trains_what_is_not_frozen_from_its_first_step_to_its_last(self) -> None:
+        batch = make_batch()
+        for number, stage in enumerate(self.make().stages()):
+            nothing = batch.unlabelled_images[:0], batch.unlabelled_valid[:0]
+            images, valid = nothing if stage.batch == "labelled" else (batch.unlabelled_images, batch.unlabelled_valid)
+            seen = dataclasses.replace(batch, unlabelled_images=images, unlabelled_valid=valid)
+            torch.manual_seed(0)
+            method = enter_stages(make_method(self.method_class, preset=self.preset, **self.settings), number)
+            for progress in (0.0, 0.05, 0.5, 0.99):
+                where = f"in the stage {stage.name} at progress {progress}"
+                method.zero_grad()
+                totals = train(method, 1, batch=seen, progress=progress)
+                assert torch.isfinite(totals[0]), f"the loss is {totals[0].item()} {where}; it must be finite"
+                for name, parameter in method.named_parameters():
+                    if parameter.requires_grad:
+                        assert parameter.grad is not None, f"{name} has no gradient {where}; DDP needs one for each parameter"
 
     def test_each_loss_is_finite_and_reaches_the_student_only(self) -> None:
         method = self.make()
         train(method, 5)
-        for name in method(make_batch(), clock_at(0.5)).terms:
+        for name in method(make_batch(), clock_at(0.5, method.stage)).terms:
             method.zero_grad()
-            term = method(make_batch(), clock_at(0.5)).terms[name]
+            term = method(make_batch(), clock_at(0.5, method.stage)).terms[name]
             assert torch.isfinite(term) and term > 0, (
                 f"the loss {name} must be finite and > 0, got {term.item()}; choose `settings` that let it act"
             )
@@ -155,7 +192,8 @@ class MethodContract:
                 )
 
     def test_logs_are_finite_scalars_without_gradient(self) -> None:
-        logs = self.make()(make_batch(), clock_at(0.5)).logs
+        method = self.make()
+        logs = method(make_batch(), clock_at(0.5, method.stage)).logs
         pairs = [(name, each) for name, value in logs.items() for each in (value if isinstance(value, Rate) else (value,))]
         for name, value in pairs:
             assert value.dim() == 0, f"the log {name} must be a scalar, got the shape {tuple(value.shape)}"

@@ -1,8 +1,10 @@
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
-from css_ray.functional.mixing import area_boxes, half_area_boxes, mix, xor_boxes
+from css_ray.functional.mixing import area_boxes, beta_boxes, half_area_boxes, mix, partners, xor_boxes
 from css_ray.types import IGNORE_INDEX
 
 CPU = torch.device("cpu")
@@ -135,3 +137,24 @@ def test_where_two_boxes_overlap_neither_shows() -> None:
                     flips[image, row, column] += 1
     assert (flips == 2).any()
     assert torch.equal(found, flips % 2 == 1)
+
+
+def test_partners() -> None:
+    cpu = torch.device("cpu")
+    assert partners(4, "roll", cpu).tolist() == [1, 2, 3, 0]
+    assert partners(4, "reverse", cpu).tolist() == [3, 2, 1, 0]
+    torch.manual_seed(0)
+    drawn = [tuple(partners(3, "permute", cpu).tolist()) for _ in range(600)]
+    assert set(drawn) == set(itertools.permutations(range(3)))
+    assert all(60 < drawn.count(each) < 140 for each in set(drawn))
+
+
+def test_beta_boxes_have_the_share_of_their_distribution() -> None:
+    """1 - λ, λ ~ Beta(4, 4), has the mean 1/2 and the variance 1/36; a clipped box with its centre anywhere covers less."""
+    torch.manual_seed(0)
+    shares = beta_boxes(20_000, 64, 64, torch.device("cpu"), concentration=4.0).float().mean(dim=(1, 2))
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.01) and shares.var().item() == pytest.approx(1 / 36, abs=0.002)
+    clipped = beta_boxes(20_000, 64, 64, torch.device("cpu"), concentration=4.0, clipped=True).float().mean(dim=(1, 2))
+    # Of a side s with its centre uniform in [0, 1], 1 - s / 4 of the side is inside on average: E[s² (1 - s / 4)²].
+    side = (1 - torch.distributions.Beta(4.0, 4.0).sample((200_000,))).sqrt()
+    assert clipped.mean().item() == pytest.approx((side * (1 - side / 4)).square().mean().item(), abs=0.01)

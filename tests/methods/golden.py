@@ -18,7 +18,7 @@ os.environ.setdefault("MKL_CBWR", "COMPATIBLE")  # as tests/conftest.py has it, 
 
 import torch
 
-from css_ray.testing import MethodContract, clock_at, make_batch, make_method
+from css_ray.testing import MethodContract, clock_at, enter_stages, make_batch, make_method
 
 FILE = Path(__file__).with_name("golden_losses.json")
 NUM_STEPS = 20
@@ -59,15 +59,16 @@ def _settings(case: Case) -> dict[str, Any] | None:
 
 def _losses(case: Case) -> list[dict[str, float]]:
     torch.manual_seed(0)
-    method = make_method(case.method_class, preset=case.preset, **(_settings(case) or {}))
+    method = enter_stages(make_method(case.method_class, preset=case.preset, **(_settings(case) or {})))
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.02)
     found = []
     for step in range(NUM_STEPS):
-        step_losses = method(make_batch(step), clock_at(step / 100))
+        clock = clock_at(step / 100, method.stage)
+        step_losses = method(make_batch(step), clock)
         optimizer.zero_grad()
         step_losses.total.backward()
         optimizer.step()
-        method.after_step(clock_at(step / 100))
+        method.after_step(clock)
         found.append({term: round(value.item(), 8) for term, value in step_losses.terms.items()})
     return found
 

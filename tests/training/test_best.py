@@ -22,7 +22,7 @@ import css_ray
 from css_ray.data.loaders import make_val_loader
 from css_ray.data.shards import DataSet
 from css_ray.methods import Method
-from css_ray.models import ModelConfig, Predictor, Segmenter, make_segmenter
+from css_ray.models import Ensemble, ModelConfig, Predictor, Segmenter, make_segmenter
 from css_ray.study import run as module
 from css_ray.training.best import BestDescription, BestError, describe_best, load_best, write_best
 from css_ray.training.checkpoint import write_tensors
@@ -151,7 +151,7 @@ def test_the_description_says_it_all(dataset: DataSet, tmp_path: Path, monkeypat
     assert str(tmp_path) not in text and str(Path.home()) not in text
 
 
-def describe(segmenter: Segmenter, model: ModelConfig, **changes: Any) -> BestDescription:
+def describe(segmenter: Predictor, model: ModelConfig, **changes: Any) -> BestDescription:
     best = describe_best(
         segmenter, model, TrainConfig(), step=7, metrics={"val/miou": 50.0, "pseudo/miou/logits": 40.0}, method="supervised",
         crop=32, class_names=("a", "b"), palette=(), seed=0, split=0, split_hash="", dataset="two", content="",
@@ -306,3 +306,18 @@ def test_weights_are_written_from_the_cpu(folder: Path) -> None:
     assert len(moved) == len(far)
     segmenter, _ = load_best(folder)
     assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in segmenter.state_dict().items())
+
+
+def test_an_ensemble_is_rebuilt_as_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = dataclasses.replace(TINY, head_convs=2)
+    source = Ensemble([make_segmenter(model, 2, representation=False) for _ in range(2)]).eval()
+    write_best(tmp_path, source.state_dict(), describe(source, model))
+    predictor, best = load_best(tmp_path)
+    assert isinstance(predictor, Ensemble) and (best.members, best.head_convs) == (2, 2)
+    with torch.no_grad():
+        assert torch.equal(predictor.predict(images()), source.predict(images()))
+        first, second = source.members
+        assert isinstance(first, Segmenter) and isinstance(second, Segmenter)
+        mean = (first.predict(images()) + second.predict(images())) / 2
+        assert torch.allclose(source.predict(images()), mean)
