@@ -55,7 +55,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "torchvision", "pyarrow", "numpy", "PIL", "sklearn", "yaml"},
     ),
     "methods": ({"types", "config", "views", "messages", "distributed", "functional", "models"}, {"torch"}),
-    "testing": ({"types", "config", "views", "functional", "models", "methods"}, {"torch", "pytest"}),
+    "testing": ({"types", "config", "views", "functional", "models", "methods", "training"}, {"torch", "pytest"}),
     "training": (
         {"types", "config", "views", "messages", "storage", "room", "distributed", "functional", "models", "methods"},
         {"torch", "safetensors"},

@@ -15,10 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from css_ray import distributed
 from css_ray.functional.contrast import Ranks, contrastive_loss
 from css_ray.functional.similarity import class_means, class_sums
-from css_ray.methods import CCT, CPS, CSS, FixMatch, MeanTeacher, Method, Supervised, UniMatch
+from css_ray.methods import CCT, CPS, CSS, PSMT, FixMatch, MeanTeacher, Method, Supervised, UniMatch
 from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.queue import FeatureQueue
-from css_ray.testing import clock_at, make_batch, make_method
+from css_ray.testing import clock_at, enter_stages, make_batch, make_method
 from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
 
@@ -58,6 +58,7 @@ WITHOUT_CHANCE: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "fixmatch": (FixMatch, {"unsup_threshold": 0.3, "cutmix_probability": 0.0}),
     "unimatch": (UniMatch, {"unsup_threshold": 0.3, "cutmix_probability": 0.0, "feature_dropout": 0.0}),
     "cps": (CPS, {"cutmix": False, "on_labelled": True}),
+    "psmt": (PSMT, {"unsup_threshold": 0.26, "top_k": 2, "cutmix": False, "vat_radius": 0.0}),
     "cct": (CCT, dict.fromkeys(("drop", "feature_drop", "feature_noise", "vat", "cut_out"), 0) | {"background": 0}),
     "cct, bootstrapped": (CCT, {"supervised_loss": "bootstrapped", "unsup_weight": 0.0}),
 }
@@ -81,10 +82,10 @@ def other_steps(rank: int, world_size: int) -> dict[str, dict[str, Any]]:
     torch.set_default_dtype(torch.float64)
     for name, (method_class, settings) in WITHOUT_CHANCE.items():
         torch.manual_seed(0)
-        method = make_method(method_class, STILL, **settings)
+        method = enter_stages(make_method(method_class, STILL, **settings))
         method.eval()  # BatchNorm by its running statistics, which ranks do not share on a CPU
         wrapped = DistributedDataParallel(method) if world_size > 1 else method
-        losses = wrapped(batch, clock_at(0.5))
+        losses = wrapped(batch, clock_at(0.5, method.stage))
         losses.total.backward()
         found[name] = {
             "terms": {term: value.detach() for term, value in losses.terms.items()},

@@ -142,6 +142,7 @@ def test_where_two_boxes_overlap_neither_shows() -> None:
 def test_partners() -> None:
     cpu = torch.device("cpu")
     assert partners(4, "roll", cpu).tolist() == [1, 2, 3, 0]
+    assert partners(1, "roll", cpu).tolist() == [0]
     assert partners(4, "reverse", cpu).tolist() == [3, 2, 1, 0]
     torch.manual_seed(0)
     drawn = [tuple(partners(3, "permute", cpu).tolist()) for _ in range(600)]

@@ -298,7 +298,7 @@ def test_padding_is_labelled_only_where_it_is_published(padding: str) -> None:
         method = make_method(
             CSS, STILL, padding=padding, pseudo_labelling="logits", indicator="confidence", unsup_threshold=0.0
         )
-        terms.append(method(seen, 0.5).terms["unsup"].item())
+        terms.append(method(seen, clock_at(0.5)).terms["unsup"].item())
     assert (terms[0] == terms[1]) == (padding == "labelled")
 
 
@@ -486,7 +486,7 @@ def test_contrast_weight_schedules() -> None:
         method = make_method(CSS, contrast_weight=0.5, contrast_schedule=schedule)
         assert float(method(batch, clock_at(0.5)).logs["contrast_weight"]) == pytest.approx(weight)
     late = dataclasses.replace(batch, labelled_epoch=201)
-    assert float(method(late, 0.5).logs["contrast_weight"]) == 0
+    assert float(method(late, clock_at(0.5)).logs["contrast_weight"]) == 0
 
 
 def test_contrast_separates_the_classes() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from css_ray.config import knob
 from css_ray.methods import Method, Supervised
+from css_ray.methods.stages import Stage
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
 from css_ray.testing import NUM_CLASSES, SIZE, MethodContract, make_batch, make_method
@@ -145,6 +146,20 @@ class Shrunk(Supervised):
         return Small(self.student)
 
 
+class Halting(Supervised):
+    """A second stage that trains the encoder no more, and does not freeze it."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        return Stage("whole", 0.5), Stage("head", 0.5)
+
+    def forward(self, batch: Batch, clock: Clock) -> Losses:
+        if not clock.stage:
+            return super().forward(batch, clock)
+        with torch.no_grad():
+            features = self.student.decode(self.student.encode(batch.labelled_images))
+        return Losses({"sup": self.supervised(self.student.classify(features), batch.labels)})
+
+
 BREACHES: dict[type[Method], tuple[str, str]] = {
     Infinite: ("each_loss_is_finite", "the loss far must be finite and > 0, got inf"),
     Idle: ("each_loss_is_finite", "the loss idle must be finite and > 0, got 0.0"),
@@ -156,6 +171,7 @@ BREACHES: dict[type[Method], tuple[str, str]] = {
     Dividing: ("every_parameter", "is not finite from a batch with all classes and nothing but padding"),
     Chatty: ("logs_are_finite", "the log sup_again carries a gradient"),
     Deaf: ("every_setting", "the setting volume is never read"),
+    Halting: ("every_stage", "has no gradient in the stage head at progress 0.0"),
     Shrunk: ("the_predictor", "must give logits of the shape (1, 4, 19, 25)"),
 }
 

@@ -133,6 +133,8 @@ def test_the_description_says_it_all(dataset: DataSet, tmp_path: Path, monkeypat
         "class_names": list(CLASSES),
         "palette": [list(colour) for colour in PALETTE],
         "ignored_label": 255,
+        "head_convs": 1,
+        "members": 1,
         "evaluation": "whole_image",
         "crop": 32,
         "window_average": "probabilities",

@@ -163,6 +163,21 @@ def test_a_stage_that_was_not_entered_whole_is_entered_again(tmp_path: Path, mon
     assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in undisturbed.state_dict().items())
 
 
+@pytest.mark.parametrize("moment", [("logged", 2), ("finished", 0), ("started", 1), ("logged", 5), ("logged", 8)])
+def test_ps_mt_that_dies_anywhere_resumes_bit_for_bit(moment: tuple[str, int], tmp_path: Path) -> None:
+    settings = {"warm_up": 0.4, "unsup_threshold": 0.3, "top_k": 2, "switch_every": 0.2}
+    undisturbed, whole = make_method("psmt", **settings), SilentReporter()
+    run(undisturbed, whole)
+    with pytest.raises(Interrupted):
+        run(make_method("psmt", **settings), DyingReporter(tmp_path, moment))
+    resumed, rest = make_method("psmt", **settings), FolderReporter(tmp_path)
+    torch.manual_seed(12345)
+    run(resumed, rest, checkpoint=rest.checkpoint)
+    assert rest.logs == whole.logs[len(whole.logs) - len(rest.logs) :]
+    for key, value in undisturbed.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
 @pytest.mark.parametrize(
     ("shares", "iterations", "expected"),
     [((1.0,), 7, [7]), ((0.1, 0.3, 0.6), 10, [1, 4, 10]), ((1 / 3, 1 / 3, 1 / 3), 10, [3, 7, 10]), ((0.01, 0.99), 20, [0, 20])],
