@@ -65,10 +65,18 @@ def _css(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
 
 
 def _cct(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
-    """The student on both batches together; all heads, whose maps have the images' size, on the unlabelled features."""
+    """The student on both batches together; all heads, whose maps have the images' size, on the unlabelled features.
+
+    Those that see features moved against them once more before, and once forward and back to the features, for the direction.
+    """
     student = method.student
     features = student.before_classifier(student.decode(student.encode(torch.cat([labelled, unlabelled]))))
     size = (unlabelled.shape[2], unlabelled.shape[3])
+    for head in method.auxiliary[: method.config.vat]:
+        with torch.no_grad():
+            head(features[len(labelled) :])
+        moved = features[len(labelled) :].detach().requires_grad_()
+        torch.autograd.grad(head(moved).sum(), moved)
     heads = [upsample(head(features[len(labelled) :]), size) for head in method.auxiliary]
     return [Prediction(logits, None) for logits in (student.logits_head[-1](features), *heads)]
 

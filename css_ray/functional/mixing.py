@@ -77,7 +77,8 @@ def beta_boxes(
     the code of CutMix.
     """
     shares = torch.full((num_images, 1), concentration, device=device)
-    side = (1 - torch.distributions.Beta(shares, shares).sample()).sqrt()
+    # Its check of the concentrations would ask the host.
+    side = (1 - torch.distributions.Beta(shares, shares, validate_args=False).sample()).sqrt()
 
     def span(length: int) -> tuple[Tensor, Tensor]:
         """Where a box begins along a side of the image, and how long it is."""

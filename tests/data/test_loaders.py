@@ -31,6 +31,7 @@ from css_ray.data.loaders import (
     make_train_loader,
     make_unlabelled_val_loader,
     make_val_loader,
+    make_whole_loader,
 )
 from css_ray.data.shards import DataSet, DatasetInfo, Shards, open_dataset
 from css_ray.data.splits import Split
@@ -623,3 +624,27 @@ def test_a_run_with_workers_is_the_run_without_and_leaves_none_behind(dataset: D
         found.append((reporter.logs, reporter.evaluations))
     assert found[0] == found[1]
     assert any(name.startswith("pseudo/") for name in found[0][1][0][1])
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_all_training_images_of_a_border_come_once_whole_and_masks_only_if_asked_for(
+    masks: bool, dataset: DataSet, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    sample = Shards.sample
+    monkeypatch.setattr(Shards, "sample", lambda self, index, mask=True: asked.append(mask) or sample(self, index, mask=mask))  # type: ignore[func-returns-value]
+    ids = split.labelled if masks else split.unlabelled
+    found = []
+    for rank in range(2):
+        with make_whole_loader(dataset, ids, masks=masks, rank=rank, world_size=2, batch_size=3) as loader:
+            found += [pair for images, labels in loader for pair in zip(images, labels, strict=True)]
+    expected = [sample(dataset.train, position, mask=True) for position in dataset.train.positions(ids)]
+    assert len(found) == len(expected) and set(asked) == {masks}
+    order = [*range(0, len(ids), 2), *range(1, len(ids), 2)]  # rank 0's, then rank 1's
+    for (image, label), place in zip(found, order, strict=True):
+        assert torch.equal(image, expected[place].image.float() / 255)
+        if not masks:
+            assert (label == IGNORE_INDEX).all()
+        else:
+            mask = expected[place].mask
+            assert mask is not None and torch.equal(label, mask.long())

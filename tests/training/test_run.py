@@ -14,7 +14,8 @@ from PIL import Image
 
 from css_ray.data.catalogue import prepare as prepare_dataset
 from css_ray.data.shards import DataSet
-from css_ray.methods import CSS, Supervised
+from css_ray.methods import CSS, PSMT, Supervised
+from css_ray.methods.stages import Border, Stage
 from css_ray.study.inputs import prepare
 from css_ray.study.run import execute
 from css_ray.training.reporter import SilentReporter
@@ -213,3 +214,32 @@ def test_batch_norm_is_synchronised_in_all_that_a_method_is_made_of(encoder: str
         assert norms and all(isinstance(module, torch.nn.SyncBatchNorm) for module in norms)
         assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in plain.modules())
         assert plain.state_dict().keys() == synchronised.state_dict().keys()
+
+
+def test_a_method_enters_its_stages_with_the_images_of_its_split(dataset: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labelled images with their masks, in batches of equal size; unlabelled ones without."""
+    found: list[tuple[int, int, int]] = []
+    kinds: list[tuple[int, int, int]] = []
+    forward = PSMT.forward
+
+    def enter(self: PSMT, border: Border) -> None:
+        labelled = list(border.labelled())
+        assert all(labels.shape == images[:, 0].shape for images, labels in labelled)
+        found.append(
+            (self.stage, sum(len(images) for images, _ in labelled), sum(len(images) for images in border.unlabelled()))
+        )
+
+    def watched(self: PSMT, batch: Batch, clock: Clock) -> Any:
+        kinds.append((clock.stage, len(batch.labelled_images), len(batch.unlabelled_images)))
+        return forward(self, batch, clock)
+
+    monkeypatch.setattr(PSMT, "enter", enter)
+    monkeypatch.setattr(PSMT, "forward", watched)
+    monkeypatch.setattr(PSMT, "stages", lambda self: (Stage("warm_up", 1 / 3, "labelled"), Stage("main", 2 / 3)))
+    asked = prepared(dataset, "psmt", (2, 3))
+    execute(asked, SilentReporter())
+    num_labelled, num_unlabelled = len(asked.split.labelled), len(asked.split.unlabelled)
+    assert found == [(0, num_labelled, num_unlabelled), (1, num_labelled, num_unlabelled)]
+    data = asked.spec.settings["data"]
+    whole = data["labelled_batch"], data["unlabelled_batch"]
+    assert kinds == [(0, whole[0], 0), (1, *whole), (1, *whole)]
