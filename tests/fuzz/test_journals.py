@@ -33,6 +33,8 @@ def eventful(path: Path) -> list[str]:
     telling.tell("trial_retried", 5, reason="rank 1: its process died")
     telling.tell("run_rewound", 5, 1, step=20, reason="damaged checkpoints")
     telling.tell("run_resized", 5, 1, step=20, workers=1, before=2, reason="a node went")
+    telling.tell("stage_finished", 5, 1, step=40, number=0, name="warm_up")
+    telling.tell("stage_started", 5, 1, step=40, number=1, name="main")
     telling.tell("run_logged", 5, 1, step=60, metrics={"train/loss": 0.5, "train/lr": 0.1})
     telling.tell("study_interrupted", reason="interrupted by the user")
     telling.tell("event_lost", reason="some bytes are not text")
