@@ -51,9 +51,14 @@ def share_of_rank(count: Tensor) -> Tensor:
 
     DDP averages the gradients of ranks, which would let a rank with few labelled pixels weigh as much as one with many.
     """
+    return share_of_total(count, all_reduce_sum(count.float())) if _grouped() else torch.ones_like(count, dtype=torch.float32)
+
+
+def share_of_total(count: Tensor, total: Tensor) -> Tensor:
+    """`share_of_rank` where the sum of the ranks' counts is known; 1 without a group."""
     if not _grouped():
         return torch.ones_like(count, dtype=torch.float32)
-    return count * (world_size() / all_reduce_sum(count.float()).clamp(min=1))
+    return count * (world_size() / total.clamp(min=1))
 
 
 def broadcast_from_rank_zero(tensor: Tensor) -> None:

@@ -174,11 +174,16 @@ def on_rank(rank: int, world_size: int, directory: str) -> None:
     torch.manual_seed(rank + 1)  # each rank draws its own views
     wrapped = DistributedDataParallel(method)  # raises where a parameter is left without a gradient
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
-    for step in range(3):
-        optimizer.zero_grad()
-        wrapped(make_batch(2 * step + rank), clock_at(step / 3)).total.backward()
-        optimizer.step()
-        method.after_step(clock_at(step / 3))
+    reduced: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        all_reduce = dist.all_reduce
+        patch.setattr(dist, "all_reduce", lambda tensor: reduced.append(tensor.numel()) or all_reduce(tensor))  # type: ignore[func-returns-value]
+        for step in range(3):
+            optimizer.zero_grad()
+            wrapped(make_batch(2 * step + rank), clock_at(step / 3)).total.backward()
+            optimizer.step()
+            method.after_step(clock_at(step / 3))
+    found["reduced"] = reduced
     found["parameters"] = {name: value.detach() for name, value in method.named_parameters()}
     found["css_prototypes"] = method.prototypes.state_dict()
     found["joint"] = joint_step(rank, world_size)
@@ -229,6 +234,18 @@ def test_prototypes_of_two_ranks_equal_one_process_on_the_joined_batch(ranks: li
     for found in ranks:
         torch.testing.assert_close(found["prototypes"]["value"], alone.value)
         assert torch.equal(found["prototypes"]["seen"], alone.seen)
+
+
+def test_a_step_of_css_waits_for_the_other_ranks_three_times(ranks: list[dict[str, Any]]) -> None:
+    """For prototypes and shares of the losses, for counts and rank 0's random numbers, and for negatives, which need both."""
+    classes, channels, negatives = NUM_CLASSES, 6, 8
+    with_shares = classes * (channels + 1) + 2
+    with_chance = 2 * 2 * classes + 2 * classes * negatives
+    for found in ranks:
+        assert len(found["reduced"]) == 3 * 3
+        for first, second, third in zip(*[iter(found["reduced"])] * 3, strict=True):
+            assert (first, second) == (with_shares, with_chance)
+            assert third % (negatives * channels) == 0 and third <= classes * negatives * channels
 
 
 def test_ranks_agree_on_student_teacher_and_prototypes(ranks: list[dict[str, Any]]) -> None:

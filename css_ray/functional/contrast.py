@@ -33,15 +33,14 @@ class Ranks:
     size: int = 1
     sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
-    def rows(self, row: Tensor) -> Tensor:
-        """[N] -> [size, N]: the rows of all ranks."""
-        rows = row.new_zeros(self.size, len(row))
-        rows[self.rank] = row
-        return self.sum(rows)
-
-    def of_rank_zero(self, tensor: Tensor) -> Tensor:
-        """Rank 0's tensor, on each rank."""
-        return self.sum(tensor if self.rank == 0 else torch.zeros_like(tensor))
+    def rows_and_chance(self, row: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
+        """[N] -> [size, N]: the rows of all ranks; and rank 0's random numbers, on each rank. One sum for both."""
+        rows = torch.zeros(self.size, len(row), dtype=torch.float64, device=row.device)  # counts of pixels, exact
+        rows[self.rank] = row.double()
+        mine = random.double() if self.rank == 0 else torch.zeros_like(random, dtype=torch.float64)
+        total = self.sum(torch.cat([rows.flatten(), mine.flatten()]))
+        found = total[: rows.numel()].view_as(rows), total[rows.numel() :].view_as(random)
+        return found[0].to(row.dtype), found[1].to(random.dtype)
 
 
 ALONE = Ranks()
@@ -96,7 +95,13 @@ def contrastive_loss(
         labelled = labels != IGNORE_INDEX
         known = labelled & seen[torch.where(labelled, labels, 0)]
         pixels = PixelsByClass(torch.where(known, labels, IGNORE_INDEX).flatten(), hard.flatten(), num_classes)
-        counts, hard_counts = ranks.rows(torch.cat([pixels.counts, pixels.hard_counts])).chunk(2, dim=1)  # [ranks, C] each
+        own = torch.cat([pixels.counts, pixels.hard_counts])
+        if ranks.size > 1:
+            random = torch.rand(2, num_classes, num_negatives, device=labels.device)
+            joint_counts, (class_chance, pixel_chance) = ranks.rows_and_chance(own, random)
+        else:
+            joint_counts = own.unsqueeze(0)
+        counts, hard_counts = joint_counts.chunk(2, dim=1)  # [ranks, C] each
         present = counts.sum(dim=0) > 0
         active = (hard_counts.sum(dim=0) > 0) & (present.sum() > 1)
         classes = torch.arange(num_classes, device=labels.device)
@@ -117,10 +122,11 @@ def contrastive_loss(
             if ranks.size > 1:
                 joint = _JointPixels(pixels, rows, counts, ranks)
                 if negatives == "shared":
-                    keys = joint.draw(_categories(distribution, ranks.of_rank_zero(_random(distribution, draws))))
+                    drawn_classes = _categories(distribution, class_chance[classes].to(distribution.dtype))
+                    keys = joint.draw(drawn_classes, pixel_chance[classes])
                 else:
                     each = torch.arange(num_classes, device=labels.device)[:, None].expand(-1, num_negatives)
-                    keys = joint.draw(each).flatten(0, 1)
+                    keys = joint.draw(each, pixel_chance).flatten(0, 1)
                     within = torch.randint(num_negatives, (len(classes), draws), device=labels.device)
                     drawn = _categories(distribution, _random(distribution, draws)) * num_negatives + within
                     index = drawn.view(-1, num_negatives)
@@ -252,10 +258,12 @@ class _JointPixels:
     def __init__(self, pixels: PixelsByClass, rows: Tensor, counts: Tensor, ranks: Ranks) -> None:
         self.pixels, self.rows, self.counts, self.ranks = pixels, rows, counts, ranks
 
-    def draw(self, classes: Tensor) -> Tensor:
-        """[K, N] classes, the same on all ranks -> [K, N, D]: for each the unit vector of one of its pixels, each as likely."""
+    def draw(self, classes: Tensor, random: Tensor) -> Tensor:
+        """[K, N] classes -> [K, N, D]: for each the unit vector of one of its pixels, chosen by a number in [0, 1).
+
+        Both are the same on all ranks.
+        """
         count = self.counts.sum(dim=0)[classes]
-        random = self.ranks.of_rank_zero(torch.rand(classes.shape, device=classes.device))
         place = (random * count).long().clamp_(max=(count - 1).clamp_(min=0))
         place = place - self.counts[: self.ranks.rank].sum(dim=0)[classes]
         mine = (place >= 0) & (place < self.counts[self.ranks.rank][classes])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from css_ray.config import knob
-from css_ray.distributed import all_reduce_sum, rank, share_of_rank, world_size
+from css_ray.distributed import all_reduce_sum, rank, share_of_total, world_size
 from css_ray.functional.contrast import ALONE, ClassMean, Negatives, Ranks, contrastive_loss
 from css_ray.functional.losses import UnsupReduction, unsupervised_cross_entropy
 from css_ray.functional.metrics import quantiles
@@ -257,28 +257,28 @@ class CSS(Method):
         counted = unsup_labels != IGNORE_INDEX
         counted = passed & counted if config.unsup_reduction == "pixel" else counted
         counts = torch.stack([(batch.labels != IGNORE_INDEX).sum(), counted.sum()])
-        shares = share_of_rank(counts) if config.rank_means == "joint" else torch.ones_like(counts)
-        supervised = self.supervised(labelled, batch.labels, share=shares[0])
-        logits = upsample(strong.logits, (images.shape[2], images.shape[3]))
-        unsupervised = shares[1] * unsupervised_cross_entropy(logits, unsup_labels, passed, config.unsup_reduction)
-
         representations = torch.cat([_representations(labelled), _representations(strong)])
         contrast_labels = torch.cat([self._at_stride(batch.labels, labelled), self._at_stride(strong_labels, strong)])
         with torch.no_grad():
             looked_at = self.prototypes.value.clone(), self._candidates().clone()
             if config.prototype_source == "student":
                 # Departs from Eq. 2, as the published code: the student's strong view.
-                self.prototypes.update((representations, contrast_labels))
+                totals = self.prototypes.update((representations, contrast_labels), also=counts)
             else:
                 # The labelled images as they came, and the weak view: what the teacher predicts without the student's changes.
                 plain = self.teacher(batch.labelled_images)
-                self.prototypes.update(
+                totals = self.prototypes.update(
                     (_representations(plain), self._at_stride(batch.labels, plain)),
                     (_representations(weak), self._at_stride(labels.contrast, weak)),
+                    also=counts,
                 )
             if config.hard_prototypes == "updated":
                 looked_at = self.prototypes.value, self._candidates()
             hard = self._hard(labelled, strong, representations, contrast_labels, *looked_at)
+        shares = share_of_total(counts, totals) if config.rank_means == "joint" else torch.ones_like(counts)
+        supervised = self.supervised(labelled, batch.labels, share=shares[0])
+        logits = upsample(strong.logits, (images.shape[2], images.shape[3]))
+        unsupervised = shares[1] * unsupervised_cross_entropy(logits, unsup_labels, passed, config.unsup_reduction)
         logs["hard_pass_rate"] = Rate(hard.sum(), (contrast_labels != IGNORE_INDEX).sum())
         contrast = contrastive_loss(
             representations,

@@ -26,15 +26,20 @@ class Prototypes(nn.Module):
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
 
     @torch.no_grad()
-    def update(self, *views: tuple[Tensor, Tensor]) -> None:
+    def update(self, *views: tuple[Tensor, Tensor], also: Tensor | None = None) -> Tensor:
         """One step of Eq. 2 and 3 with all `views`, pairs of representations [B, D, h, w] and labels [B, h, w], of all ranks.
 
-        Sums and counts are reduced, C * (D + 1) numbers; means of means would weigh ranks instead of pixels.
+        Sums and counts are reduced, C * (D + 1) numbers; means of means would weigh ranks instead of pixels. also: [N] numbers
+        that are reduced with them, so that the ranks wait for each other once; returns their sums.
         """
         parts = [class_sums(representations, labels, len(self.seen)) for representations, labels in views]
         sums, counts = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
-        reduced = all_reduce_sum(torch.cat([sums, counts.unsqueeze(1)], dim=1))
+        own = torch.cat([sums, counts.unsqueeze(1)], dim=1)
+        also = own.new_zeros(0) if also is None else also.to(own.dtype)
+        total = all_reduce_sum(torch.cat([own.flatten(), also]))
+        reduced = total[: own.numel()].view_as(own)
         present = reduced[:, -1] if self.joint else torch.where(counts > 0, reduced[:, -1], 0)
         value, seen = moving_average(self.value, self.seen, reduced[:, :-1], present, self.decay)
         self.value.copy_(value)
         self.seen.copy_(seen)
+        return total[own.numel() :]
