@@ -26,6 +26,8 @@ def test_the_gpu_table_and_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.startswith("| 4 | bf16 | yes | no |") and line.count("|") == gpu.TABLE_HEAD[0].count("|")
     assert gpu.table_line(TINY, 2, settings, None).count("|") == line.count("|")
     assert len(list(gpu.rows_of(TINY, [measured] * len(gpu.SETTINGS)))) == 2
+    cells = gpu.launch_line(TINY, 32, 2, settings, torch.device("cpu")).split("|")
+    assert cells[1:3] == [" bf16 ", " yes "] and cells[3].endswith(" ms ") and len(cells) == gpu.LAUNCH_HEAD[0].count("|") + 1
     assert list(gpu.rows_of(TINY, [None] * len(gpu.SETTINGS))) == []
 
 

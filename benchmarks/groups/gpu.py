@@ -36,6 +36,12 @@ def rows() -> Iterator[Row]:
     if not torch.cuda.is_available():
         raise UnavailableError("torch sees no CUDA device")
     yield from _contrast_rows(torch.device("cuda"))
+    print("\n".join(["", "tf_efficientnet_lite0, 8 + 8 of 320 x 320:", "", *LAUNCH_HEAD]), flush=True)
+    small = ModelConfig(
+        encoder="tf_efficientnet_lite0", output_stride=16, pretrained=False, decoder_channels=128, representation_dim=128
+    )
+    for settings in SETTINGS[:-1]:
+        print(launch_line(small, 320, 8, settings, torch.device("cuda")), flush=True)
     print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}, CSS (mix), resnet101, 8 + 8 of 512 x 512:\n")
     print("\n".join(TABLE_HEAD), flush=True)
     for stride in (8, 16):
@@ -86,6 +92,31 @@ def measure(
         return None
 
 
+def launch_line(model: ModelConfig, size: int, batch_size: int, settings: TrainConfig, device: torch.device) -> str:
+    """Of a small network: how long a step takes, when the host has launched it, and for how long the device works."""
+    steps, repeats = Steps(model, size, batch_size, settings, device), 10
+    for _ in range(3):
+        steps.whole()
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        steps.whole()
+    launched = time.perf_counter() - started
+    _wait(device)
+    taken = time.perf_counter() - started
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        steps.whole()
+        _wait(device)
+    kernels = [event for event in profile.key_averages() if event.device_type.name == "CUDA"]
+    count, busy = sum(event.count for event in kernels), sum(event.self_device_time_total for event in kernels) / 1e3
+    times = [f"{1e3 * seconds / repeats:.1f} ms" for seconds in (taken, launched)]
+    last = "yes" if settings.channels_last else "no"
+    return f"| {settings.precision} | {last} | {' | '.join(times)} | {count} | {busy:.1f} ms |"
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -101,6 +132,11 @@ def _median(function: Callable[[], None], repeats: int, device: torch.device) ->
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
+
+LAUNCH_HEAD = [
+    "| precision | channels_last | a step | launched after | kernels | the device works |",
+    "|---|---|---|---|---|---|",
+]
 
 TABLE_HEAD = [
     "| output stride | precision | channels_last | compile | images/s | peak memory | share of the losses |",
