@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.one_gpu import main, steps_that_fit
-from css_ray.events import RunEvaluated, RunFinished, from_json
+from css_ray.events import Event, RunEvaluated, RunFinished, from_json
 from css_ray.study.definition import read
 from css_ray.study.driver import Driver
 from css_ray.study.inputs import prepare
@@ -40,7 +40,19 @@ def study(tmp_path: Path, data: Path) -> Path:
     return path
 
 
-def test_plan_train_and_collect(study: Path, tmp_path: Path) -> None:
+class NoTracker:
+    """In place of MLflow, whose database takes longer than all the rest."""
+
+    def __init__(self, uri: str) -> None: ...
+
+    def record(self, event: Event) -> None: ...
+
+    def close(self, timeout: float) -> int:
+        return 0
+
+
+def test_plan_train_and_collect(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("css_ray.study.driver.Tracker", NoTracker)
     plan, out, storage = tmp_path / "plan.json", tmp_path / "out", tmp_path / "runs"
     assert run("plan", study, plan) == "4 runs\n"
     assert [(each["row"], each["run"]["split"]) for each in json.loads(plan.read_text())] == [
