@@ -223,6 +223,11 @@ class _NoiseContrast(torch.autograd.Function):
         return gradient.unsqueeze(2) * slopes, None, None, None, None, None
 
 
+def draw_classes(distribution: Tensor, draws: int) -> Tensor:
+    """[K, C] rows of probabilities -> [K, draws] classes, drawn from each row."""
+    return _categories(distribution, _random(distribution, draws))
+
+
 def _random(distribution: Tensor, draws: int) -> Tensor:
     return torch.rand(len(distribution), draws, dtype=distribution.dtype, device=distribution.device)
 

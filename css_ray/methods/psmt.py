@@ -38,7 +38,7 @@ class PSMT(Method):
     student's encoder weights (`teacher_encoders`), logits that are exactly 0 are not overwritten, no padding among the labels,
     boxes inside the image, each image its own, and turns by shares of the training instead of epochs.
 
-    Presets: `published` has the `vat_xi`, the random encoders and the partners of the released code.
+    Presets: `published` has the `vat_xi`, the random encoders, the clipped boxes and the partners of the released code.
     """
 
     name = "psmt"
@@ -64,6 +64,9 @@ class PSMT(Method):
         vat_radius: float = knob(2.0, help="length of the move per image; 0: none", ge=0)
         cutmix: bool = knob(True, help="mix the unlabelled images")
         cutmix_beta: float = knob(4.0, help="of the distribution of the boxes' share of the image, Beta(a, a)", gt=0)
+        cutmix_clipped: bool = knob(
+            False, help="boxes have their centre anywhere and are cut off at the border (published code): a third, not a half"
+        )
         cutmix_partner: Partners = knob(
             "roll", help="whose part an image gets: the next one's, from the end, or any, itself too"
         )
@@ -82,7 +85,7 @@ class PSMT(Method):
     def preset_values(cls, preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         if preset != "published":
             return {}
-        return {"vat_xi": 1e-6, "teacher_encoders": "random", "cutmix_partner": "permute"}
+        return {"vat_xi": 1e-6, "teacher_encoders": "random", "cutmix_partner": "permute", "cutmix_clipped": True}
 
     @classmethod
     def warnings(cls, config: Any, num_classes: int) -> list[str]:
@@ -122,7 +125,9 @@ class PSMT(Method):
         }
         labels = torch.where(passed, labels, IGNORE_INDEX)
         if config.cutmix:
-            boxes = beta_boxes(len(images), *size, images.device, concentration=config.cutmix_beta)
+            boxes = beta_boxes(
+                len(images), *size, images.device, concentration=config.cutmix_beta, clipped=config.cutmix_clipped
+            )
             others = partners(len(images), config.cutmix_partner, images.device)
             images, labels, confidence = (mix(boxes, item, item[others]) for item in (images, labels, confidence))
         both = torch.cat([self.strong_colours(batch.labelled_images), images])
