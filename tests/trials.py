@@ -71,7 +71,7 @@ def state_at(job: Job, step: int) -> dict[str, Any]:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     scores = {"val/miou": float(step)}
-    progress = {"step": step, "last": scores, "best": scores, "best_step": step, "seconds": 1.5}
+    progress = {"step": step, "last": scores, "best": scores, "best_step": step, "seconds": 1.5, "stage": 0}
     return {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress}
 
 

@@ -391,7 +391,7 @@ def test_the_schedule_is_the_papers() -> None:
     config = TrainConfig(iterations=100, lr=0.5, encoder_lr_factor=0.1, min_lr=0.001)
     optimizer = make_optimizer(make_method("supervised"), config)
     for step in (0, 37, 99):
-        lr = set_learning_rate(optimizer, config, step)
+        lr = set_learning_rate(optimizer, config, step / 100)
         assert lr == pytest.approx(max(0.001, 0.5 * (1 - step / 100) ** 0.9))
         head, encoder = optimizer.param_groups
         assert (head["lr"], encoder["lr"]) == pytest.approx((lr, 0.1 * lr))
