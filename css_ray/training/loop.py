@@ -93,8 +93,9 @@ def fit(
     if checkpoint is not None:
         state = read_state(checkpoint, last_steps)
         progress = _Progress(**state["progress"])
-    method.stage = max(progress.stage, 0)
-    optimizer = make_optimizer(method, config)
+    for number in range(max(progress.stage, 0) + 1):  # what an earlier stage froze stays frozen
+        method.stage = number
+        optimizer = make_optimizer(method, config)
     if checkpoint is not None and state is not None:
         check_state(checkpoint, state, method, optimizer)
         method.load_state_dict(state["method"])
@@ -122,7 +123,8 @@ def fit(
                 method.enter(border or Border())
             if number:
                 _agree_on_buffers(method)
-                optimizer = make_optimizer(method, config)  # of what is trained now; it remembers no step
+                optimizer.zero_grad(set_to_none=True)  # what is frozen from now on would keep its last gradients
+                optimizer = make_optimizer(method, config)  # without the momentum of the stage before
             if len(stages) > 1:
                 reporter.stage_started(begin, number, stage.name, write if begin else None)
                 if begin:

@@ -23,7 +23,8 @@ ENDS = [4, 4, 10]
 
 
 class Relay(Method):
-    """The labelled images alone; a stage without steps; then all, by a factor that was drawn at the border, encoder frozen."""
+    """The labelled images alone; a stage without steps, which freezes the decoder; then all, by a factor that was drawn at the
+    border, with the encoder frozen as well."""
 
     name = "relay"
     factor: Tensor
@@ -49,7 +50,7 @@ class Relay(Method):
             self.brightness = torch.cat([images.flatten() for images in border.unlabelled()]).mean()
 
     def lr_factors(self) -> Mapping[str, float]:
-        return {"student.encoder": 0.0} if self.stage == 2 else {}
+        return {1: {"student.decoder": 0.0}, 2: {"student.encoder": 0.0}}.get(self.stage, {})
 
     def forward(self, batch: Batch, clock: Clock) -> Losses:
         self.clocks.append((clock.stage, clock.step, clock.steps, len(batch.unlabelled_images)))
@@ -118,7 +119,8 @@ def test_stages_have_their_batches_schedules_and_evaluations() -> None:
     assert rates[:4] == [0.05] * 4
     assert rates[4:] == pytest.approx([0.05 * (1 - step / 6) ** 0.9 for step in range(6)])
     assert method.brightness == torch.cat([images.flatten() for images in border_images()]).mean()
-    assert not any(parameter.requires_grad for parameter in method.student.encoder.parameters())
+    for part in (method.student.encoder, method.student.decoder):
+        assert all(not parameter.requires_grad and parameter.grad is None for parameter in part.parameters())
     assert any(
         not torch.equal(old, new) for old, new in zip(before, method.student.encoder.parameters(), strict=True)
     )  # the first stage trained it
@@ -199,3 +201,34 @@ def test_stages_share_the_steps(shares: tuple[float, ...], iterations: int, expe
 def test_stages_that_are_none(make: Callable[[], list[Stage]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ends(make(), 10)
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    reporter = SilentReporter()
+    method = make_method("psmt", warm_up=0.4, unsup_threshold=0.3, top_k=2, switch_every=0.2)
+
+    def mine(first: int, end: int, kind: BatchKind) -> Iterable[Batch]:
+        for given in batches(first, end, kind):  # the other rank's images are the same, upside down
+            yield given if rank == 0 else Batch(*(getattr(given, name).flip(-2) for name in IMAGES))
+
+    fit(
+        method, CONFIG, make_batches=mine, val_batches=val_batches() if rank == 0 else [], class_names=NAMES, seed=3,
+        reporter=reporter,
+    )  # fmt: skip
+    torch.save({"state": method.state_dict(), "logs": reporter.logs, "stages": reporter.stages}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+IMAGES = ("labelled_images", "labels", "unlabelled_images", "unlabelled_valid")
+
+
+def test_two_ranks_pass_the_border_together(tmp_path: Path) -> None:
+    """DDP is made again for what the next stage trains; gradients of both stages are those of both ranks."""
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first["stages"] == second["stages"] == [(0, "warm_up"), (4, "main")]
+    assert first["logs"] == second["logs"] and len(first["logs"]) == 10
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name]), name
