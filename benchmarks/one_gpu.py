@@ -1,11 +1,11 @@
 """A study on one GPU of a machine that has neither Ray nor MLflow: its runs in processes that share the device.
 
-    python -m benchmarks.one_gpu plan STUDY.yaml PLAN.json            # where css-ray is installed
+    python -m benchmarks.one_gpu plan STUDY.yaml PLAN.json            # on a machine that has css-ray
     python -m benchmarks.one_gpu train PLAN.json OUT --processes 6    # on the GPU: torch, torchvision, timm and pyarrow do
     python -m benchmarks.one_gpu collect STUDY.yaml OUT/*.jsonl       # a journal; css-ray study table makes the table of it
 
-Paths in the study are relative to the current folder, here and there. `train --seconds S` measures a step of each row first and
-trains as many steps as fit into S seconds. Each process writes an event when it happens: what is cut off loses nothing before.
+Paths in the study are relative to the current folder on both machines. `train --seconds S` first measures a step of each row,
+then chooses the number of steps that fits into S seconds. Events are written as they happen, so an interruption loses none.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
-import sys
+import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 import torch
@@ -40,6 +41,9 @@ from css_ray.study.run import execute
 from css_ray.training.loop import NonFiniteLossError
 from css_ray.training.reporter import Metrics, SilentReporter
 
+if TYPE_CHECKING:
+    from css_ray.study.definition import TrialSpec
+
 PROBE_STEPS, PROBE_LAST = 60, 20
 """How many steps of a row are trained to see what one takes, and on how many of them, the last, the clock runs."""
 
@@ -48,7 +52,7 @@ EVALUATIONS = 4
 
 
 class EventWriter:
-    """Writes what happens to one run, an event a line."""
+    """Writes what happens to one run, one event per line."""
 
     def __init__(self, run: RunSpec, stream: IO[str]) -> None:
         self.run, self.stream, self.step = run, stream, 0
@@ -136,53 +140,33 @@ def steps_that_fit(costs: Sequence[tuple[float, float]], runs_each: int, process
 # ------------------------------------------------------------------------------------------------------------- the processes
 
 
-def _work(number: int, tasks: Any, results: Any, folder: str, device: str) -> None:
-    torch.set_num_threads(1)
-    with open(Path(folder) / f"events-{number}.jsonl", "a") as stream:
-        while (task := tasks.get()) is not None:
-            row, probing, plain = task
-            run = RunSpec.from_json(plain)
-            started = time.monotonic()
-            try:
-                found: Any = None
-                if probing:
-                    found = probe(run, device)
-                else:
-                    train(run, stream, device)
-            except Exception as error:  # one run's failure is no reason to lose the others
-                print(f"{row}, split {run.split}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            print(f"process {number}: {row}, split {run.split}: {time.monotonic() - started:.1f} s", flush=True)
-            results.put((row, found))
+Task = Callable[[dict[str, Any], str, str], Any]
+"""What a process does with a run as plain values, for a folder and on a device."""
 
 
-class Processes:
-    """Processes that take runs, each with its own context on the device; they end with the block."""
+def _train(plain: dict[str, Any], folder: str, device: str) -> None:
+    with open(Path(folder) / f"events-{os.getpid()}.jsonl", "a") as stream:
+        train(RunSpec.from_json(plain), stream, device)
 
-    def __init__(self, count: int, folder: Path, device: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.tasks, self.results = context.SimpleQueue(), context.SimpleQueue()
-        # No daemons: they have loader processes of their own.
-        self.processes = [
-            context.Process(target=_work, args=(number, self.tasks, self.results, str(folder), device))
-            for number in range(count)
-        ]
 
-    def __enter__(self) -> Self:
-        for process in self.processes:
-            process.start()
-        return self
+def _probe(plain: dict[str, Any], folder: str, device: str) -> tuple[float, float]:
+    return probe(RunSpec.from_json(plain), device)
 
-    def all(self, runs: Sequence[tuple[str, RunSpec]], *, probing: bool) -> list[tuple[str, Any]]:
-        """What became of the runs, in the order in which they ended."""
-        for row, run in runs:
-            self.tasks.put((row, probing, run.to_json()))
-        return [self.results.get() for _ in runs]
 
-    def __exit__(self, *error: object) -> None:
-        for _ in self.processes:
-            self.tasks.put(None)
-        for process in self.processes:
-            process.join()
+def _results(
+    pool: ProcessPoolExecutor, task: Task, runs: Sequence[tuple[str, RunSpec]], out: Path, device: str
+) -> list[tuple[str, Any]]:
+    """The row and the result of each run that succeeded; a failure is printed, and the other runs continue."""
+    futures = {pool.submit(task, run.to_json(), str(out), device): (row, run) for row, run in runs}
+    results = []
+    for future in as_completed(futures):
+        row, run = futures[future]
+        if (error := future.exception()) is None:
+            results.append((row, future.result()))
+            click.echo(f"{row}, split {run.split}: done")
+        else:
+            click.echo(f"{row}, split {run.split}: failed, {type(error).__name__}: {error}")
+    return results
 
 
 # --------------------------------------------------------------------------------------------------------------- the commands
@@ -212,30 +196,33 @@ def plan(study: str, plan: str, overrides: Sequence[str]) -> None:
 @click.argument("plan", type=click.Path(exists=True))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--processes", default=6, show_default=True)
-@click.option("--seconds", type=float, help="Train as many steps as fit into this time, instead of the plan's.")
+@click.option("--seconds", type=float, help="Choose the number of steps that fits into this time, instead of the plan's.")
 @click.option("--device", default="cuda", show_default=True)
 def train_command(plan: str, out: Path, processes: int, seconds: float | None, device: str) -> None:
     """Train the runs of a plan; their events go to OUT/events-N.jsonl."""
     started = time.monotonic()
     runs = [(each["row"], RunSpec.from_json(each["run"])) for each in json.loads(Path(plan).read_text())]
     out.mkdir(parents=True, exist_ok=True)
-    with Processes(processes, out, device) as workers:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         if seconds is not None:
-            runs = _with_steps_that_fit(runs, workers, processes, started + seconds, out)
-        workers.all(runs, probing=False)
-    click.echo(f"{len(runs)} runs in {time.monotonic() - started:.1f} s")
+            firsts = list({row: (row, run) for row, run in reversed(runs)}.values())
+            found = _results(pool, _probe, firsts, out, device)
+            runs = _with_steps_that_fit(runs, found, processes, started + seconds, out)
+        done = _results(pool, _train, runs, out, device)
+    click.echo(f"{len(done)} of {len(runs)} runs in {time.monotonic() - started:.1f} s")
 
 
 def _with_steps_that_fit(
-    runs: list[tuple[str, RunSpec]], workers: Processes, processes: int, deadline: float, out: Path
+    runs: list[tuple[str, RunSpec]], found: list[tuple[str, Any]], processes: int, deadline: float, out: Path
 ) -> list[tuple[str, RunSpec]]:
-    firsts = list({row: (row, run) for row, run in reversed(runs)}.values())
-    costs = []
-    for row, found in workers.all(firsts, probing=True):
-        if found is not None:
-            click.echo(f"{row}: {found[0] * 1e3:.1f} ms a step, {found[1]:.2f} s an evaluation")
-            costs.append(found)
-    steps = steps_that_fit(costs, len(runs) // len(firsts), processes, deadline - time.monotonic())
+    if not found:
+        raise click.ClickException("no row could be measured; the errors are above")
+    for row, (step, evaluation) in found:
+        click.echo(f"{row}: {step * 1e3:.1f} ms per step, {evaluation:.2f} s per evaluation")
+    num_rows = len({row for row, _ in runs})
+    costs = [cost for _, cost in found]
+    steps = steps_that_fit(costs, len(runs) // num_rows, processes, deadline - time.monotonic())
     values = {"iterations": steps, "evaluate_every": steps // EVALUATIONS}
     click.echo(f"a run has {steps} steps")
     (out / "steps.json").write_text(json.dumps(values) + "\n")
@@ -266,6 +253,8 @@ def collect(study: str, events: Sequence[str], overrides: Sequence[str], storage
     from css_ray.study.driver import Driver
 
     driver, by_run = Driver(_definition(study, overrides), storage), _by_run(events)
+    if problems := list(_mismatches(driver.grid, by_run)):
+        raise click.ClickException("\n".join(problems))
     driver.check_new()
     with driver.driving():
         driver.begin_or_resume()
@@ -279,6 +268,21 @@ def collect(study: str, events: Sequence[str], overrides: Sequence[str], storage
             driver.end(trial.index, None)
         driver.finish()
     click.echo(f"{len(driver.standing.records)} runs; css-ray study table {driver.study.name}")
+
+
+def _mismatches(grid: Sequence[TrialSpec], by_run: Mapping[tuple[int, int], list[RunEvent]]) -> Iterator[str]:
+    """Why events are not of these trials: a journal of them would describe runs that nobody trained."""
+    for (trial, split), of_run in by_run.items():
+        if trial >= len(grid):
+            yield f"trial {trial}, split {split}: the study has trials 0 to {len(grid) - 1}; give the study that was planned"
+            continue
+        asked = grid[trial].settings["train"]["iterations"]
+        for event in of_run:
+            if isinstance(event, RunFinished) and event.step != asked:
+                yield (
+                    f"trial {trial}, split {split}: it was trained for {event.step} steps, the study has {asked}; "
+                    f"add --set train.iterations={event.step}"
+                )
 
 
 def _definition(study: str, overrides: Sequence[str]) -> Any:

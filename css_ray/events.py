@@ -255,10 +255,9 @@ class RunEvaluated(StepEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageStarted(StepEvent):
-    """A stage of a method that has several was entered after `step` steps. number: which one, counted from 0."""
+class StageEvent(StepEvent):
+    """Something that happened to a stage of a method that has several. number: which stage, counted from 0."""
 
-    kind: ClassVar[str] = "stage_started"
     number: Count
     name: str
 
@@ -268,16 +267,17 @@ class StageStarted(StepEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageFinished(StepEvent):
+class StageStarted(StageEvent):
+    """The stage was entered after `step` steps."""
+
+    kind: ClassVar[str] = "stage_started"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFinished(StageEvent):
     """The stage is over after `step` steps."""
 
     kind: ClassVar[str] = "stage_finished"
-    number: Count
-    name: str
-
-    @property
-    def identity(self) -> tuple[Any, ...] | None:
-        return self.kind, self.trial, self.split, self.number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -28,7 +29,8 @@ grid:
 
 
 def run(*arguments: object) -> str:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    command = [str(argument) for argument in arguments]
+    result = CliRunner().invoke(main, command, catch_exceptions=False, standalone_mode=False)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -70,11 +72,18 @@ def test_plan_train_and_collect(study: Path, tmp_path: Path, monkeypatch: pytest
     alone = execute(prepare(run_spec(definition, trial, 1)), reporter)
     record = next(record for record in driver.standing.records_of(1) if record.split == 1)
     assert record.last == alone.last
-    told = [from_json(json.loads(line)) for file in events for line in file.read_text().splitlines()]
-    of_run = [event for event in told if isinstance(event, RunEvaluated) and (event.trial, event.split) == (1, 1)]
+    events_of = [from_json(json.loads(line)) for file in events for line in file.read_text().splitlines()]
+    of_run = [event for event in events_of if isinstance(event, RunEvaluated) and (event.trial, event.split) == (1, 1)]
     assert [(event.step, event.metrics) for event in of_run] == reporter.evaluations
-    assert sum(isinstance(event, RunFinished) for event in told) == 4
+    assert sum(isinstance(event, RunFinished) for event in events_of) == 4
     assert len(run("show", "--plan", plan, *events).splitlines()) == 4
+
+    with pytest.raises(click.ClickException) as refused:
+        run("collect", study, *events, "--storage", tmp_path / "other", "--set", "train.iterations=40")
+    assert refused.value.message.splitlines()[0] == (
+        "trial 0, split 0: it was trained for 4 steps, the study has 40; add --set train.iterations=4"
+    )
+    assert len(refused.value.message.splitlines()) == 4 and not (tmp_path / "other").exists()
 
 
 def test_a_run_that_fails_leaves_the_others(study: Path, tmp_path: Path) -> None:
@@ -84,7 +93,12 @@ def test_a_run_that_fails_leaves_the_others(study: Path, tmp_path: Path) -> None
     runs[0]["run"]["settings"]["data"]["root"] = str(tmp_path / "missing")
     runs[0]["run"]["settings"]["data"]["dataset"] = "folder"
     plan.write_text(json.dumps(runs))
-    run("train", plan, out, "--processes", 1, "--device", "cpu")
+    printed = run("train", plan, out, "--processes", 1, "--device", "cpu", "--seconds", 1)
+    assert printed.count("Sup., split 0: failed, ") == 2  # measured, and trained
+    assert "FixMatch: " in printed and "ms per step" in printed and "1 of 2 runs" in printed
+    assert json.loads((out / "steps.json").read_text()) == {"iterations": 100, "evaluate_every": 25}
+    (end,) = [json.loads(line) for path in out.glob("*.jsonl") for line in path.open() if "run_finished" in line]
+    assert end["step"] == 100
     assert run("show", "--plan", plan, *out.glob("*.jsonl")).startswith("FixMatch")
 
 

@@ -38,7 +38,12 @@ def rows() -> Iterator[Row]:
     yield from _contrast_rows(torch.device("cuda"))
     print("\n".join(["", "tf_efficientnet_lite0, 8 + 8 of 320 x 320:", "", *LAUNCH_HEAD]), flush=True)
     small = ModelConfig(
-        encoder="tf_efficientnet_lite0", output_stride=16, pretrained=False, decoder_channels=128, representation_dim=128
+        encoder="tf_efficientnet_lite0",
+        output_stride=16,
+        pretrained=False,
+        decoder_channels=128,
+        low_level_channels=32,
+        representation_dim=128,
     )
     for settings in SETTINGS[:-1]:
         print(launch_line(small, 320, 8, settings, torch.device("cuda")), flush=True)

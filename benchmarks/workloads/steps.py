@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from css_ray.functional.resizing import upsample
 from css_ray.methods import CCT, CPS, CSS, PSMT, U2PL, FixMatch, Method, UniMatch
+from css_ray.methods.stages import longest
 from css_ray.methods.teacher import eval_mode
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.training.optimizer import make_optimizer
@@ -40,13 +42,14 @@ class Steps:
             lambda: make_segmenter(model, CLASSES, representation=method.needs_representations), method.Config(), Views()
         ).train()
         place_method(self.method, settings, device)
-        self.method.stage = len(self.method.stages()) - 1
+        self.method.stage = longest(self.method.stages())
         self.optimizer = make_optimizer(self.method, settings)
         self.batch = _scenes(size, batch_size).to(device)
 
     def whole(self) -> None:
         """The step of a training: losses, zeroing, backward, SGD and EMA."""
-        train_step(self.method, self.method, self.optimizer, self.batch, MIDDLE, self.settings)
+        clock = replace(MIDDLE, stage=self.method.stage)
+        train_step(self.method, self.method, self.optimizer, self.batch, clock, self.settings)
 
     def passes(self) -> None:
         """What the method sends through its networks, forward and backward; the loss is a sum of all outputs."""

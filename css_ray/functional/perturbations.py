@@ -88,6 +88,13 @@ def adversarial(
     return radius * direction
 
 
+def unresolved(xi: float) -> list[str]:
+    """The warning about a `vat_xi` at which `adversarial` finds no direction, if it is one."""
+    if xi >= 1e-3:
+        return []
+    return [f"vat_xi {xi:g} gives gradients that float32 does not resolve: the direction is noise; use 0.1"]
+
+
 def _of_unit_length(items: Tensor) -> Tensor:
     """[B, ...] with a length of 1 for each item; 0 for one that has none."""
     # By the largest number first: squares of what is tiny are 0 in float32.

@@ -56,11 +56,12 @@ def percentile(values: Tensor, percent: float, mask: Tensor) -> Tensor:
 def overwrite_unlikely(core: Tensor, assist: Tensor, top_k: int) -> Tensor:
     """[B, C, H, W] twice: `assist` with the logits of all but its own `top_k` likeliest classes taken from `core`.
 
-    PS-MT, Sec. 3.2: as they are from C classes on.
+    PS-MT, Sec. 3.2. `assist` as it is if top_k >= C. Classes as likely as the last of the top k are among them.
     """
     if top_k >= assist.shape[1]:
         return assist
-    return torch.where(rank_of_classes(assist) < top_k, assist, core)
+    least = assist.topk(top_k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    return torch.where(assist >= least, assist, core)
 
 
 def rank_of_classes(probabilities: Tensor) -> Tensor:

@@ -83,11 +83,7 @@ class CCT(Method):
     @classmethod
     def warnings(cls, config: Any, num_classes: int) -> list[str]:
         """Names what makes perturbations void."""
-        found = []
-        if config.vat and config.vat_xi < 1e-3:
-            found.append(
-                f"vat_xi {config.vat_xi:g} gives gradients that float32 does not resolve: the direction is noise; use 0.1"
-            )
+        found = perturbations.unresolved(config.vat_xi) if config.vat else []
         if config.background is not None and config.background >= num_classes:
             found.append(
                 f"background {config.background} is not one of {num_classes} classes, so nothing is context; use 0 to "

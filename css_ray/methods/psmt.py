@@ -13,7 +13,7 @@ from css_ray.config import knob
 from css_ray.distributed import share_of_rank
 from css_ray.functional.losses import weighted_cross_entropy
 from css_ray.functional.mixing import Partners, beta_boxes, mix, partners
-from css_ray.functional.perturbations import adversarial
+from css_ray.functional.perturbations import adversarial, unresolved
 from css_ray.functional.pseudo_labels import most_likely, overwrite_unlikely
 from css_ray.functional.resizing import upsample
 from css_ray.functional.schedules import cosine_ramp_up
@@ -90,11 +90,7 @@ class PSMT(Method):
     @classmethod
     def warnings(cls, config: Any, num_classes: int) -> list[str]:
         """Names what has no effect."""
-        found = []
-        if config.vat_radius and config.vat_xi < 1e-3:
-            found.append(
-                f"vat_xi {config.vat_xi:g} gives gradients that float32 does not resolve: the direction is noise; use 0.1"
-            )
+        found = unresolved(config.vat_xi) if config.vat_radius else []
         if config.top_k >= num_classes:
             found.append(
                 f"top_k {config.top_k} is all of {num_classes} classes, so the active teacher corrects nothing; use fewer"

@@ -42,6 +42,11 @@ class Border:
     unlabelled: Callable[[], Iterable[Tensor]] = tuple
 
 
+def longest(stages: Sequence[Stage]) -> int:
+    """The number of the stage with the most steps, the last of them: it is what a training costs, mostly."""
+    return max(range(len(stages)), key=lambda number: (stages[number].share, number))
+
+
 def ends(stages: Sequence[Stage], iterations: int) -> list[int]:
     """The step at which each stage ends; that of the last is `iterations`.
 

@@ -9,6 +9,7 @@ import time
 import torch
 
 from css_ray.methods.base import Method
+from css_ray.methods.stages import longest
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
 from css_ray.training.step import place_method, train_step
@@ -36,7 +37,7 @@ def seconds_per_step(
     """
     place_method(method, dataclasses.replace(config, compile=False), device)
     method.train()
-    method.stage = len(method.stages()) - 1  # the longest, and the one that trains against most networks
+    method.stage = longest(method.stages())
     optimizer = make_optimizer(method, config)
     unlabelled = unlabelled_batch if method.needs_unlabelled else 0
     batch = Batch(

@@ -40,7 +40,7 @@ def job_of(data: Path, folder: Path) -> Job:
 
 
 def train(job: Job, monkeypatch: pytest.MonkeyPatch, messages: int | None = None) -> list[RunEvent]:
-    """The events that are sent, at most as many messages; with the next one the process dies."""
+    """The events that are sent in the first `messages` messages; with the next one the process dies."""
     sent: list[News] = []
 
     def put(queue: object, news: News) -> None:

@@ -52,6 +52,8 @@ def test_what_is_unlikely_to_the_assistant_is_the_cores() -> None:
     # A logit of exactly 0 among the top k stays, which the published code overwrites.
     kept = overwrite_unlikely(core, assist, 3 - 1)
     assert kept.flatten().tolist() == [5, 4, 3]
+    alike = torch.tensor([1.0, 1.0, 0.0]).view(1, 3, 1, 1)
+    assert overwrite_unlikely(core, alike, 1).flatten().tolist() == [1, 1, 3]
     negative = torch.tensor([0.0, -4.0, -5.0]).view(1, 3, 1, 1)
     assert overwrite_unlikely(core, negative, 1).flatten().tolist() == [0, 2, 3]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from css_ray.methods import Method
-from css_ray.methods.stages import BatchKind, Border, Stage, ends
+from css_ray.methods.stages import BatchKind, Border, Stage, ends, longest
 from css_ray.training.loop import fit
 from css_ray.training.reporter import FolderReporter, SilentReporter
 from css_ray.training.settings import TrainConfig
@@ -187,6 +187,11 @@ def test_ps_mt_that_dies_anywhere_resumes_bit_for_bit(moment: tuple[str, int], t
 def test_stages_share_the_steps(shares: tuple[float, ...], iterations: int, expected: list[int]) -> None:
     stages = [Stage(str(number), share) for number, share in enumerate(shares)]
     assert ends(stages, iterations) == expected
+
+
+@pytest.mark.parametrize(("shares", "number"), [((1.0,), 0), ((0.6, 0.4), 0), ((0.2, 0.4, 0.4), 2), ((0.01, 0.99), 1)])
+def test_the_longest_stage(shares: tuple[float, ...], number: int) -> None:
+    assert longest([Stage(str(place), share) for place, share in enumerate(shares)]) == number
 
 
 @pytest.mark.parametrize(
