@@ -7,7 +7,7 @@ import threading
 import ray
 
 from css_ray.events import Event
-from css_ray.execution.session import connect, interruptible
+from css_ray.execution.session import connect, interruptible, raise_if_interrupted
 from css_ray.execution.slot import Slot, SlotResources
 from css_ray.execution.tune import notes_folder, tune
 from css_ray.study.code import code_version
@@ -60,6 +60,7 @@ class Runner:
         # Before the first event: a study that no disk and no cluster can hold leaves nothing behind.
         driver.check_disk()
         concurrent = connect(driver.study, self.address) if driver.has_work else 0
+        raise_if_interrupted()
         driver.begin_or_resume()
         if driver.has_work:
             tune(driver, concurrent, None if self.address is None else code_version())

@@ -94,11 +94,17 @@ def _joined_capacity(address: str | None) -> Capacity:
     return Capacity(where, has.get("CPU", 0.0), has.get("GPU", 0.0), nodes)
 
 
+_interrupted = False
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """SIGINT and SIGTERM raise KeyboardInterrupt inside; a second one ends the process immediately."""
+    global _interrupted
 
     def interrupt(number: int, frame: Any) -> None:
+        global _interrupted
+        _interrupted = True
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, lambda number, frame: os._exit(130))
         raise KeyboardInterrupt
@@ -110,5 +116,15 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
+        _interrupted = False
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def raise_if_interrupted() -> None:
+    """Raise KeyboardInterrupt if a signal came whose own one was lost.
+
+    Python only prints what is raised in a finalizer or in a hook of `os.fork`, such as logging's, and Ray forks often.
+    """
+    if _interrupted:
+        raise KeyboardInterrupt

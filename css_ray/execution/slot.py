@@ -114,7 +114,8 @@ class Slot:
                 elif message.job == number:
                     events += message.events
                     over, waits = over or message.over, message.waits
-            if events or waits:
+            # Of a job whose runs had all ended before there is no event; but Tune fails a trial that reports nothing.
+            if events or waits or over:
                 yield Message(events=events, waits=waits)
             if over:
                 self._handover.withdraw(number)

@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 from css_ray.events import RunResized, RunRewound
 from css_ray.execution.handover import Message
 from css_ray.execution.reclaim import reclaim
+from css_ray.execution.session import raise_if_interrupted
 from css_ray.execution.slot import SlotResources, run_trial
 from css_ray.execution.verdicts import Verdicts
 from css_ray.messages import last_line
@@ -159,6 +160,7 @@ class _Listener(ray.tune.Callback):
         self.reclaimed = -RECLAIM_SECONDS
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        raise_if_interrupted()
         self.hand.link.driver.watch_disk()
         if time.monotonic() - self.reclaimed >= RECLAIM_SECONDS:
             self.reclaimed = time.monotonic()

@@ -120,6 +120,19 @@ def test_killed_just_before_the_last_word_a_resume_says_it(place: Place, undistu
     place.check_mlflow()
 
 
+def test_killed_between_the_end_of_the_runs_and_that_of_their_trial(place: Place, undisturbed: Place) -> None:
+    shutil.copytree(undisturbed.folder / "runs", place.folder / "runs")
+    journal = place.folder / "runs" / "small" / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    last = max(number for number, line in enumerate(lines) if json.loads(line)["event"] == "run_finished")
+    journal.write_text("".join(lines[: last + 1]))
+    code, output = place.call("study", "resume", "small")
+    assert code == 0, output
+    assert [event["event"] for event in place.events()[last + 1 :]] == ["study_resumed", "trial_started", "trial_finished", "study_finished"]
+    assert place.table() == undisturbed.table()
+    place.check_mlflow()
+
+
 def test_interrupted_while_ray_starts_nothing_is_left(place: Place) -> None:
     driver = place.start("study", "run", str(place.file))
     lock = place.folder / "runs" / "small" / "driver.lock"
