@@ -17,7 +17,9 @@ from css_ray.messages import DEFAULT_STORAGE, study_command
 from css_ray.records import Record, score_text
 from css_ray.reports import paper, render
 from css_ray.reports.compare import compare, compare_studies
+from css_ray.reports.printed import printed_table
 from css_ray.reports.pseudo_labels import pseudo_label_table
+from css_ray.reports.published import Protocol
 from css_ray.reports.table import make_table, trial_table
 from css_ray.secrets import credentials_text, shown, without_secrets
 from css_ray.standing import Standing, TrialStanding
@@ -480,9 +482,14 @@ class Study:
         if kind == "trials":
             return render.draw(trial_table(records, **shown_params, **settings), format, width)
         compared = definition.table.compare_with
-        published = None if compared is None else paper.paper_table(compared.removeprefix("paper/"))
-        columns = definition.table.columns
-        return render.draw(make_table(records, columns=columns, compare_with=published, **settings), format, width)
+        published: dict[str, Any] = {}
+        if compared is not None:
+            protocols = {
+                trial.row: Protocol.of_settings(trial.settings, settings["at"], settings["splits"])
+                for _, trial, _ in definition.known_trials()
+            }
+            published = {"compare_with": printed_table(compared), "protocols": protocols}
+        return render.draw(make_table(records, columns=definition.table.columns, **published, **settings), format, width)
 
     def compare(
         self,

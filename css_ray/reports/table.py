@@ -7,11 +7,11 @@ Markdown, CSV, LaTeX and HTML in `css_ray.reports.render`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from css_ray.records import Record, mean_std, score_text
-from css_ray.reports.paper import PaperTable, Published
+from css_ray.reports.published import Protocol, Published, PublishedTable
 
 At = Literal["last", "best"]
 Mode = Literal["max", "min"]
@@ -168,7 +168,10 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Rows x columns of scores. A place without any trial has no cell."""
+    """Rows x columns of scores. A place without any trial has no cell.
+
+    printed: the published table beside it. protocols: how the scores of a row were measured, to compare with the published.
+    """
 
     study: str
     metric: str
@@ -181,11 +184,22 @@ class Table:
     rows: tuple[Any, ...]
     columns: tuple[Any, ...]
     cells: Mapping[tuple[Any, Any], Cell]
-    paper: PaperTable | None = None
+    printed: PublishedTable | None = None
+    protocols: Mapping[Any, Protocol] = field(default_factory=dict)
 
     def published(self, row: Any, column: Any) -> Published | None:
-        """The paper's score for a cell, or None."""
-        return self.paper.find(str(row), column) if self.paper else None
+        """The published score for a cell, or None."""
+        return self.printed.find(str(row), column) if self.printed else None
+
+    def caveat(self, row: Any) -> str:
+        """Whose the published scores of a row are, and where their protocol is not ours; empty if there is nothing of both."""
+        source = self.printed.source(str(row)) if self.printed else None
+        if source is None or all(self.published(row, column) is None for column in self.columns):
+            return ""
+        ours = self.protocols.get(row)
+        differences = source.protocol.differences(ours) if ours else []
+        measured = [f"measured with {', '.join(differences)}"] if differences else []
+        return "; ".join([*([f"score of {source.whose}"] if source.whose else []), *measured])
 
     def best(self, column: Any) -> set[Any]:
         """The rows whose complete score is the best of a column, to two decimals."""
@@ -200,29 +214,46 @@ class Table:
         text = _caption(self.study, self.metric, self.at, self.num_splits, self.ddof)
         if any(cell.num_trials > 1 for cell in self.cells.values()):
             text += f" {OPTIMISTIC}"
-        if self.paper is not None:
-            text += f" paper: {self.paper.name} of the CSS paper, {self.paper.title}. {self.paper.note}".rstrip()
+        if self.printed is not None:
+            text += f" {self.printed.beside}: {self.printed.title}. {self.printed.note}".rstrip()
         return text
 
     def grid(self) -> Grid:
-        """The table as texts: one line per row, and beside each column the paper's if there is one."""
+        """The table as texts: one line per row, and beside each column the published one if there is one."""
         notes: list[str] = []
         header = [self.row_name]
         for column in self.columns:
             header.append(str(column))
-            if self.paper is not None:
-                header.append(f"{column} (paper)")
+            if self.printed is not None:
+                header.append(f"{column} ({self.printed.beside})")
         best = {column: self.best(column) for column in self.columns}
         lines = []
         for row in self.rows:
             line = [Entry(str(row))]
             for column in self.columns:
                 line.append(self._entry(row, column, row in best[column], notes))
-                if self.paper is not None:
+                if self.printed is not None:
                     score = self.published(row, column)
                     line.append(Entry(MISSING if score is None else score_text(score.mean, score.std)))
-            lines.append(tuple(line))
-        return Grid(self.caption, tuple(header), tuple(lines), tuple(notes))
+            lines.append(line)
+        self._add_caveats(lines, notes)
+        return Grid(self.caption, tuple(header), tuple(map(tuple, lines)), tuple(notes))
+
+    def _add_caveats(self, lines: Sequence[list[Entry]], notes: list[str]) -> None:
+        """A note for the published scores of each row, one for rows that it is the same for."""
+        sharing: dict[str, list[int]] = {}
+        for place, row in enumerate(self.rows):
+            if caveat := self.caveat(row):
+                sharing.setdefault(caveat, []).append(place)
+        for caveat, places in sharing.items():
+            notes.append(
+                f"{self.printed and self.printed.beside}, {', '.join(str(self.rows[place]) for place in places)}: {caveat}"
+            )
+            for place in places:
+                for index in range(2, len(lines[place]), 2):
+                    entry = lines[place][index]
+                    if entry.text != MISSING:
+                        lines[place][index] = replace(entry, notes=(len(notes),))
 
     def _entry(self, row: Any, column: Any, bold: bool, notes: list[str]) -> Entry:
         cell = self.cells.get((row, column))
@@ -251,12 +282,21 @@ class Table:
                     **_measures(self.metric, self.at, self.ddof, cell.score),
                     "trials": cell.num_trials,
                     "complete_trials": cell.num_complete,
-                    **({} if self.paper is None else {"paper_mean": published and published.mean}),
-                    **({} if self.paper is None else {"paper_std": published and published.std}),
+                    **self._published_measures(row, published),
                     **_by_split(cell.score),
                 }
             )
         return lines
+
+    def _published_measures(self, row: Any, score: Published | None) -> dict[str, Any]:
+        if self.printed is None:
+            return {}
+        name = self.printed.beside
+        return {
+            f"{name}_mean": score and score.mean,
+            f"{name}_std": score and score.std,
+            f"{name}_caveat": self.caveat(row) if score else "",
+        }
 
 
 def make_table(
@@ -270,13 +310,14 @@ def make_table(
     splits: int | None = None,
     mode: Mode = "max",
     std_weight: float = 0.0,
-    compare_with: PaperTable | None = None,
+    compare_with: PublishedTable | None = None,
+    protocols: Mapping[Any, Protocol] | None = None,
 ) -> Table:
     """The table of a study: one cell per pair of row and column.
 
     rows: "row" for the rows' labels, or a parameter (`method.temperature`); columns: a parameter (`data.labelled`), or None for
     one column. If a cell has several trials, as after a search, it shows the best of the complete ones, by the mean less
-    `std_weight` standard deviations.
+    `std_weight` standard deviations. protocols: see `Table`.
     Raises ValueError if there is no record, or if no record has the parameter.
     """
     records = list(records)
@@ -308,7 +349,8 @@ def make_table(
             place: Cell(score=found[0], num_trials=len(found), num_complete=sum(score.complete for score in found))
             for place, found in places.items()
         },
-        paper=compare_with,
+        printed=compare_with,
+        protocols=protocols or {},
     )
 
 

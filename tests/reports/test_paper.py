@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from css_ray.reports.paper import TABLES, Published, paper_table
+from css_ray.reports.paper import TABLES
+from css_ray.reports.printed import printed_table
+from css_ray.reports.published import Published
 
 
 def test_shape_of_every_table() -> None:
@@ -59,9 +61,9 @@ def test_printed_gains_of_the_ablations(name: str, row: str, base: str, gains: t
 
 
 def test_find_forgives_the_spelling_of_a_row() -> None:
-    table = paper_table("paper/table1")
-    assert table is paper_table("table1")
+    table = printed_table("paper/table1")
     assert table.find("css(MIX)", "92") == table.find("CSS (mix)", 92) == Published(68.09, 4.89)
     assert table.find("CSS", 92) is None and table.find("MT", 93) is None
-    with pytest.raises(ValueError, match="'paper/table9'; choose one of paper/table1, "):
-        paper_table("paper/table9")
+    assert table.source("Css (Mix)") is table.sources["CSS (mix)"] and table.source("CSS") is None
+    with pytest.raises(ValueError, match="is called 'paper/table9'; choose one of paper/table1, "):
+        printed_table("paper/table9")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from css_ray.records import Record, Status
-from css_ray.reports.paper import paper_table
+from css_ray.reports.printed import printed_table
+from css_ray.reports.published import Protocol
 from css_ray.reports.render import to_csv, to_html, to_latex, to_markdown, to_text
 from css_ray.reports.table import Table, make_table, score_trials, trial_table
 
@@ -200,11 +201,42 @@ def test_markdown_beside_the_paper() -> None:
         # With ddof=1, three values m - s, m, m + s have the mean m and the standard deviation s.
         values = (mean - std, mean, mean + std)
         records += [run(trial, split, value, "CSS(mix)", labelled=int(labelled)) for split, value in enumerate(values)]
-    text = to_markdown(make_table(records, columns="data.labelled", compare_with=paper_table("paper/table1")))
+    text = to_markdown(make_table(records, columns="data.labelled", compare_with=printed_table("paper/table1")))
     assert "| row | 92 | 92 (paper) | 183 | 183 (paper) | 366 | 366 (paper) | 732 | 732 (paper) |" in text
     cells = " | ".join(f"**{mean:.2f} ± {std:.2f}** | {mean:.2f} ± {std:.2f}" for _, mean, std in line)
     assert f"| CSS(mix) | {cells} |" in text
     assert "does not say whether its standard deviation" in text
+
+
+def test_published_scores_name_their_source_and_where_their_protocol_differs() -> None:
+    ours = Protocol(splits="drawn", encoder="resnet101s", output_stride=8, crop=512, evaluation="whole_image", at="last", n=3)
+    rows = ("CSS (mix)", "U2PL", "CPS", "ST++", "mine")
+    records = [run(trial, split, 70.0 + split, row, labelled=5291) for trial, row in enumerate(rows) for split in range(3)]
+    made = make_table(
+        records, columns="data.labelled", compare_with=printed_table("paper/table2"), protocols=dict.fromkeys(rows, ours)
+    )
+    assert made.caveat("CSS (mix)") == "measured with splits u2pl (here drawn), at best (here last), n 1 (here 3)"
+    assert made.caveat("U2PL") == (
+        "score of U2PL; measured with splits u2pl (here drawn), crop 513 (here 512), evaluation centre_crop (here whole_image), "
+        "at best (here last), n 1 (here 3)"
+    )
+    assert "output stride 16 (here 8)" in made.caveat("CPS")
+    assert made.caveat("ST++") == made.caveat("mine") == ""  # no score is printed in this column
+    text = to_markdown(made)
+    assert "| CSS(mix) |" not in text and "| CSS (mix) | **71.00 ± 1.00** | 81.06 [1] |" in text
+    assert "- [1] paper, CSS (mix): measured with splits u2pl" in text and "- [3] paper, CPS: score of CPS; " in text
+    line = next(line for line in csv.DictReader(io.StringIO(to_csv(made))) if line["row"] == "U2PL")
+    assert line["paper_mean"] == "80.5" and line["paper_caveat"] == made.caveat("U2PL")
+
+
+def test_rows_that_differ_alike_share_a_note() -> None:
+    ours = Protocol(splits="drawn", encoder="tiny", output_stride=8, crop=512, evaluation="whole_image", at="best", n=3)
+    records = [run(trial, 0, 70.0, row, labelled=92) for trial, row in enumerate(("Sup.", "MT", "other"))]
+    made = make_table(
+        records, columns="data.labelled", compare_with=printed_table("paper/table1"), protocols={"Sup.": ours, "MT": ours}
+    )
+    assert made.grid().notes == ("paper, Sup., MT: measured with splits own (here drawn), encoder resnet101 (here tiny)",)
+    assert [row[2].notes for row in made.grid().rows] == [(1,), (1,), ()]
 
 
 def test_text_is_aligned() -> None:
@@ -226,7 +258,7 @@ def test_csv_has_a_line_a_cell_with_the_values_of_its_splits() -> None:
     assert (cell["n"], cell["splits"], cell["ddof"], cell["at"], cell["run_2"]) == ("3", "3", "1", "last", "run-2-2")
     partial = next(line for line in lines if (line["row"], line["data.labelled"]) == ("Sup.", "183"))
     assert (partial["n"], partial["std"], partial["split_1"]) == ("1", "", "") and "out of memory" in partial["missing"]
-    paper = list(csv.DictReader(io.StringIO(to_csv(table(compare_with=paper_table("table1"))))))
+    paper = list(csv.DictReader(io.StringIO(to_csv(table(compare_with=printed_table("paper/table1"))))))
     assert [line["paper_mean"] for line in paper] == ["51.57", "54.69", "68.09", "71.93"]
     assert len(to_csv(trial_table(RECORDS)).splitlines()) == 5
 

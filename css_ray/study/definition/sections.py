@@ -225,16 +225,26 @@ class Keep(Section):
     min_free_gb: typing.Annotated[float, Field(ge=0, strict=False)] = 1.0
 
 
+PUBLISHED = (
+    *(f"paper/table{number}" for number in range(1, 8)),
+    *("field/voc_classic", "field/voc_classic_dinov2_s", "field/voc_classic_dinov2_b", "field/voc_blender_u2pl"),
+    *("field/voc_blender_cps", "field/cityscapes_u2pl", "field/cityscapes_cps"),
+    *("field/cityscapes_dinov2_s", "field/cityscapes_dinov2_b"),
+)
+"""The published tables: those of `css_ray.reports.printed`, which studies do not import."""
+
+
 class Table(Section):
     """How the results are laid out.
 
     Attributes:
         columns: The setting of the grid that the columns are; None has one column.
-        compare_with: A table of the paper, such as `paper/table1`, whose numbers are shown beside ours.
+        compare_with: A published table whose numbers are shown beside ours: one of the CSS paper's, such as `paper/table1`, or
+            one of what others report, such as `field/voc_classic`.
     """
 
     columns: str | None = None
-    compare_with: Literal[tuple(f"paper/table{number}" for number in range(1, 8))] | None = None  # type: ignore[valid-type]
+    compare_with: Literal[PUBLISHED] | None = None  # type: ignore[valid-type]
 
 
 class Tracking(Section):
