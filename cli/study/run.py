@@ -57,8 +57,10 @@ def plan(file: str, overrides: tuple[str, ...], address: str | None, measure: bo
     if planned.estimate is not None:
         from ..view import duration
 
+        peaks = planned.estimate.peak_bytes
         for row, seconds in planned.estimate.seconds_a_step.items():
-            echo(f"  {row}: {1000 * seconds:.0f} ms per step")
+            memory = f", {peaks[row] / 1e9:.3g} GB of memory at its peak" if row in peaks else ""
+            echo(f"  {row}: {1000 * seconds:.0f} ms per step{memory}")
         echo(
             f"about {duration(planned.estimate.seconds)} of training, measured on this machine's {planned.estimate.device}, "
             "without evaluation and start-up"

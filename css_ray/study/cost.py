@@ -51,6 +51,37 @@ def needed_bytes(study: StudyDefinition) -> int:
     return total + 3 * min(study.resources.concurrent_trials, study.num_trials) * largest
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a row needs, in bytes.
+
+    step: the memory of a worker for a step, at least (see `least_memory`); infinite if it cannot be counted. checkpoint: all
+    networks, queues and prototypes of the method, and the optimizer's state, as a checkpoint holds them. weights: what is kept
+    of each run, the networks that are evaluated.
+    """
+
+    step: float
+    checkpoint: int
+    weights: int
+
+
+def needs(study: StudyDefinition) -> dict[str, Needs]:
+    """What each row needs, by the first of its trials, that of the search last. Nothing is downloaded or allocated."""
+    trials = study.grid_trials()
+    rows: dict[str, TrialSpec] = {}
+    for trial in trials:
+        rows.setdefault(trial.row, trial)
+    if study.search is not None:
+        drawn = study.search.first[0] if study.search.first else ends(study.space)[0]
+        trial = study.search_trial(len(trials), drawn)
+        rows.setdefault(trial.row, trial)
+    found = {}
+    for row, trial in rows.items():
+        weights, checkpoint = _file_sizes(trial)
+        found[row] = Needs(least_memory(trial, study.resources.sizes(trial.settings["data"])[0]), checkpoint, weights)
+    return found
+
+
 def _file_sizes(trial: TrialSpec) -> tuple[int, int]:
     """Bytes of the best weights of one run, and of one checkpoint: the method's state and the optimizer's."""
     with torch.device("meta"):
@@ -119,12 +150,13 @@ def _untrained(trial: TrialSpec, num_classes: int) -> Method:
 class Estimate:
     """How long a study would train.
 
-    seconds_a_step: by row, measured on `device`. seconds: of all steps, with the number of trials side by side that the
-    estimate was made for, without evaluation.
+    seconds_a_step: by row, measured on `device`. peak_bytes: the most memory that a step of a row took, empty if the device is
+    not a GPU. seconds: of all steps, with the number of trials side by side that the estimate was made for, without evaluation.
     """
 
     device: str
     seconds_a_step: dict[str, float]
+    peak_bytes: dict[str, int]
     seconds: float
 
 
@@ -140,15 +172,26 @@ def estimate(study: StudyDefinition, side_by_side: int) -> Estimate:
     rows: dict[str, list[TrialSpec]] = {}
     for trial in trials:
         rows.setdefault(trial.row, []).append(trial)
-    timed = {row: _seconds_a_step(study, specs[0], device) for row, specs in rows.items()}
+    timed: dict[str, float] = {}
+    peaks: dict[str, int] = {}
+
+    def measure(row: str, trial: TrialSpec) -> None:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        timed[row] = _seconds_a_step(study, trial, device)
+        if device.type == "cuda":
+            peaks[row] = torch.cuda.max_memory_allocated()
+
+    for row, specs in rows.items():
+        measure(row, specs[0])
     total = sum(timed[trial.row] * trial.settings["train"]["iterations"] for trial in trials)
     if study.search is not None:
         drawn = study.search.first[0] if study.search.first else ends(study.space)[0]
         trial = study.search_trial(len(trials), drawn)
-        timed[f"search: {trial.row}"] = _seconds_a_step(study, trial, device)
+        measure(f"search: {trial.row}", trial)
         total += timed[f"search: {trial.row}"] * trial.settings["train"]["iterations"] * study.search.trials
     seconds = total * len(study.splits) / side_by_side
-    return Estimate(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", timed, seconds)
+    return Estimate(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", timed, peaks, seconds)
 
 
 class StepMemoryError(RuntimeError):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from css_ray.study.capacity import SMALLER, Capacity
-from css_ray.study.cost import Estimate, StepMemoryError, estimate, needed_bytes
+from css_ray.study.cost import Estimate, Needs, StepMemoryError, estimate, needed_bytes, needs
 from css_ray.study.definition import Problem, Resources, StudyDefinition, StudyError, TrialSpec
 from css_ray.study.labels import labels
 from css_ray.study.preflight import check
@@ -14,6 +15,10 @@ from css_ray.study.preflight import check
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}{'s' * (number != 1)}"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2g} GB" if count >= 0.1e9 else f"{count / 1e6:.2g} MB"
 
 
 def _workers_text(resources: Resources) -> str:
@@ -25,14 +30,15 @@ def _workers_text(resources: Resources) -> str:
 class Plan:
     """What a study would do.
 
-    trials: those of the grid; disk_bytes: the most that weights and checkpoints take; warnings: what is valid, but probably a
-    mistake; capacity: what the machine or the cluster holds, for which the plan was made; estimate: what it would cost, None if
-    that was not measured. `print(plan)` prints all of it.
+    trials: those of the grid; disk_bytes: the most that weights and checkpoints take; needs: the memory and the files of each
+    row; warnings: what is valid, but probably a mistake; capacity: what the machine or the cluster holds, for which the plan was
+    made; estimate: what it would cost, None if that was not measured. `print(plan)` prints all of it.
     """
 
     definition: StudyDefinition
     trials: tuple[TrialSpec, ...]
     disk_bytes: int
+    needs: Mapping[str, Needs]
     warnings: tuple[str, ...]
     capacity: Capacity
     estimate: Estimate | None
@@ -77,8 +83,20 @@ class Plan:
             f"{_count(self.num_steps, 'step')}",
             f"each trial: {_workers_text(resources)} of {devices}; {self._side_by_side_text()}",
             f"disk: up to {self.disk_bytes / 1e9:.2g} GB of weights and checkpoints",
+            *self._needs_lines(),
         ]
         return "\n".join(lines)
+
+    def _needs_lines(self) -> list[str]:
+        """Rows that need the same share a line."""
+        alike: dict[Needs, list[str]] = {}
+        for row, each in self.needs.items():
+            alike.setdefault(each, []).append(row)
+        return [
+            f"  {', '.join(rows)}: at least {_size(each.step)} of memory per worker for a step; {_size(each.checkpoint)} per "
+            f"checkpoint, {_size(each.weights)} for the best weights of a run"
+            for each, rows in alike.items()
+        ]
 
     def _side_by_side_text(self) -> str:
         asked, number = self.definition.resources.concurrent_trials, self.side_by_side
@@ -108,7 +126,7 @@ def make_plan(study: StudyDefinition, there: Capacity, *, local: bool, folder: s
             if local:
                 raise StudyError([Problem("data.crop", f"{error}; {SMALLER}")], study.name) from None
             warned.append(f"{error}, so that no step was timed; the nodes of the cluster may have more")
-    return Plan(study, tuple(study.grid_trials()), needed_bytes(study), tuple(warned), there, timed)
+    return Plan(study, tuple(study.grid_trials()), needed_bytes(study), needs(study), tuple(warned), there, timed)
 
 
 def side_by_side(definition: StudyDefinition, capacity: Capacity) -> int:

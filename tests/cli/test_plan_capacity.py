@@ -69,6 +69,22 @@ def test_more_trials_than_fit_are_not_promised(data: Path, monkeypatch: pytest.M
     assert "side by side\n" in call("study", "plan", file, "--set", "resources.concurrent_trials=1").output
 
 
+def test_the_plan_lists_what_each_row_needs(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("css_ray.study.cost._seconds_a_step", lambda *arguments: 10.0)
+    rows = [{"name": "supervised", "row": "a"}, {"name": "supervised", "row": "b"}, {"name": "cps", "row": "c"}]
+    output = call("study", "plan", study(data, grid={"method": rows})).output
+    alike, pair = [line.strip() for line in output.splitlines() if "of memory per worker" in line]
+    assert alike.startswith("a, b: at least ") and pair.startswith("c: at least ")
+
+    def checkpoint(line: str) -> float:
+        number, unit = line.split("; ")[1].split(" per checkpoint")[0].split()
+        return float(number) * {"MB": 1e6, "GB": 1e9}[unit]
+
+    # CPS trains two networks of the size of the one of `supervised`; two digits are printed.
+    assert checkpoint(pair) == pytest.approx(2 * checkpoint(alike), rel=0.06)
+    assert alike.split(", ")[-1] == pair.split(", ")[-1]  # and evaluates one
+
+
 def test_a_trial_that_does_not_fit_is_refused_with_the_other_problems(data: Path) -> None:
     file = study(data, resources={"cpus_per_worker": 3})
     for command in ("plan", "run"):
