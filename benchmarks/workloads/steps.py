@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from css_ray.functional.resizing import upsample
-from css_ray.methods import CCT, CPS, CSS, PSMT, U2PL, FixMatch, Method, UniMatch
+from css_ray.methods import CCT, CPS, CSS, PRCL, PSMT, U2PL, FixMatch, Method, UniMatch
 from css_ray.methods.stages import longest
 from css_ray.methods.teacher import eval_mode
 from css_ray.models import ModelConfig, make_segmenter
@@ -133,6 +133,14 @@ def _psmt(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]
     return [Prediction(student.logits_head(features), None)]
 
 
+def _prcl(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
+    """The teacher forward on the unlabelled images; the student, and the head for variances, on both batches together."""
+    method.teacher(unlabelled)
+    student = method.student
+    features = student.decode(student.encode(torch.cat([labelled, unlabelled])))
+    return [student.classify(features), Prediction(method.variance_head(features), None)]
+
+
 _PASSES: dict[str, Callable[[Any, Tensor, Tensor], list[Prediction]]] = {
     CSS.name: _css,
     CCT.name: _cct,
@@ -140,6 +148,7 @@ _PASSES: dict[str, Callable[[Any, Tensor, Tensor], list[Prediction]]] = {
     UniMatch.name: _unimatch,
     CPS.name: _cps,
     PSMT.name: _psmt,
+    PRCL.name: _prcl,
     U2PL.name: _u2pl,
 }
 
