@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -59,22 +61,18 @@ class LabelStore:
     def put(self, labels: Iterable[tuple[str, Tensor]]) -> None:
         """Write a file of all labels that are there, and of these, those of the other ranks included."""
         parts = distributed.gather_on_rank_zero({id: encode_labels(each) for id, each in labels})
-        digest, content = torch.zeros(32, dtype=torch.uint8, device=self._device), None
+        digest = torch.zeros(32, dtype=torch.uint8)
+        write: Callable[[], None] = lambda: None  # noqa: E731 (of the other ranks)
         if distributed.rank() == 0:
             before = {} if self.file is None else {id: self.file.encoded(index) for index, id in enumerate(self.file.ids)}
             content = encode_file({id: mask for part in (before, *parts) for id, mask in part.items()})
-            digest.copy_(torch.frombuffer(bytearray(hashlib.sha256(content).digest()), dtype=torch.uint8))
-        distributed.broadcast_from_rank_zero(digest)
-        name = bytes(digest.tolist()).hex()
-
-        def write() -> None:
-            if content is not None:
-                filesystem, root = locate(self._place)
-                filesystem.create_dir(root, recursive=True)
-                put(filesystem, f"{root}/{file_name(name)}", content)
-
+            hashed = hashlib.sha256(content)
+            digest = torch.frombuffer(bytearray(hashed.digest()), dtype=torch.uint8)
+            write = partial(self._write, file_name(hashed.hexdigest()), content)
         self._with_room(write, self._place)
-        self.open(name)
+        digest = digest.to(self._device)
+        distributed.broadcast_from_rank_zero(digest)  # after the write: who knows the digest finds the file
+        self.open(bytes(digest.tolist()).hex())
 
     def open(self, digest: str) -> None:
         """Take the labels of this digest, none if it is empty. Raises ValueError if they are not there, or were altered."""
@@ -82,6 +80,11 @@ class LabelStore:
         if digest:
             check_labels(self._place, digest)
             self.file = LabelFile(self._local(file_name(digest)))
+
+    def _write(self, name: str, content: pa.Buffer) -> None:
+        filesystem, root = locate(self._place)
+        filesystem.create_dir(root, recursive=True)
+        put(filesystem, f"{root}/{name}", content)
 
     def _local(self, name: str) -> Path:
         filesystem, root = locate(self._place)
