@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,6 +106,12 @@ def train(
         + (", continuing from its checkpoint" if checkpoint else "")
     )
 
+    def keep_labels(write: Callable[[], None], place: str) -> None:
+        if isinstance(reporter, FolderReporter):
+            reporter.keep(write, "the pseudo-labels")
+        else:
+            write()
+
     def keep_best(weights: dict[str, Tensor], best: BestDescription) -> None:
         if isinstance(reporter, FolderReporter):
             reporter.keep(partial(write_best, reporter.folder, weights, best), "the best weights")
@@ -117,6 +123,8 @@ def train(
             device=device,
             checkpoint=checkpoint,
             keep_best=keep_best,
+            labels=None if out is None else str(Path(out) / "labels"),
+            with_room=keep_labels,
         )
     except NonFiniteLossError as error:
         raise click.ClickException(str(error)) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -44,6 +46,15 @@ def all_gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(numbers, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, numbers.contiguous())
     return torch.cat(parts).to(tensor.dtype)
+
+
+def gather_on_rank_zero(item: Any) -> list[Any]:
+    """On rank 0 the items of all ranks, its own first; none on the others. They may be large, and travel as pickles."""
+    if not _grouped():
+        return [item]
+    gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(item, gathered)
+    return gathered or []
 
 
 def share_of_rank(count: Tensor) -> Tensor:

@@ -18,11 +18,14 @@ IGNORE_INDEX = 255
 class Batch:
     """What one rank sees in one step. B_l and B_u are independent; H = W = the crop.
 
+    In a stage of `union` batches the pseudo-labelled images are among the labelled ones, and B_u is 0.
+
     labelled_images: [B_l, 3, H, W] float32 RGB in [0, 1], scaled, cropped and flipped; colours untouched.
     labels: [B_l, H, W] int64 in {0..C-1, IGNORE_INDEX}; padding is IGNORE_INDEX.
     unlabelled_images: [B_u, 3, H, W] float32 RGB in [0, 1], cropped only: the weak view, which the teacher sees.
     unlabelled_valid: [B_u, H, W] bool, False where the crop shows padding.
     labelled_epoch: how often the labelled images were gone through before, in whole batches (the released code's epoch).
+    pseudo: [B_l] bool, True for a labelled image whose labels the method itself made at a border; None if no image is such.
     """
 
     labelled_images: Tensor
@@ -30,6 +33,7 @@ class Batch:
     unlabelled_images: Tensor
     unlabelled_valid: Tensor
     labelled_epoch: int = 0
+    pseudo: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; copies from pinned memory overlap with the computation."""

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from css_ray import distributed
 from css_ray.functional.contrast import Ranks, contrastive_loss
 from css_ray.functional.similarity import class_means, class_sums
-from css_ray.methods import CCT, CPS, CSS, PSMT, FixMatch, MeanTeacher, Method, Supervised, UniMatch
+from css_ray.methods import CCT, CPS, CSS, PSMT, STPP, FixMatch, MeanTeacher, Method, Supervised, UniMatch
 from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.queue import FeatureQueue
 from css_ray.testing import clock_at, enter_stages, make_batch, make_method
@@ -59,6 +59,7 @@ WITHOUT_CHANCE: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "unimatch": (UniMatch, {"unsup_threshold": 0.3, "cutmix_probability": 0.0, "feature_dropout": 0.0}),
     "cps": (CPS, {"cutmix": False, "on_labelled": True}),
     "psmt": (PSMT, {"unsup_threshold": 0.26, "top_k": 2, "cutmix": False, "vat_radius": 0.0}),
+    "stpp": (STPP, {"cutout_probability": 0.0, "tta_scales": (1.0,)}),
     "cct": (CCT, dict.fromkeys(("drop", "feature_drop", "feature_noise", "vat", "cut_out"), 0) | {"background": 0}),
     "cct, bootstrapped": (CCT, {"supervised_loss": "bootstrapped", "unsup_weight": 0.0}),
 }
@@ -70,7 +71,8 @@ def part_of(rank: int, world_size: int) -> Batch:
     batch, _ = scene()
     part = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
     images = batch.labelled_images, batch.labels, batch.unlabelled_images, batch.unlabelled_valid
-    return Batch(*(item[part] for item in images))  # type: ignore[arg-type]
+    pseudo = torch.arange(4)[part] >= 2  # all on the second rank
+    return Batch(*(item[part] for item in images), pseudo=pseudo)  # type: ignore[arg-type]
 
 
 def other_steps(rank: int, world_size: int) -> dict[str, dict[str, Any]]:

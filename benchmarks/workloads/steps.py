@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from css_ray.functional.resizing import upsample
-from css_ray.methods import CCT, CPS, CSS, PRCL, PSMT, U2PL, FixMatch, Method, UniMatch
+from css_ray.methods import CCT, CPS, CSS, PRCL, PSMT, STPP, U2PL, FixMatch, Method, UniMatch
 from css_ray.methods.stages import longest
 from css_ray.methods.teacher import eval_mode
 from css_ray.models import ModelConfig, make_segmenter
@@ -44,7 +44,8 @@ class Steps:
         place_method(self.method, settings, device)
         self.method.stage = longest(self.method.stages())
         self.optimizer = make_optimizer(self.method, settings)
-        self.batch = _scenes(size, batch_size).to(device)
+        batch = _scenes(size, batch_size)
+        self.batch = (_union(batch) if self.method.stages()[self.method.stage].batch == "union" else batch).to(device)
 
     def whole(self) -> None:
         """The step of a training: losses, zeroing, backward, SGD and EMA."""
@@ -141,6 +142,11 @@ def _prcl(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]
     return [student.classify(features), Prediction(method.variance_head(features), None)]
 
 
+def _stpp(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
+    """The student on all images of the union."""
+    return [method.student(labelled)]
+
+
 _PASSES: dict[str, Callable[[Any, Tensor, Tensor], list[Prediction]]] = {
     CSS.name: _css,
     CCT.name: _cct,
@@ -149,12 +155,21 @@ _PASSES: dict[str, Callable[[Any, Tensor, Tensor], list[Prediction]]] = {
     CPS.name: _cps,
     PSMT.name: _psmt,
     PRCL.name: _prcl,
+    STPP.name: _stpp,
     U2PL.name: _u2pl,
 }
 
 
 def _sum(predictions: list[Prediction]) -> Tensor:
     return torch.stack([output.sum() for each in predictions for output in each if output is not None]).sum()
+
+
+def _union(batch: Batch) -> Batch:
+    """The images of a pair in one list, the unlabelled ones with the labels of the others."""
+    count = len(batch.labels)
+    images, labels = torch.cat([batch.labelled_images, batch.unlabelled_images]), batch.labels.repeat(2, 1, 1)
+    pseudo = torch.arange(2 * count) >= count
+    return Batch(images, labels, batch.unlabelled_images[:0], batch.unlabelled_valid[:0], pseudo=pseudo)
 
 
 def _scenes(size: int, batch_size: int) -> Batch:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from css_ray.data.label_file import LabelFile
 from css_ray.data.processes import make_pool
 from css_ray.data.shards import DataSet, Sample, Shards
 from css_ray.data.splits import Split
@@ -181,6 +182,24 @@ class _Samples:
         return sample
 
 
+class _Union:
+    """Labelled images, repeated until they are as many as the pseudo-labelled ones at least, then these, in one list."""
+
+    def __init__(self, labelled: _Samples, unlabelled: _Samples, labels: LabelFile) -> None:
+        self._labelled, self._unlabelled, self._labels = labelled, unlabelled, labels
+        self._repeated = len(labelled) * max(1, -(-len(unlabelled) // len(labelled)))
+
+    def __len__(self) -> int:
+        return self._repeated + len(self._unlabelled)
+
+    def __getitem__(self, index: int) -> tuple[Sample, bool]:
+        """A sample with its mask, and whether that is of pseudo-labels."""
+        if index < self._repeated:
+            return self._labelled[index % len(self._labelled)], False
+        index -= self._repeated
+        return self._unlabelled[index]._replace(mask=self._labels.labels(index)), True
+
+
 class StoredBatch(NamedTuple):
     """A `Batch` on its way to its device: images and labels uint8."""
 
@@ -189,6 +208,7 @@ class StoredBatch(NamedTuple):
     unlabelled_images: Tensor
     unlabelled_valid: Tensor
     labelled_epoch: int
+    pseudo: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device, its images as floats in [0, 1]."""
@@ -198,6 +218,7 @@ class StoredBatch(NamedTuple):
             unlabelled_images=_unit(_sent(self.unlabelled_images, device)),
             unlabelled_valid=_sent(self.unlabelled_valid, device),
             labelled_epoch=self.labelled_epoch,
+            pseudo=None if self.pseudo is None else _sent(self.pseudo, device),
         )
 
 
@@ -208,7 +229,8 @@ class TrainBatches(Dataset[StoredBatch]):
     permutation; rank r sees its r-th part. Labelled and unlabelled images are two such streams.
 
     crop: side in pixels. labelled_batch, unlabelled_batch: images per rank and step; with `unlabelled_batch=0` no unlabelled
-    image is read.
+    image is read. pseudo_labels: with them, the stream of labelled images is one of their union with these: an epoch has each
+    pseudo-labelled image once, and each labelled one as often as it takes to be as many.
 
     Raises ValueError if a count is out of its bounds, or unlabelled images are asked for and the split has none.
     """
@@ -225,6 +247,7 @@ class TrainBatches(Dataset[StoredBatch]):
         seed: int,
         rank: int,
         world_size: int,
+        pseudo_labels: LabelFile | None = None,
     ) -> None:
         for name, value, bound in (
             ("crop", crop, 1),
@@ -248,22 +271,27 @@ class TrainBatches(Dataset[StoredBatch]):
         self._world_size = world_size
         self._labelled = _Samples(dataset.train, dataset.train.positions(split.labelled), masks=True)
         self._unlabelled = _Samples(dataset.train, dataset.train.positions(split.unlabelled), masks=False)
+        self._union = None
+        if pseudo_labels is not None:
+            chosen = _Samples(dataset.train, dataset.train.positions(pseudo_labels.ids), masks=False)
+            self._union = _Union(self._labelled, chosen, pseudo_labels)
         # Whole batches alone, as the released code counts (drop_last), of a rank's part, which it fills up; the stream itself
         # drops no image.
         self._steps_per_epoch = max(1, -(-len(split.labelled) // world_size) // labelled_batch)
 
     def __getitem__(self, step: int) -> StoredBatch:
-        images, labels = [], []
-        for sample, random in self._drawn("labelled", self._labelled, self._labelled_batch, step):
+        images, labels, pseudo = [], [], []
+        for sample, of_method, random in self._with_masks(step):
             assert sample.mask is not None, sample.id  # make_split labels none without
             image, (seen,) = labelled_view(
                 sample.image, [sample.mask], [IGNORE_INDEX], crop=self._crop, views=self._views, random=random
             )
             images.append(image)
             labels.append(seen)
+            pseudo.append(of_method)
         weak, valid = [], []
-        for sample, random in self._drawn("unlabelled", self._unlabelled, self._unlabelled_batch, step):
-            image, seen = unlabelled_view(sample.image, crop=self._crop, views=self._views, random=random)
+        for index, random in self._drawn("unlabelled", len(self._unlabelled), self._unlabelled_batch, step):
+            image, seen = unlabelled_view(self._unlabelled[index].image, crop=self._crop, views=self._views, random=random)
             weak.append(image)
             valid.append(seen)
         crop = self._crop
@@ -273,14 +301,24 @@ class TrainBatches(Dataset[StoredBatch]):
             unlabelled_images=torch.stack(weak) if weak else torch.empty(0, 3, crop, crop, dtype=torch.uint8),
             unlabelled_valid=torch.stack(valid) if valid else torch.empty(0, crop, crop, dtype=torch.bool),
             labelled_epoch=step // self._steps_per_epoch,
+            pseudo=None if self._union is None else torch.tensor(pseudo),
         )
 
-    def _drawn(self, stream: str, samples: _Samples, batch: int, step: int) -> Iterator[tuple[Sample, Random]]:
-        """This rank's part of a stream at `step`, each image with the generator of its augmentation."""
+    def _with_masks(self, step: int) -> Iterator[tuple[Sample, bool, Random]]:
+        """This rank's samples that have a mask, whether it is of pseudo-labels, and the generators of their augmentation."""
+        if self._union is None:
+            for index, random in self._drawn("labelled", len(self._labelled), self._labelled_batch, step):
+                yield self._labelled[index], False, random
+        else:
+            for index, random in self._drawn("union", len(self._union), self._labelled_batch, step):
+                yield *self._union[index], random
+
+    def _drawn(self, stream: str, length: int, batch: int, step: int) -> Iterator[tuple[int, Random]]:
+        """This rank's part of a stream at `step`: places in its list, each with the generator of its augmentation."""
         for place in range(self._rank * batch, (self._rank + 1) * batch):  # in the global batch
-            epoch, index = divmod(step * self._world_size * batch + place, len(samples))
-            chosen = _permutation(len(samples), f"{self._seed}/{stream}/epoch/{epoch}")[index]
-            yield samples[chosen], Random(f"{self._seed}/{stream}/step/{step}/{place}")
+            epoch, index = divmod(step * self._world_size * batch + place, length)
+            chosen = _permutation(length, f"{self._seed}/{stream}/epoch/{epoch}")[index]
+            yield chosen, Random(f"{self._seed}/{stream}/step/{step}/{place}")
 
 
 class _ValBatches(Dataset[tuple[Tensor, Tensor]]):
@@ -322,6 +360,7 @@ def make_train_loader(
     start_step: int,
     num_steps: int,
     num_workers: int,
+    pseudo_labels: LabelFile | None = None,
     device: torch.device | str = "cpu",
 ) -> Loader[Batch]:
     """The batches of the steps start_step..num_steps-1, in order, as `TrainBatches` defines them, on `device`.
@@ -342,6 +381,7 @@ def make_train_loader(
         seed=seed,
         rank=rank,
         world_size=world_size,
+        pseudo_labels=pseudo_labels,
     )
     return Loader(
         "training",

@@ -79,6 +79,10 @@ class SlotReporter:
         """Have rank 0 call `write`, which writes best weights into `folder`; all ranks wait if the disk is full."""
         self.checkpoints.together(write if distributed.rank() == 0 else lambda: None, folder, "the best weights")
 
+    def keep_labels(self, write: Callable[[], None], folder: str) -> None:
+        """Have all ranks call `write`, which on rank 0 writes pseudo-labels into `folder`; all wait if the disk is full."""
+        self.checkpoints.together(write, folder, "the pseudo-labels")
+
     def save(self, write_checkpoint: Callable[[Path], None]) -> None:
         """Keep a checkpoint, on all ranks together, then send the new events."""
 

@@ -37,9 +37,11 @@ from css_ray.storage import below, is_url, locate, send
 from css_ray.study.code import code_version
 from css_ray.study.inputs import prepare
 from css_ray.study.job import Job
+from css_ray.study.label_store import check_labels
 from css_ray.study.run import execute
+from css_ray.study.upkeep import labels_of, remove
 from css_ray.training.best import BEST_FILES, BestDescription, write_best
-from css_ray.training.checkpoint import DamagedError, check_checkpoint, newest_readable
+from css_ray.training.checkpoint import STATE_FILE, DamagedError, check_checkpoint, newest_readable
 from css_ray.training.loop import NonFiniteLossError
 
 
@@ -145,6 +147,8 @@ def _train_from(
                 checkpoint=resumed,
                 begun=reporter.send,
                 keep_best=keeper(below(job.models, f"split_{split}"), reporter.keep_best),
+                labels=labels_of(job.checkpoints, split),
+                with_room=reporter.keep_labels,
                 beat=beat,
             )
         except PrunedError:
@@ -162,6 +166,8 @@ def _train_from(
             )
         folder = None
         reporter.save(lambda folder: None)
+        if distributed.rank() == 0:
+            remove(labels_of(job.checkpoints, split))  # a run that is over does not need them
         if spec is not job.runs[-1] and reporter.pruned_after(split):
             break
     reporter.send(over=True)
@@ -189,11 +195,20 @@ def open_checkpoint(checkpoints: Checkpoints, name: str, scratch: Path, job: Job
         events = read_trial(folder, job)
         ended, evaluated = progress_of(events)
         for split in evaluated.keys() - ended:
-            check_checkpoint(folder, step=evaluated[split])
+            needed, step = check_checkpoint(folder, step=evaluated[split]), evaluated[split]
+            if needed and step < job.runs[0].settings["train"]["iterations"]:
+                _check_labels(folder, labels_of(job.checkpoints, split), needed)
     except DamagedError as error:
         error.reason = f"{name}/{error.reason}"
         raise
     return Opened(name, folder, events)
+
+
+def _check_labels(folder: Path, place: str, digest: str) -> None:
+    try:
+        check_labels(place, digest)
+    except ValueError as error:
+        raise DamagedError(folder / STATE_FILE, error) from None
 
 
 def workers_of(events: list[RunEvent], split: int) -> int | None:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from css_ray.functional.mixing import area_boxes, mix
+from css_ray.types import IGNORE_INDEX
+
 _GREY = (0.299, 0.587, 0.114)  # the luma of Rec. 601, which PIL uses too
 _TO_YIQ = torch.tensor([_GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 # The inverse of the above, written out: the last bits of an inverse computed here would depend on the machine's LAPACK.
@@ -128,6 +131,15 @@ def gaussian_blur(images: Tensor, sigma: tuple[float, float], probability: float
             return _weighted_sum(_weighted_sum(padded, kernel[places], 3), kernel[places], 2)
 
         return _change_some(images, torch.rand(num_images, device=device) < probability, blur)
+
+
+def cutout(
+    images: Tensor, labels: Tensor, *, probability: float, area: tuple[float, float], aspect: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Fill a box in a random share of the images with random colours, its labels [B, H, W] IGNORE_INDEX; see `area_boxes`."""
+    count, _, height, width = images.shape
+    boxes = area_boxes(count, height, width, images.device, probability=probability, area=area, aspect=aspect)
+    return mix(boxes, images, torch.rand_like(images)), labels.masked_fill(boxes, IGNORE_INDEX)
 
 
 def _weighted_sum(images: Tensor, kernel: Tensor, dim: int) -> Tensor:

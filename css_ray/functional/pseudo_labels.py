@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from css_ray.functional.metrics import class_iou, confusion_matrix
+from css_ray.functional.resizing import upsample
 from css_ray.types import IGNORE_INDEX
 
 PseudoLabelling = Literal["logits", "representations", "mix", "cross"]
@@ -67,6 +71,46 @@ def overwrite_unlikely(core: Tensor, assist: Tensor, top_k: int) -> Tensor:
 def rank_of_classes(probabilities: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, C, H, W] int64: how many classes are likelier than each, 0 for the likeliest."""
     return probabilities.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
+def reliability(earlier: Sequence[Tensor], final: Tensor, num_classes: int) -> Tensor:
+    """Predictions [B, H, W] of earlier networks and of the final one -> [B] float64 in [0, 1]: how stable each image's are.
+
+    ST++, Sec. 3.2: the mean over the earlier networks of the image's mean IoU with the final prediction, over the classes that
+    either of the two shows. 1 if all agree.
+    """
+    scores = [
+        torch.stack(
+            [class_iou(confusion_matrix(before, now, num_classes)).nanmean() for before, now in zip(each, final, strict=True)]
+        )
+        for each in earlier
+    ]
+    return torch.stack(scores).mean(dim=0)
+
+
+def augmented_probabilities(
+    predict: Callable[[Tensor], Tensor], images: Tensor, scales: Sequence[float], *, flip: bool
+) -> Tensor:
+    """Images [B, 3, H, W] -> [B, C, H, W]: the mean of the softmax over resized copies and, with `flip`, mirrored ones.
+
+    predict: images of any size -> logits of that size. A copy's sides are cut down to whole pixels. At scales above 1 fewer
+    images are predicted together, so that no more memory is needed than at 1.
+    """
+    size = (images.shape[2], images.shape[3])
+    total: Tensor | None = None
+    for scale in scales:
+        sides = max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
+        found = []
+        for part in torch.split(images, max(1, int(len(images) / max(1.0, scale) ** 2))):
+            copies = part if sides == size else F.interpolate(part, sides, mode="bilinear", antialias=True)
+            probabilities = predict(copies).softmax(dim=1)
+            if flip:
+                probabilities = (probabilities + predict(copies.flip(-1)).softmax(dim=1).flip(-1)) / 2
+            found.append(probabilities if sides == size else upsample(probabilities, size))
+        joined = torch.cat(found)
+        total = joined if total is None else total + joined
+    assert total is not None
+    return total / len(scales)
 
 
 def agreement(a: Tensor, b: Tensor) -> Tensor:

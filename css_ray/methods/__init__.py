@@ -10,11 +10,12 @@ from css_ray.methods.mean_teacher import MeanTeacher
 from css_ray.methods.prcl import PRCL
 from css_ray.methods.psmt import PSMT
 from css_ray.methods.registry import MethodError, Methods
+from css_ray.methods.stpp import STPP
 from css_ray.methods.supervised import Supervised
 from css_ray.methods.u2pl import U2PL
 from css_ray.methods.unimatch import UniMatch
 
-METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, CSS))
+METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, STPP, CSS))
 """Every method by its name in a study."""
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "METHODS",
     "PRCL",
     "PSMT",
+    "STPP",
     "U2PL",
     "CutMix",
     "FixMatch",

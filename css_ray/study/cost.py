@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from css_ray.data.description import read_description
+from css_ray.data.description import SetDescription, read_description
 from css_ray.methods import METHODS, Method
 from css_ray.models.segmenter import make_segmenter
 from css_ray.study.capacity import step_memory
@@ -28,10 +28,11 @@ ASSUMED_CLASSES = 21
 
 
 def needed_bytes(study: StudyDefinition) -> int:
-    """The most that the files of a study take on its disk, in bytes: weights and checkpoints in float32.
+    """The most that the files of a study take on its disk, in bytes: weights and checkpoints in float32, and pseudo-labels.
 
     These are the best weights of each run, the last checkpoint of each trial that is kept (see `Keep`), and for each trial that
-    runs two checkpoints and one that is being written. Nothing is downloaded, and no memory is allocated.
+    runs two checkpoints, one that is being written, and the labels that its method makes at the borders of its stages. Nothing
+    is downloaded, and no memory is allocated.
     """
     trials = study.grid_trials()
     kept = dict(enumerate(trials))
@@ -40,15 +41,15 @@ def needed_bytes(study: StudyDefinition) -> int:
         count = min(study.search.trials, study.keep.top or study.search.trials)
         kept |= dict.fromkeys(range(len(trials), len(trials) + count), study.search_trial(len(trials), drawn))
     sizes: dict[tuple[str, ...], tuple[int, int]] = {}
-    total = largest = 0
+    total = largest = labels = 0
     for trial in kept.values():
         key = str(trial.settings["model"]), trial.settings["method"]["name"]
         if key not in sizes:
             sizes[key] = _file_sizes(trial)
         weights, checkpoint = sizes[key]
         total += len(study.splits) * weights + checkpoint
-        largest = max(largest, checkpoint)
-    return total + 3 * min(study.resources.concurrent_trials, study.num_trials) * largest
+        largest, labels = max(largest, checkpoint), max(labels, _label_bytes(trial))
+    return total + min(study.resources.concurrent_trials, study.num_trials) * (3 * largest + labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,20 @@ def _file_sizes(trial: TrialSpec) -> tuple[int, int]:
     return weights, state + sum(4 * means * parameter.numel() for parameter in trained)
 
 
+def _label_bytes(trial: TrialSpec) -> int:
+    """Bytes of the pseudo-labels that one run keeps; 0 if its data set is not there yet.
+
+    A file for each border, of at most a quarter of the training images' size: a mask takes a few percent of its photograph.
+    """
+    with torch.device("meta"):
+        stages = _untrained(trial, ASSUMED_CLASSES).stages()
+    described = _described(trial.settings["data"])
+    if described is None:
+        return 0
+    files = sum(stage.batch == "union" for stage in stages[1:])
+    return files * sum(file.bytes for file in described.subsets["train"].files) // 4
+
+
 def least_memory(trial: TrialSpec, workers: int) -> float:
     """Bytes that a worker needs at least for a step of a trial; infinite if they cannot be counted. Allocates no memory.
 
@@ -131,11 +146,15 @@ def num_classes(data: Mapping[str, Any]) -> int:
     """The classes of a trial's data set, by its `data` settings or the description of the set; assumed if neither has them."""
     if (given := data["num_classes"]) is not None:
         return int(given)
-    try:
-        described = read_description(data["root"])
-    except (OSError, ValueError):  # which the check of the study reports
-        described = None
+    described = _described(data)
     return ASSUMED_CLASSES if described is None else described.info.num_classes
+
+
+def _described(data: Mapping[str, Any]) -> SetDescription | None:
+    try:
+        return read_description(data["root"])
+    except (OSError, ValueError):  # which the check of the study reports
+        return None
 
 
 def _untrained(trial: TrialSpec, num_classes: int) -> Method:

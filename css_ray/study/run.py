@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from css_ray.models import Predictor
 from css_ray.models.segmenter import ModelConfig, make_segmenter, synchronise
 from css_ray.study.inputs import Prepared
 from css_ray.study.job import RunSpec
+from css_ray.study.label_store import LabelStore, WithRoom
 from css_ray.study.paths import absolute_paths
 from css_ray.training.best import BestDescription, describe_best
 from css_ray.training.loop import Fit, fit
@@ -73,13 +76,17 @@ def execute(
     checkpoint: Path | None = None,
     begun: Callable[[], None] = lambda: None,
     keep_best: Callable[[dict[str, Tensor], BestDescription], None] = lambda weights, best: None,
+    labels: str | None = None,
+    with_room: WithRoom = lambda write, place: write(),
     beat: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Train the run, from `checkpoint` if given, as this rank of the process group (or alone). Raises as `loop.fit` does.
 
     begun: called once the checkpoint is loaded, if there is one. keep_best: called on every rank with the predictor's weights
-    and their description, as `write_best` takes them, after each evaluation that is better than all before. beat: called before
-    each batch, of training and of an evaluation alike: a sign of life.
+    and their description, as `write_best` takes them, after each evaluation that is better than all before. labels: a folder
+    that all ranks see, or a URL, for pseudo-labels that the method makes at the borders of its stages; without one they last as
+    long as this call, and one rank alone can train. with_room: calls what writes there. beat: called before each batch, of
+    training and of an evaluation alike: a sign of life.
     """
     spec, dataset = prepared.spec, prepared.dataset
     data, rank, world_size = spec.settings["data"], distributed.rank(), distributed.world_size()
@@ -94,28 +101,46 @@ def execute(
     loaders = ExitStack()  # ends their worker processes, however the run ends
     loading: dict[str, Any] = {"rank": rank, "world_size": world_size, "num_workers": data["loader_workers"], "device": device}
 
+    stage = loaders.enter_context(ExitStack())  # those of the stage before end when the next one's begin
+
     def batches(start_step: int, end_step: int, kind: BatchKind) -> Any:
+        stage.close()
+        labelled, unlabelled = (data[name] // world_size for name in ("labelled_batch", "unlabelled_batch"))
         loader = make_train_loader(
             dataset,
             prepared.split,
             crop=data["crop"],
-            labelled_batch=data["labelled_batch"] // world_size,
-            unlabelled_batch=data["unlabelled_batch"] // world_size if method.needs_unlabelled and kind == "pair" else 0,
+            labelled_batch=labelled + unlabelled if kind == "union" else labelled,
+            unlabelled_batch=unlabelled if method.needs_unlabelled and kind == "pair" else 0,
+            pseudo_labels=store.file if kind == "union" else None,
             views=views,
             seed=spec.seed,
             start_step=start_step,
             num_steps=end_step,
             **loading,
         )
-        return _Beating(loaders.enter_context(loader), beat)
+        return _Beating(stage.enter_context(loader), beat)
 
-    def whole(ids: Sequence[str], *, labelled: bool) -> Any:
-        loader = make_whole_loader(dataset, ids, masks=labelled, batch_size=data["val_batch"], **loading)
-        return _Beating(loaders.enter_context(loader), beat)
+    def whole(ids: Sequence[str], *, masks: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        with make_whole_loader(dataset, ids, masks=masks, batch_size=data["val_batch"], **loading) as loader:
+            yield from _Beating(loader, beat)
 
+    def unlabelled_images(ids: Sequence[str]) -> Iterator[Tensor]:
+        return (images for images, _ in whole(ids, masks=False))
+
+    scratch = loaders.enter_context(tempfile.TemporaryDirectory())
+    store = LabelStore(
+        labels or scratch,
+        prepared.split.unlabelled,
+        unlabelled_images,
+        scratch=Path(scratch),
+        with_room=with_room,
+        device=device,
+    )
     border = Border(
-        labelled=lambda: whole(prepared.split.labelled, labelled=True),
-        unlabelled=lambda: (images for images, _ in whole(prepared.split.unlabelled, labelled=False)),
+        labelled=partial(whole, prepared.split.labelled, masks=True),
+        unlabelled=partial(unlabelled_images, prepared.split.unlabelled),
+        pseudo_labels=store,
     )
 
     with loaders:

@@ -25,6 +25,11 @@ def checkpoints_of(folder: str, trial: int) -> str:
     return below(folder, "checkpoints", f"trial_{trial:04d}")
 
 
+def labels_of(checkpoints: str, split: int) -> str:
+    """Where the pseudo-labels of a run are kept while it trains, beside the checkpoints of its trial."""
+    return below(checkpoints, "labels", f"split_{split}")
+
+
 def dispensable(keep: Keep, scores: Mapping[int, float], ended: set[int]) -> list[int]:
     """The trials of a search that `ended` and whose files may be removed: all but the best `keep.top` by their scores."""
     if keep.top is None:

@@ -14,7 +14,9 @@ from css_ray.testing.contract import (
     MODEL,
     NUM_CLASSES,
     SIZE,
+    LabelsInMemory,
     MethodContract,
+    batch_of,
     clock_at,
     enter_stages,
     make_batch,
@@ -22,4 +24,16 @@ from css_ray.testing.contract import (
     train,
 )
 
-__all__ = ["MODEL", "NUM_CLASSES", "SIZE", "MethodContract", "clock_at", "enter_stages", "make_batch", "make_method", "train"]
+__all__ = [
+    "MODEL",
+    "NUM_CLASSES",
+    "SIZE",
+    "LabelsInMemory",
+    "MethodContract",
+    "batch_of",
+    "clock_at",
+    "enter_stages",
+    "make_batch",
+    "make_method",
+    "train",
+]

@@ -7,13 +7,14 @@ import copy
 import dataclasses
 import inspect
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from css_ray.methods import Method
-from css_ray.methods.stages import Border
+from css_ray.methods.stages import BatchKind, Border
 from css_ray.models import ModelConfig, Segmenter, make_segmenter
 from css_ray.training.optimizer import parameter_groups
 from css_ray.training.settings import TrainConfig
@@ -32,17 +33,18 @@ MODEL = ModelConfig(
 """A network that trains a step in milliseconds on a CPU, and downloads nothing."""
 
 
-def make_batch(seed: int = 0, num_labelled: int = 3, num_unlabelled: int = 2) -> Batch:
+def make_batch(seed: int = 0, num_labelled: int = 3, num_unlabelled: int = 2, kind: BatchKind = "pair") -> Batch:
     """Blocks of colour whose class is their colour, so that a few steps learn something; some void, some padding.
 
     Args:
         seed: The same seed gives the same batch.
         num_labelled: B_l, the number of labelled images.
         num_unlabelled: B_u, the number of unlabelled images.
+        kind: What a stage's batches show of these images, see `css_ray.methods.stages.BatchKind`.
 
     Returns:
         Images [B, 3, SIZE, SIZE] and labels [B_l, SIZE, SIZE] of NUM_CLASSES classes. The first four rows of the labels are
-        void, and the last three columns of the unlabelled images are padding.
+        void, and the last three columns of the unlabelled images are padding, which has no pseudo-label.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -54,10 +56,17 @@ def make_batch(seed: int = 0, num_labelled: int = 3, num_unlabelled: int = 2) ->
 
     labelled_images, labels = scenes(num_labelled)
     labels[:, :4] = IGNORE_INDEX
-    unlabelled_images, _ = scenes(num_unlabelled)
+    unlabelled_images, pseudo_labels = scenes(num_unlabelled)
     valid = torch.ones(num_unlabelled, SIZE, SIZE, dtype=torch.bool)
     valid[:, :, -3:] = False
-    return Batch(labelled_images, labels, unlabelled_images, valid)
+    if kind == "pair":
+        return Batch(labelled_images, labels, unlabelled_images, valid)
+    pseudo = None
+    if kind == "union":
+        labelled_images = torch.cat([labelled_images, unlabelled_images])
+        labels = torch.cat([labels, torch.where(valid, pseudo_labels, IGNORE_INDEX)])
+        pseudo = torch.arange(len(labels)) >= num_labelled
+    return Batch(labelled_images, labels, unlabelled_images[:0], valid[:0], pseudo=pseudo)
 
 
 def make_method(method_class: type[Method], views: Views | None = None, preset: str = "default", **changes: Any) -> Method:
@@ -84,13 +93,50 @@ def clock_at(progress: float, stage: int = 0) -> Clock:
     return Clock(round(progress * 10_000), 10_000, stage)
 
 
+def batch_of(method: Method, seed: int = 0) -> Batch:
+    """The batch of this seed as the method's stage sees it."""
+    return make_batch(seed, kind=method.stages()[method.stage].batch)
+
+
+class LabelsInMemory:
+    """Pseudo-labels of a border that are kept in memory; see `css_ray.methods.stages.PseudoLabels`.
+
+    Args:
+        images: By id, each [3, H, W].
+    """
+
+    digest = ""
+
+    def __init__(self, images: Mapping[str, Tensor]) -> None:
+        self._all, self.made = images, dict[str, Tensor]()
+        self.ids = tuple(sorted(images))
+
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """The ids of the images that have labels."""
+        return tuple(sorted(self.made))
+
+    def images(self, ids: Sequence[str]) -> Iterator[tuple[Sequence[str], Tensor]]:
+        """All images of these ids, one by one."""
+        return (((id,), self._all[id].unsqueeze(0)) for id in ids)
+
+    def put(self, labels: Iterable[tuple[str, Tensor]]) -> None:
+        """Keep these labels [H, W] by their ids."""
+        self.made |= dict(labels)
+
+    def open(self, digest: str) -> None:
+        """There is nothing to read."""
+
+
 def enter_stages(method: Method, last: int = -1) -> Method:
     """Let a method enter its stages up to the one numbered `last`, the very last by default, and freeze what it freezes there.
 
     At the borders it finds the images of two batches of `make_batch`.
     """
     batches = make_batch(100), make_batch(101)
+    images = torch.cat([batch.unlabelled_images for batch in batches])
     border = Border(
+        pseudo_labels=LabelsInMemory({str(number): image for number, image in enumerate(images)}),
         labelled=lambda: [(batch.labelled_images, batch.labels) for batch in batches],
         unlabelled=lambda: [batch.unlabelled_images for batch in batches],
     )
@@ -110,7 +156,7 @@ def train(
         method: The method, trained in place.
         steps: The number of steps.
         start: Index of the first step, of a training of 100 steps.
-        batch: The batch of every step; one per step, seeded by its index, if not given.
+        batch: The batch of every step; one per step, as its stage has them, seeded by its index, if not given.
         progress: The progress that every step gets; its share of the 100 steps if not given.
 
     Returns:
@@ -120,7 +166,7 @@ def train(
     totals = []
     for step in range(start, start + steps):
         clock = clock_at(step / 100 if progress is None else progress, method.stage)
-        losses = method(batch or make_batch(step), clock)
+        losses = method(batch or batch_of(method, step), clock)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
@@ -157,11 +203,8 @@ class MethodContract:
         return enter_stages(make_method(self.method_class, preset=self.preset, **(self.settings | changes)))
 
     def test_every_stage_trains_what_is_not_frozen_from_its_first_step_to_its_last(self) -> None:
-        batch = make_batch()
         for number, stage in enumerate(self.make().stages()):
-            nothing = batch.unlabelled_images[:0], batch.unlabelled_valid[:0]
-            images, valid = nothing if stage.batch == "labelled" else (batch.unlabelled_images, batch.unlabelled_valid)
-            seen = dataclasses.replace(batch, unlabelled_images=images, unlabelled_valid=valid)
+            seen = make_batch(kind=stage.batch)
             torch.manual_seed(0)
             method = enter_stages(make_method(self.method_class, preset=self.preset, **self.settings), number)
             for progress in (0.0, 0.05, 0.5, 0.99):
@@ -176,9 +219,9 @@ class MethodContract:
     def test_each_loss_is_finite_and_reaches_the_student_only(self) -> None:
         method = self.make()
         train(method, 5)
-        for name in method(make_batch(), clock_at(0.5, method.stage)).terms:
+        for name in method(batch_of(method), clock_at(0.5, method.stage)).terms:
             method.zero_grad()
-            term = method(make_batch(), clock_at(0.5, method.stage)).terms[name]
+            term = method(batch_of(method), clock_at(0.5, method.stage)).terms[name]
             assert torch.isfinite(term) and term > 0, (
                 f"the loss {name} must be finite and > 0, got {term.item()}; choose `settings` that let it act"
             )
@@ -193,7 +236,7 @@ class MethodContract:
 
     def test_logs_are_finite_scalars_without_gradient(self) -> None:
         method = self.make()
-        logs = method(make_batch(), clock_at(0.5, method.stage)).logs
+        logs = method(batch_of(method), clock_at(0.5, method.stage)).logs
         pairs = [(name, each) for name, value in logs.items() for each in (value if isinstance(value, Rate) else (value,))]
         for name, value in pairs:
             assert value.dim() == 0, f"the log {name} must be a scalar, got the shape {tuple(value.shape)}"
@@ -217,7 +260,7 @@ class MethodContract:
             assert torch.equal(resumed.state_dict()[name], value), f"{name} differs after a resume from the state_dict"
 
     def test_every_parameter_gets_a_gradient_from_any_batch(self) -> None:
-        batch = make_batch()
+        batch = batch_of(self.make())
         one_class = torch.where(batch.labels == IGNORE_INDEX, batch.labels, 0)
         void = torch.full_like(batch.labels, IGNORE_INDEX)
         nowhere = torch.zeros_like(batch.unlabelled_valid)

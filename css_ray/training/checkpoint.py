@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -108,14 +109,24 @@ def fingerprint(path: Path) -> str:
 def read_state(folder: Path, ends: Sequence[int]) -> dict[str, Any]:
     """The shared state in a checkpoint's folder. ends: the step at which each stage of its run ends.
 
-    What an earlier version wrote, which knew no stages, is of the first. Raises DamagedError if it is not of this run.
+    What an earlier version wrote, which knew no stages, is of the first, and has no pseudo-labels. Raises DamagedError if it is
+    not of this run.
     """
     path = folder / STATE_FILE
     state = read_tensors(path)
     if problem := _progress_problem(state.get("progress"), ends):
         raise DamagedError(path, problem)
     state["progress"] = {"stage": 0, **state["progress"]}
+    state["labels"] = _labels_of(path, state)
     return state
+
+
+def _labels_of(path: Path, state: Mapping[str, Any]) -> str:
+    """The digest of the pseudo-labels with which a run continues from this state; empty if there are none."""
+    digest = state.get("labels", "")
+    if not isinstance(digest, str) or re.fullmatch("([0-9a-f]{64})?", digest) is None:
+        raise DamagedError(path, f"its pseudo-labels cannot be {digest!r:.80}")
+    return digest
 
 
 def check_state(folder: Path, state: Mapping[str, Any], method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -222,8 +233,11 @@ def read_random_state(folder: Path) -> dict[str, Any] | None:
     return read_tensors(path) if path.exists() else None
 
 
-def check_checkpoint(folder: Path, step: int) -> None:
-    """Read this rank's files of a checkpoint that was written at `step`. Raises DamagedError if one is damaged or missing."""
+def check_checkpoint(folder: Path, step: int) -> str:
+    """Read this rank's files of a checkpoint that was written at `step`; the digest of the pseudo-labels that it needs, if any.
+
+    Raises DamagedError if one is damaged or missing.
+    """
     path = folder / STATE_FILE
     try:
         state = read_tensors(path)
@@ -233,11 +247,13 @@ def check_checkpoint(folder: Path, step: int) -> None:
         reached = progress.get("step") if isinstance(progress, dict) else step
         if type(reached) is not int or reached != step:
             raise DamagedError(path, f"it was written at step {reached!r:.80}, not at step {step}")
+        labels = _labels_of(path, state)
         if distributed.rank() < ranks:
             path = folder / random_file(distributed.rank())
             _check_random(path, read_tensors(path))
     except FileNotFoundError:
         raise DamagedError(path, "it is missing") from None
+    return labels
 
 
 def _check_random(path: Path, state: Mapping[str, Any]) -> None:

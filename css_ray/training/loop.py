@@ -6,8 +6,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,15 @@ from css_ray import distributed
 from css_ray.methods.base import Method
 from css_ray.methods.stages import BatchKind, Border, Stage, ends
 from css_ray.models import Predictor
-from css_ray.training.checkpoint import check_state, read_random_state, read_state, set_random_state, write_checkpoint
+from css_ray.training.checkpoint import (
+    STATE_FILE,
+    DamagedError,
+    check_state,
+    read_random_state,
+    read_state,
+    set_random_state,
+    write_checkpoint,
+)
 from css_ray.training.evaluate import evaluate, evaluation_metrics, pseudo_label_quality
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import Reporter
@@ -68,7 +77,8 @@ def fit(
     seed: of the generators that augmentation and sampling draw from; each rank draws its own numbers.
     unlabelled_batches: unlabelled images with their ground truth, on which each evaluation scores the method's pseudo-labels
     too; nothing is learnt from them. None on every rank, or on none.
-    border: what the method may look at when it enters a stage; nothing if None.
+    border: what the method may look at when it enters a stage; nothing if None. make_batches shows its pseudo-labels, which a
+    checkpoint knows by their digest: what was labelled is not labelled again.
     crop: side in pixels of the training crop, which is the window if `config.evaluation` is sliding_window.
     checkpoint: a folder that the reporter's `write_checkpoint` filled; the run continues from there, bit for bit if
     the number of ranks is the same and the device computes deterministically (the CPU does, with the same number of threads).
@@ -78,8 +88,8 @@ def fit(
     wait if there is no room for what one writes.
 
     Raises NonFiniteLossError with the step, the loss's name and where the last good checkpoint is. Before the first step it
-    raises DamagedError if the checkpoint is damaged or not of this run, ValueError if the evaluation needs a crop and has none
-    or the method's stages do not add up.
+    raises DamagedError if the checkpoint or its pseudo-labels are damaged or not of this run, ValueError if the evaluation
+    needs a crop and has none or the method's stages do not add up.
     """
     window = crop if config.evaluation == "sliding_window" else None
     if config.evaluation == "sliding_window" and window is None:
@@ -87,7 +97,7 @@ def fit(
     place_method(method, config, device)
     stages = method.stages()
     last_steps = ends(stages, config.iterations)
-    progress = _Progress()
+    progress, border = _Progress(), border or Border()
     torch.manual_seed(seed * 1_000_003 + distributed.rank())
     state: dict[str, Any] | None = None
     if checkpoint is not None:
@@ -101,6 +111,11 @@ def fit(
         method.load_state_dict(state["method"])
         # Its groups are the config's: what a checkpoint says of them is not taken over.
         optimizer.load_state_dict(state["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
+        if border.pseudo_labels is not None and progress.step < config.iterations:  # a run that is over needs none
+            try:
+                border.pseudo_labels.open(state["labels"])
+            except ValueError as error:
+                raise DamagedError(checkpoint / STATE_FILE, error) from None
         state = None  # as large as the method
     curves = _Curves(device)
     started = time.monotonic() - progress.seconds
@@ -109,8 +124,9 @@ def fit(
     )
 
     def write(folder: Path) -> None:
+        labels = "" if border.pseudo_labels is None else border.pseudo_labels.digest
         shared = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress.state()}
-        write_checkpoint(folder, shared)
+        write_checkpoint(folder, shared | {"labels": labels})
 
     first, has_begun = method.stage, False
     for number, (stage, end) in enumerate(zip(stages, last_steps, strict=True)):
@@ -120,7 +136,7 @@ def fit(
         if entering:
             method.stage = progress.stage = number
             with algorithms(config, torch.device(device), fixed_shapes=False), _uncompiled(config):
-                method.enter(border or Border())
+                method.enter(replace(border, seed=Random(f"{seed}/border/{number}").getrandbits(63)))
             if number:
                 _agree_on_buffers(method)
                 optimizer.zero_grad(set_to_none=True)  # what is frozen from now on would keep its last gradients

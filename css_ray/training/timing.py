@@ -39,12 +39,16 @@ def seconds_per_step(
     method.train()
     method.stage = longest(method.stages())
     optimizer = make_optimizer(method, config)
-    unlabelled = unlabelled_batch if method.needs_unlabelled else 0
+    unlabelled, labelled, pseudo = (unlabelled_batch if method.needs_unlabelled else 0), labelled_batch, None
+    if (kind := method.stages()[method.stage].batch) == "union":
+        labelled, pseudo = labelled_batch + unlabelled, torch.arange(labelled_batch + unlabelled) >= labelled_batch
+    unlabelled = unlabelled if kind == "pair" else 0
     batch = Batch(
-        torch.rand(labelled_batch, 3, crop, crop),
-        torch.randint(num_classes, (labelled_batch, crop, crop)),
+        torch.rand(labelled, 3, crop, crop),
+        torch.randint(num_classes, (labelled, crop, crop)),
         torch.rand(unlabelled, 3, crop, crop),
         torch.ones(unlabelled, crop, crop, dtype=torch.bool),
+        pseudo=pseudo,
     ).to(device)
     times = []
     for _ in range(TIMED_STEPS + 1):

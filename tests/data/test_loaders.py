@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from multiprocessing.synchronize import SemLock
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.utils.data import Dataset
 
 from css_ray.data import loaders, shards
 from css_ray.data.images import decode_mask
+from css_ray.data.label_file import LabelFile, encode_file, encode_labels
 from css_ray.data.loaders import (
     Loader,
     StoredBatch,
@@ -648,3 +650,80 @@ def test_all_training_images_of_a_border_come_once_whole_and_masks_only_if_asked
         else:
             mask = expected[place].mask
             assert mask is not None and torch.equal(label, mask.long())
+
+
+@pytest.fixture(scope="module")
+def pseudo_labels(dataset: DataSet, tmp_path_factory: pytest.TempPathFactory) -> LabelFile:
+    """Images 5 to 11 but 8 are labelled with 100 more than their numbers."""
+    path = tmp_path_factory.mktemp("labels") / "labels.arrow"
+    numbers = [5, 6, 7, 9, 10, 11]
+    masks = {dataset.train.ids[n]: encode_labels(torch.full(SIZES[n % len(SIZES)], 100 + n)) for n in numbers}
+    path.write_bytes(encode_file(masks))
+    return LabelFile(path)
+
+
+def union_numbers(batches: list[Batch]) -> list[tuple[int, bool]]:
+    """Which images were drawn, and whether they were pseudo-labelled; their labels are checked."""
+    found = []
+    for batch in batches:
+        assert batch.pseudo is not None and batch.pseudo.dtype == torch.bool and len(batch.unlabelled_images) == 0
+        numbers = labelled_numbers([batch])
+        for number, pseudo, labels in zip(numbers, batch.pseudo.tolist(), batch.labels, strict=True):
+            assert set(labels.unique().tolist()) - {IGNORE_INDEX} == {number + 100 * pseudo}
+            found.append((number, pseudo))
+    return found
+
+
+def test_a_union_has_each_pseudo_labelled_image_once_and_labelled_ones_repeated(
+    dataset: DataSet, split: Split, pseudo_labels: LabelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five labelled images twice, and six pseudo-labelled ones; masks of the latter are not read from the data set."""
+    opened: list[int] = []
+    sample = Shards.sample
+
+    def watched(self: Shards, index: int, *, mask: bool = True) -> Any:
+        opened.extend([index] * mask)
+        return sample(self, index, mask=mask)
+
+    monkeypatch.setattr(Shards, "sample", watched)
+    changes: dict[str, Any] = {"labelled_batch": 4, "unlabelled_batch": 0, "pseudo_labels": pseudo_labels}
+    numbers = union_numbers(load(dataset, split, num_steps=12, **changes))
+    once = sorted([(n, False) for n in range(5)] * 2 + [(n, True) for n in (5, 6, 7, 9, 10, 11)])
+    epochs = [numbers[start : start + 16] for start in (0, 16, 32)]
+    assert [sorted(epoch) for epoch in epochs] == [once] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert set(opened) == set(range(5))
+
+
+def test_a_union_is_the_same_for_any_ranks_workers_and_first_step(
+    dataset: DataSet, split: Split, pseudo_labels: LabelFile
+) -> None:
+    changes: dict[str, Any] = {"unlabelled_batch": 0, "pseudo_labels": pseudo_labels}
+    whole = load(dataset, split, labelled_batch=6, **changes)
+    halves = [load(dataset, split, labelled_batch=3, rank=rank, world_size=2, **changes) for rank in range(2)]
+    for one, first, second in zip(whole, *halves, strict=True):
+        for name in ("labelled_images", "labels", "pseudo"):
+            assert torch.equal(getattr(one, name), torch.cat([getattr(first, name), getattr(second, name)])), name
+    later = load(dataset, split, labelled_batch=6, start_step=7, **changes)
+    in_a_process = load(dataset, split, labelled_batch=6, start_step=7, num_workers=1, **changes)
+    for one, other, third in zip(whole[7:], later, in_a_process, strict=True):
+        assert equal(one, other) and equal(one, third)
+
+
+def test_other_batches_know_of_no_pseudo_labels(dataset: DataSet, split: Split) -> None:
+    assert all(batch.pseudo is None for batch in load(dataset, split))
+
+
+def test_a_file_of_labels_keeps_them_by_id(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = {f"é/{n}": torch.randint(0, 256, (5 + n, 9), generator=generator) for n in (3, 1, 2)}
+    masks = {id: encode_labels(each) for id, each in labels.items()}
+    (tmp_path / "labels.arrow").write_bytes(encode_file(masks))
+    assert encode_file(masks) == encode_file(dict(sorted(masks.items())))
+    file = pickle.loads(pickle.dumps(LabelFile(tmp_path / "labels.arrow")))
+    assert file.ids == ("é/1", "é/2", "é/3") and len(file) == 3
+    for index, id in enumerate(file.ids):
+        assert file.labels(index).dtype == torch.uint8 and torch.equal(file.labels(index), labels[id].byte())
+        assert file.encoded(index) == masks[id]
+    (tmp_path / "none.arrow").write_bytes(encode_file({}))
+    assert LabelFile(tmp_path / "none.arrow").ids == ()

@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from css_ray.functional import augmentation
-from css_ray.functional.augmentation import colour_jitter, gaussian_blur, grey, horizontal_flip, scale_and_crop
+from css_ray.functional.augmentation import colour_jitter, cutout, gaussian_blur, grey, horizontal_flip, scale_and_crop
 from css_ray.types import IGNORE_INDEX
 
 
@@ -150,3 +150,23 @@ def test_black_padding_of_a_scaled_view() -> None:
     inside = valid.unsqueeze(1).expand_as(scaled)
     torch.testing.assert_close(scaled[inside], torch.full_like(scaled[inside], 0.7))
     assert not scaled[~inside].any()
+
+
+def test_cutout_hides_a_box_and_its_labels() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.full((200, 3, 20, 30), 2.0), torch.zeros(200, 20, 30, dtype=torch.int64)
+    cut, kept = cutout(images, labels, probability=0.5, area=(0.1, 0.2), aspect=(0.5, 2.0))
+    hidden = kept == IGNORE_INDEX
+    assert torch.equal(hidden, (cut != 2).all(dim=1)) and torch.equal(~hidden, (cut == 2).all(dim=1))
+    assert torch.equal(kept[~hidden], labels[~hidden])
+    shares = hidden.float().mean(dim=(1, 2))
+    with_box = shares > 0
+    assert 70 < with_box.sum() < 130
+    assert shares[with_box].min() > 0.06 and shares.max() <= 0.2  # sides are cut down to whole pixels
+    for mask in hidden[with_box][:20]:  # one box: as many pixels as its rows times its columns
+        assert mask.sum() == mask.any(dim=0).sum() * mask.any(dim=1).sum()
+    noise = cut[hidden.unsqueeze(1).expand_as(cut)]
+    assert noise.min() >= 0 and noise.max() < 1 and abs(float(noise.mean()) - 0.5) < 0.02
+    assert len(noise.unique()) > 0.9 * len(noise)  # every pixel and channel its own
+    untouched = cutout(images, labels, probability=0.0, area=(0.1, 0.2), aspect=(0.5, 2.0))
+    assert torch.equal(untouched[0], images) and torch.equal(untouched[1], labels)

@@ -18,7 +18,7 @@ os.environ.setdefault("MKL_CBWR", "COMPATIBLE")  # as tests/conftest.py has it, 
 
 import torch
 
-from css_ray.testing import MethodContract, clock_at, enter_stages, make_batch, make_method
+from css_ray.testing import MethodContract, batch_of, clock_at, enter_stages, make_method
 
 FILE = Path(__file__).with_name("golden_losses.json")
 NUM_STEPS = 20
@@ -64,7 +64,7 @@ def _losses(case: Case) -> list[dict[str, float]]:
     found = []
     for step in range(NUM_STEPS):
         clock = clock_at(step / 100, method.stage)
-        step_losses = method(make_batch(step), clock)
+        step_losses = method(batch_of(method, step), clock)
         optimizer.zero_grad()
         step_losses.total.backward()
         optimizer.step()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from css_ray.methods import METHODS
-from css_ray.testing import clock_at, enter_stages, make_batch, make_method
+from css_ray.testing import batch_of, clock_at, enter_stages, make_method
 from css_ray.training.optimizer import make_optimizer
 from css_ray.training.settings import TrainConfig
 from css_ray.training.step import train_step
@@ -27,7 +27,7 @@ def test_a_step_never_waits_for_the_device(name: str, precision: Any) -> None:
     method = enter_stages(make_method(METHODS[name])).to("cuda").train()
     config = TrainConfig(precision=precision)
     optimizer = make_optimizer(method, config)
-    batch = make_batch().to("cuda")
+    batch = batch_of(method).to("cuda")
 
     def step(progress: float) -> torch.Tensor:
         return train_step(method, method, optimizer, batch, clock_at(progress, method.stage), config).total.detach()

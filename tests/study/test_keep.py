@@ -122,3 +122,18 @@ def test_adamw_keeps_two_numbers_of_each_parameter_and_momentum_one(tmp_path: Pa
     train = {"iterations": 4, "evaluate_every": 2}
     plain, adamw = (needed_bytes(small(tmp_path, train=train | more)) for more in ({}, {"optimizer": "adamw"}))
     assert 0 < plain < adamw
+
+
+def test_pseudo_labels_of_trials_that_run_are_counted(tmp_path: Path, data: Path) -> None:
+    """ST++ has two borders with labels, plain self-training one; each file takes a quarter of the training images at most."""
+
+    def of(root: Path, **method: Any) -> int:
+        sections = {
+            "data": {"dataset": "digits", "root": str(root), "labelled": 12},
+            "grid": {"method": [{"name": "stpp"} | method]},
+        }
+        return needed_bytes(small(tmp_path, **sections, search=None, splits=[0]))
+
+    images = sum(file.stat().st_size for file in data.glob("train-*"))
+    assert of(data) - of(tmp_path / "nowhere") == 2 * images // 4
+    assert of(data, reliable=1.0) - of(tmp_path / "nowhere", reliable=1.0) == images // 4
