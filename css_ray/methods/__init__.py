@@ -13,8 +13,9 @@ from css_ray.methods.registry import MethodError, Methods
 from css_ray.methods.supervised import Supervised
 from css_ray.methods.u2pl import U2PL
 from css_ray.methods.unimatch import UniMatch
+from css_ray.methods.unimatch_v2 import UniMatchV2
 
-METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, CSS))
+METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, UniMatchV2, CSS))
 """Every method by its name in a study."""
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "Methods",
     "Supervised",
     "UniMatch",
+    "UniMatchV2",
 ]
