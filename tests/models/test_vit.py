@@ -87,7 +87,9 @@ def test_the_published_sizes(encoder: str, patch: int) -> None:
     assert segmenter(images).logits.shape == (1, 21, 8 * 37, 8 * 30)
 
 
-@pytest.mark.parametrize("name", ["tiny", "resnet50", "maxvit_tiny_tf_224", "vit_base_r50_s16_224", "vit_smal", "beit_base_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "resnet50", "maxvit_tiny_tf_224", "vit_base_r50_s16_224", "vit_smal", "beit_base_patch16_224"]
+)
 def test_what_is_no_plain_vit(name: str) -> None:
     assert patch_size(name) is None
 
@@ -200,7 +202,9 @@ def test_a_prediction_of_another_size_is_that_of_the_resized_image() -> None:
         torch.testing.assert_close(segmenter.predict(images), expected)
         assert torch.equal(segmenter(images).logits, logits)
         # What needs no resizing is not resized.
-        torch.testing.assert_close(segmenter.predict(resized), F.interpolate(logits, (32, 64), mode="bilinear", align_corners=True))
+        torch.testing.assert_close(
+            segmenter.predict(resized), F.interpolate(logits, (32, 64), mode="bilinear", align_corners=True)
+        )
 
 
 def test_weights_of_an_official_file_fit(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def test_a_factor_of_0_freezes_the_encoder_of_any_method() -> None:
     method, config = make_method(FixMatch), TrainConfig(encoder_lr_factor=0.0)
     found = factors_of(method, config)
     assert found and not [name for name in found if "encoder" in name.split(".")]
-    assert all(parameter.requires_grad == ("encoder" not in name.split(".")) for name, parameter in method.student.named_parameters())
+    assert all(
+        parameter.requires_grad == ("encoder" not in name.split(".")) for name, parameter in method.student.named_parameters()
+    )
     before = {name: value.clone() for name, value in method.student.encoder.named_parameters()}
     train_step(method, method, make_optimizer(method, config), make_batch(), clock_at(0.5), config)
     assert all(torch.equal(value, before[name]) for name, value in method.student.encoder.named_parameters())
