@@ -61,7 +61,7 @@ WITHOUT_CHANCE: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "fixmatch": (FixMatch, {"unsup_threshold": 0.3, "cutmix_probability": 0.0}),
     "unimatch": (UniMatch, {"unsup_threshold": 0.3, "cutmix_probability": 0.0, "feature_dropout": 0.0}),
     "unimatch_v2": (UniMatchV2, {"unsup_threshold": 0.3, "cutmix_probability": 0.0, "complementary": False}),
-    "unimatch_v2, ViT": (UniMatchV2, {"unsup_threshold": 0.3, "cutmix_probability": 0.0, "complementary": False}),
+    "unimatch_v2, ViT": (UniMatchV2, {"unsup_threshold": 0.26, "cutmix_probability": 0.0, "complementary": False}),
     "cps": (CPS, {"cutmix": False, "on_labelled": True}),
     "psmt": (PSMT, {"unsup_threshold": 0.26, "top_k": 2, "cutmix": False, "vat_radius": 0.0}),
     "cct": (CCT, dict.fromkeys(("drop", "feature_drop", "feature_noise", "vat", "cut_out"), 0) | {"background": 0}),

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 
 from css_ray.methods import METHODS, UniMatchV2
 from css_ray.models import ModelConfig
@@ -70,7 +70,7 @@ def test_dropped_paths_are_drawn_from_torchs_generator() -> None:
         torch.manual_seed(0)
         method = make_method(UniMatchV2, network=VIT, unsup_threshold=0.0)
         for block in method.student.encoder.get_submodule("network.blocks").children():
-            block.drop_path1, block.drop_path2 = DropPath(0.5), DropPath(0.5)  # type: ignore[assignment]
+            block.drop_path1, block.drop_path2 = DropPath(0.5), DropPath(0.5)
         torch.manual_seed(1)
         totals.append(torch.stack(train(method, 3)))
     assert torch.equal(*totals)

@@ -117,7 +117,11 @@ def reference(decoder: DPTDecoder, levels: tuple[Tensor, ...]) -> Tensor:
 
     def unit(module: nn.Module, features: Tensor) -> Tensor:
         first, second = (part for part in module.modules() if isinstance(part, nn.Conv2d))
-        return features + second(F.relu(first(F.relu(features))))
+        return features + convolved(second, F.relu(first(F.relu(features))))
+
+    def convolved(module: nn.Module, features: Tensor) -> Tensor:
+        found: Tensor = module(features)
+        return found
 
     maps = []
     for place, level in enumerate(levels):
@@ -135,7 +139,7 @@ def reference(decoder: DPTDecoder, levels: tuple[Tensor, ...]) -> Tensor:
     for place in (3, 2, 1, 0):
         block: Any = decoder.fuse[place]
         joined = maps[place] if path is None else path + unit(block.lateral, maps[place])
-        path = block.out(F.interpolate(unit(block.unit, joined), sizes[place], mode="bilinear", align_corners=True))
+        path = convolved(block.out, F.interpolate(unit(block.unit, joined), sizes[place], mode="bilinear", align_corners=True))
     assert path is not None
     return path
 
