@@ -36,14 +36,15 @@ def patch_size(name: str) -> int | None:
 
     Takes no memory and downloads nothing. timm, whose import takes seconds, is asked only about names that are like one's.
     """
-    if not re.search("vit|^deit|^eva", name):
+    network, _, _ = name.partition(".")  # without the tag of its weights, which may be wrong
+    if not re.search("vit|^deit|^eva", network):
         return None
     import timm
 
-    if not timm.is_model(name) or timm.models.model_entrypoint(name).__module__ not in _FAMILIES:
+    if not timm.is_model(network) or timm.models.model_entrypoint(network).__module__ not in _FAMILIES:
         return None
     with torch.random.fork_rng(devices=[]), torch.device("meta"):  # a question must not change what is drawn afterwards
-        height, width = _build(name, pretrained=False).patch_embed.patch_size
+        height, width = _build(network, pretrained=False).patch_embed.patch_size
     return int(height) if height == width else None
 
 

@@ -264,6 +264,12 @@ def test_a_decoder_may_be_named_and_knobs_of_the_other_are_not_read() -> None:
     assert ModelConfig(encoder="vit_smal", decoder="dpt", pretrained=False).decoder == "dpt"
 
 
+def test_unknown_weights_of_a_known_network_are_reported_where_it_is_built() -> None:
+    assert patch_size("vit_small_patch14_dinov2.nonsense") == 14
+    with pytest.raises(ValueError, match=r"encoder vit_small_patch14_dinov2 has no weights 'nonsense' \(did you mean"):
+        make_encoder("vit_small_patch14_dinov2.nonsense", 8, False)
+
+
 def test_a_question_draws_nothing() -> None:
     state = torch.get_rng_state()
     patch_size.cache_clear()

@@ -12,7 +12,7 @@ from css_ray.events import StudyContinued, StudyPaused
 from css_ray.storage import free_bytes
 from css_ray.study import driver as driver_module
 from css_ray.study import preflight, upkeep
-from css_ray.study.cost import needed_bytes
+from css_ray.study.cost import least_memory, needed_bytes
 from css_ray.study.definition import StudyError
 from css_ray.study.driver import Driver
 from css_ray.study.inputs import prepare
@@ -119,3 +119,11 @@ def test_adamw_keeps_two_numbers_of_each_parameter_and_momentum_one(tmp_path: Pa
     train = {"iterations": 4, "evaluate_every": 2}
     plain, adamw = (needed_bytes(small(tmp_path, train=train | more)) for more in ({}, {"optimizer": "adamw"}))
     assert 0 < plain < adamw
+
+
+def test_a_frozen_encoder_has_no_momentum_and_keeps_no_features(tmp_path: Path) -> None:
+    train = {"iterations": 4, "evaluate_every": 2}
+    frozen, trained = (small(tmp_path, train=train | {"encoder_lr_factor": factor}) for factor in (0.0, 1.0))
+    assert 0 < needed_bytes(frozen) < needed_bytes(trained)
+    of_step = [least_memory(study.grid_trials()[0], 1) for study in (frozen, trained)]
+    assert 0 < of_step[0] < of_step[1]

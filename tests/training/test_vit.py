@@ -83,6 +83,14 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(name: str, factor: flo
     assert bool(moved) == (factor > 0)
 
 
+def test_bf16_and_channels_last_train_too() -> None:
+    config = TrainConfig(iterations=2, lr=2e-4, optimizer="adamw", min_lr=0.0, precision="bf16", channels_last=True, evaluate_every=2)
+    method = make_method("unimatch_v2")
+    result = run(method, config, SilentReporter())
+    assert 0 <= result.last["val/miou"] <= 100
+    assert all(value.isfinite().all() and value.dtype == torch.float32 for value in method.parameters())
+
+
 def on_rank(rank: int, world_size: int, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size)
