@@ -135,7 +135,7 @@ def test_problems_of_the_file_and_of_what_it_names_come_together(file: Path) -> 
         "data.labelled=0",
         "data.dataset=folder",
         "data.root=nowhere",
-        "model.encoder=vit_tiny_patch16_224",
+        "model.encoder=beit_base_patch16_224",
         "model.output_stride=8",
         "data.unlabelled_batch=1",
         "resources.gpus_per_worker=8",
@@ -147,7 +147,7 @@ def test_problems_of_the_file_and_of_what_it_names_come_together(file: Path) -> 
         "train.itertions is unknown (did you mean iterations?)",
         "data.unlabelled_batch: BatchNorm needs at least 2 images per worker, got 1 image; use 2",
         "resources.gpus_per_worker: a trial wants 8 GPUs, this machine has ",
-        "model: encoder vit_tiny_patch16_224 gives no features at output_stride 8",
+        "model: encoder beit_base_patch16_224 gives no features at output_stride 8",
         "data: nowhere holds no prepared data set",
     ]
     for command in ("plan", "run"):

@@ -15,10 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 from css_ray import distributed
 from css_ray.functional.contrast import Ranks, contrastive_loss
 from css_ray.functional.similarity import class_means, class_sums
-from css_ray.methods import CCT, CPS, CSS, PSMT, STPP, FixMatch, MeanTeacher, Method, Supervised, UniMatch
+from css_ray.methods import CCT, CPS, CSS, PSMT, STPP, FixMatch, MeanTeacher, Method, Supervised, UniMatch, UniMatchV2
 from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.queue import FeatureQueue
-from css_ray.testing import clock_at, enter_stages, make_batch, make_method
+from css_ray.models import ModelConfig
+from css_ray.testing import MODEL, clock_at, enter_stages, make_batch, make_method
 from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
 
@@ -52,11 +53,15 @@ def scene() -> tuple[Batch, Tensor]:
 
 STILL = Views(scale=(1.0, 1.0), strong_scale=(1.0, 1.0), flip=False, jitter=0.0, jitter_probability=0.0, blur_probability=0.0)
 
+VIT = ModelConfig(encoder="test_vit", pretrained=False)
+
 WITHOUT_CHANCE: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "supervised": (Supervised, {}),
     "mean_teacher": (MeanTeacher, {"unsup_threshold": 0.3}),
     "fixmatch": (FixMatch, {"unsup_threshold": 0.3, "cutmix_probability": 0.0}),
     "unimatch": (UniMatch, {"unsup_threshold": 0.3, "cutmix_probability": 0.0, "feature_dropout": 0.0}),
+    "unimatch_v2": (UniMatchV2, {"unsup_threshold": 0.3, "cutmix_probability": 0.0, "complementary": False}),
+    "unimatch_v2, ViT": (UniMatchV2, {"unsup_threshold": 0.26, "cutmix_probability": 0.0, "complementary": False}),
     "cps": (CPS, {"cutmix": False, "on_labelled": True}),
     "psmt": (PSMT, {"unsup_threshold": 0.26, "top_k": 2, "cutmix": False, "vat_radius": 0.0}),
     "stpp": (STPP, {"cutout_probability": 0.0, "tta_scales": (1.0,)}),
@@ -84,7 +89,8 @@ def other_steps(rank: int, world_size: int) -> dict[str, dict[str, Any]]:
     torch.set_default_dtype(torch.float64)
     for name, (method_class, settings) in WITHOUT_CHANCE.items():
         torch.manual_seed(0)
-        method = enter_stages(make_method(method_class, STILL, **settings))
+        network = VIT if name.endswith("ViT") else MODEL
+        method = enter_stages(make_method(method_class, STILL, network=network, **settings))
         method.eval()  # BatchNorm by its running statistics, which ranks do not share on a CPU
         wrapped = DistributedDataParallel(method) if world_size > 1 else method
         losses = wrapped(batch, clock_at(0.5, method.stage))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from css_ray.functional.resizing import upsample
-from css_ray.methods import CCT, CPS, CSS, PRCL, PSMT, STPP, U2PL, FixMatch, Method, UniMatch
+from css_ray.methods import CCT, CPS, CSS, PRCL, PSMT, STPP, U2PL, FixMatch, Method, UniMatch, UniMatchV2
 from css_ray.methods.stages import longest
 from css_ray.methods.teacher import eval_mode
 from css_ray.models import ModelConfig, make_segmenter
@@ -107,6 +107,12 @@ def _unimatch(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Predict
     return [student.classify(student.decode(twice)), student(torch.cat([unlabelled, unlabelled]))]
 
 
+def _unimatch_v2(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
+    """The teacher forward on the weak view, the student on labelled images and on two strong views."""
+    method.teacher(unlabelled)
+    return [method.student(labelled), method.student(torch.cat([unlabelled, unlabelled]))]
+
+
 def _cps(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
     """Both networks forward on the unmixed images, and on labelled and mixed ones."""
     networks = method.student, method.second
@@ -152,6 +158,7 @@ _PASSES: dict[str, Callable[[Any, Tensor, Tensor], list[Prediction]]] = {
     CCT.name: _cct,
     FixMatch.name: _fixmatch,
     UniMatch.name: _unimatch,
+    UniMatchV2.name: _unimatch_v2,
     CPS.name: _cps,
     PSMT.name: _psmt,
     PRCL.name: _prcl,

@@ -1,11 +1,11 @@
-"""Perturbations of features [B, F, h, w], under which a prediction should stay (CCT, Ouali et al., CVPR 2020).
+"""Perturbations of features [B, F, h, w], under which a prediction should stay (CCT, Ouali et al., CVPR 2020; UniMatch V2).
 
-Each returns features like those it is given, through which the gradient flows.
+Each returns features like those it is given, through which the gradient flows; or masks by which features are multiplied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +28,20 @@ def feature_noise(features: Tensor, strength: float) -> Tensor:
     """Multiply by 1 + n, n uniform in +- `strength` for each channel and cell, the same for all images."""
     noise = strength * (2 * torch.rand(features.shape[1:], device=features.device, dtype=features.dtype) - 1)
     return features * (1 + noise)
+
+
+def complementary_masks(count: int, channels: Sequence[int], kept: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """For each level of K channels, masks m and 2 - m, [B, K, 1, 1] each; UniMatch V2 (Yang et al., TPAMI 2025).
+
+    m is 0 or 2 with equal chance for each image and channel, so that what one view loses the other one has twice. Of `kept`
+    random images both masks are 1. Levels with the same number of channels, as those of a ViT, share their masks.
+    """
+    stays = (torch.rand(count, device=device).argsort() < kept).view(-1, 1, 1, 1)
+    masks: dict[int, tuple[Tensor, Tensor]] = {}
+    for each in dict.fromkeys(channels):
+        first = torch.where(stays, 1.0, 2.0 * (torch.rand(count, each, 1, 1, device=device) < 0.5))
+        masks[each] = first, 2 - first
+    return [masks[each] for each in channels]
 
 
 def hide_context(features: Tensor, labels: Tensor, background: int) -> Tensor:

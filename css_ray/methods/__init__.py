@@ -14,8 +14,9 @@ from css_ray.methods.stpp import STPP
 from css_ray.methods.supervised import Supervised
 from css_ray.methods.u2pl import U2PL
 from css_ray.methods.unimatch import UniMatch
+from css_ray.methods.unimatch_v2 import UniMatchV2
 
-METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, STPP, CSS))
+METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, STPP, UniMatchV2, CSS))
 """Every method by its name in a study."""
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "Methods",
     "Supervised",
     "UniMatch",
+    "UniMatchV2",
 ]

@@ -21,7 +21,7 @@ class UniMatch(WeakToStrong):
     """Two strong views of a weak one, and the weak one through dropped channels. Yang et al., CVPR 2023.
 
     L = (L_x + .25 L_s1 + .25 L_s2 + .5 L_fp) / 2. One pass of labelled and weak images gives the labels; half of the channels
-    of both levels of the encoder are dropped for L_fp, whose target is the weak view's label, not mixed. The strong views have
+    of each level of the encoder are dropped for L_fp, whose target is the weak view's label, not mixed. The strong views have
     colours and boxes of their own, and one pass.
 
     Departs from the published code: boxes show another image of the batch, whose labels come from the same pass, where theirs
@@ -77,5 +77,5 @@ class UniMatch(WeakToStrong):
     def _with_dropped(self, images: Tensor, count: int) -> Prediction:
         """The student's prediction for all images, and behind them again for those from `count` on, with dropped channels."""
         levels = self.student.encode(images)
-        low, deep = (torch.cat([level, F.dropout2d(level[count:], self.config.feature_dropout)]) for level in levels)
-        return self.student.classify(self.student.decode((low, deep)))
+        dropped = (torch.cat([level, F.dropout2d(level[count:], self.config.feature_dropout)]) for level in levels)
+        return self.student.classify(self.student.decode(tuple(dropped)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from css_ray.config import Problem, knob
 from css_ray.distributed import share_of_rank
 from css_ray.functional.losses import unsupervised_cross_entropy
-from css_ray.functional.mixing import area_boxes, mix
+from css_ray.functional.mixing import Partners, area_boxes, mix, partners
 from css_ray.functional.pseudo_labels import most_likely
 from css_ray.functional.resizing import upsample
 from css_ray.methods.base import Method
@@ -26,7 +26,11 @@ class WeakToStrong(Method):
     """Labels of the weak view that are sure enough teach views of the same geometry, other colours, and a pasted box.
 
     The weak view is scaled and flipped by `views.weak_scale` and `views.weak_flip`. Labelled images keep their colours.
+
+    partners: whose box an image gets.
     """
+
+    partners: ClassVar[Partners] = "roll"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -81,8 +85,9 @@ class WeakToStrong(Method):
             area=config.cutmix_area,
             aspect=config.cutmix_aspect,
         )
+        order = partners(count, self.partners, images.device)
         coloured, labels, confidence = (
-            mix(boxes, item, item.roll(-1, dims=0)) for item in (self.strong_colours(images), labels, confidence)
+            mix(boxes, item, item[order]) for item in (self.strong_colours(images), labels, confidence)
         )
         return coloured, labels, confidence >= config.unsup_threshold
 

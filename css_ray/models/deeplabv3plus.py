@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from css_ray.models.base import Decoder
+
 ASPP_RATES = {2: (2, 4, 8), 4: (1, 2, 4), 8: (12, 24, 36), 16: (6, 12, 18)}
 """Dilations by output stride. At strides 2 and 4, which serve small images, the large ones would see only padding."""
 
@@ -38,23 +40,38 @@ class ASPP(nn.Module):
         return projected
 
 
-class DeepLabV3PlusDecoder(nn.Module):
-    """Low-level [B, K_l, H/s, W/s] and deep [B, K_d, h, w] features -> [B, low_level_channels + channels, H/s, W/s]."""
+class DeepLabV3PlusDecoder(Decoder):
+    """Low-level [B, K_l, H/s, W/s] and deep [B, K_d, h, w] features -> [B, low_level_channels + channels, H/s, W/s].
+
+    stride: s. channels: of the pyramid pooling and of the heads. head_convs: 3 x 3 convolutions of a head.
+    """
+
+    name = "deeplabv3plus"
 
     def __init__(
-        self, low_level_in: int, deep_in: int, *, low_level_channels: int, channels: int, rates: tuple[int, ...]
+        self,
+        low_level_in: int,
+        deep_in: int,
+        stride: int,
+        *,
+        low_level_channels: int,
+        channels: int,
+        rates: tuple[int, ...],
+        head_convs: int = 1,
     ) -> None:
         super().__init__()
+        self.stride, self.channels, self.head_convs = stride, channels, head_convs
         self.low_level = _conv(low_level_in, low_level_channels, 1)
         self.aspp = ASPP(deep_in, channels, rates)
         self.out_channels = low_level_channels + channels
 
-    def forward(self, low_level: Tensor, deep: Tensor) -> Tensor:
+    def forward(self, *levels: Tensor) -> Tensor:
+        low_level, deep = levels
         low_level = self.low_level(low_level)
         return torch.cat([low_level, _resize(self.aspp(deep), low_level)], dim=1)
 
-
-def make_head(in_channels: int, channels: int, out_channels: int, convs: int = 1) -> nn.Sequential:
-    """Conv-BN-ReLU-Conv, as the paper's segmentation and representation heads, or with `convs` of the first three."""
-    layers = [layer for index in range(convs) for layer in _conv(channels if index else in_channels, channels, 3)]
-    return nn.Sequential(*layers, nn.Conv2d(channels, out_channels, 1))
+    def make_head(self, out_channels: int) -> nn.Sequential:
+        """Conv-BN-ReLU-Conv, as the paper's segmentation and representation heads, or with `head_convs` of the first three."""
+        inputs = [self.out_channels, *[self.channels] * (self.head_convs - 1)]
+        layers = [layer for each in inputs for layer in _conv(each, self.channels, 3)]
+        return nn.Sequential(*layers, nn.Conv2d(self.channels, out_channels, 1))

@@ -1,4 +1,4 @@
-"""Encoders: any timm network that gives features at stride 4 and at the output stride, and a tiny one for a CPU."""
+"""Encoders: any timm network with features at stride 4 and at the output stride, a ViT of timm, and a tiny one for a CPU."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from css_ray.messages import did_you_mean, last_line, os_error_text, printable
+from css_ray.models.base import Encoder
+from css_ray.models.vit import ViTEncoder, patch_size
 
 LOW_LEVEL_STRIDE = 4
 """Of the feature that a timm network gives the decoder, and so of logits and representations."""
@@ -29,23 +31,18 @@ class WeightsError(ValueError):
         super().__init__(printable(message))  # it quotes the file
 
 
-class Encoder(nn.Module):
-    """Images [B, 3, H, W], normalised -> the low-level feature at its stride and the deep feature at the output stride.
+class ConvolutionalEncoder(Encoder):
+    """Two levels: the low-level feature at its stride, and the deep one at the output stride.
 
-    low_level_channels, deep_channels: their channels. mean, std: the normalisation of images in [0, 1] that it expects.
+    low_level_channels, deep_channels: their channels.
     """
 
     low_level_stride: int = LOW_LEVEL_STRIDE
     low_level_channels: int
     deep_channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
 
 
-class TimmEncoder(Encoder):
+class TimmEncoder(ConvolutionalEncoder):
     """A convolutional network of timm; strides beyond `output_stride` become dilations."""
 
     def __init__(self, name: str, output_stride: int, pretrained: bool) -> None:
@@ -67,7 +64,7 @@ class TimmEncoder(Encoder):
         return features[self.low_level_index], features[-1]
 
 
-class TinyEncoder(Encoder):
+class TinyEncoder(ConvolutionalEncoder):
     """A residual network of widths 16, 32 and 64, small enough for hundreds of steps a minute on one CPU core.
 
     At output stride 2 the low-level feature, too, is at stride 2: small images then have maps of some detail.
@@ -135,8 +132,10 @@ def unknown_encoder(name: str) -> str | None:
     return f"unknown encoder {name!r}{did_you_mean(name, close) or '; known: tiny, and what timm.list_models() lists'}"
 
 
-def make_encoder(name: str, output_stride: int, pretrained: bool | str) -> Encoder:
-    """`tiny`, or a timm network by name. pretrained: True downloads timm's weights, a path loads a .safetensors or .pth file.
+def make_encoder(name: str, output_stride: int, pretrained: bool | str) -> ConvolutionalEncoder | ViTEncoder:
+    """`tiny`, or a timm network by name; a plain vision transformer is one of its own kind, which has no `output_stride`.
+
+    pretrained: True downloads timm's weights, a path loads a .safetensors or .pth file.
 
     Raises ValueError for an unknown name (with close ones), and if a network has no features at stride 4 or at the output
     stride; WeightsError if the file cannot be read, lacks keys of the encoder, or has other shapes.
@@ -147,11 +146,16 @@ def make_encoder(name: str, output_stride: int, pretrained: bool | str) -> Encod
         return TinyEncoder(output_stride)
     if unknown := unknown_encoder(name):
         raise ValueError(unknown)
+    encoder: TimmEncoder | ViTEncoder
     try:
-        encoder = TimmEncoder(name, output_stride, pretrained is True)
+        if patch_size(name) is not None:
+            encoder = ViTEncoder(name, pretrained is True)
+        else:
+            encoder = TimmEncoder(name, output_stride, pretrained is True)
     except (AssertionError, AttributeError, NotImplementedError, TypeError) as error:
         raise ValueError(
-            f"encoder {name} gives no features at output_stride {output_stride} ({error}); take a ResNet or an EfficientNet"
+            f"encoder {name} gives no features at output_stride {output_stride} ({error}); take a ResNet, an EfficientNet or a "
+            "ViT"
         ) from error
     if isinstance(pretrained, str):
         _load(encoder.network, Path(pretrained))

@@ -92,7 +92,7 @@ def _file_sizes(trial: TrialSpec) -> tuple[int, int]:
         for each in (method.predictor(), method)
     )
     # Not all its settings: the ends of a search's space need not make sense together.
-    train = TrainConfig(optimizer=trial.settings["train"]["optimizer"])
+    train = TrainConfig(**{name: trial.settings["train"][name] for name in ("optimizer", "encoder_lr_factor")})
     means = 2 if train.optimizer == "adamw" else 1  # of gradients, and of their squares
     trained = (parameter for group in parameter_groups(method, train) for parameter in group["params"])
     return weights, state + sum(4 * means * parameter.numel() for parameter in trained)
@@ -116,7 +116,8 @@ def least_memory(trial: TrialSpec, workers: int) -> float:
     """Bytes that a worker needs at least for a step of a trial; infinite if they cannot be counted. Allocates no memory.
 
     These are the method's state, the optimizer's, the worker's images, and the outputs of the student's convolutions on the
-    labelled ones, which the way back needs. What else a step needs depends on the method, and is often as much again.
+    labelled ones, which the way back needs; a frozen encoder has none. What else a step needs depends on the method, and is
+    often as much again.
     """
     data, train = trial.settings["data"], trial.settings["train"]
     side, labelled, outputs = data["crop"], data["labelled_batch"] // workers, 0
@@ -130,8 +131,9 @@ def least_memory(trial: TrialSpec, workers: int) -> float:
     try:
         with torch.device("meta"), torch.no_grad():
             network = make_segmenter(dataclasses.replace(model_config(trial.settings), pretrained=False), ASSUMED_CLASSES)
+            frozen = set(network.encoder.modules()) if train["encoder_lr_factor"] == 0 else set()
             for module in network.modules():
-                if isinstance(module, nn.Conv2d):
+                if isinstance(module, nn.Conv2d) and module not in frozen:
                     module.register_forward_hook(count)
             network.eval()(torch.empty(labelled, 3, side, side))
         _, state = _file_sizes(trial)

@@ -69,13 +69,20 @@ def make_batch(seed: int = 0, num_labelled: int = 3, num_unlabelled: int = 2, ki
     return Batch(labelled_images, labels, unlabelled_images[:0], valid[:0], pseudo=pseudo)
 
 
-def make_method(method_class: type[Method], views: Views | None = None, preset: str = "default", **changes: Any) -> Method:
-    """A method over the network of MODEL, initialised from torch's generator.
+def make_method(
+    method_class: type[Method],
+    views: Views | None = None,
+    preset: str = "default",
+    network: ModelConfig = MODEL,
+    **changes: Any,
+) -> Method:
+    """A method over a small network, initialised from torch's generator.
 
     Args:
         method_class: The method.
         views: How images are augmented; the defaults of a study if not given.
         preset: One of the method's presets.
+        network: What its segmenters are.
         **changes: Settings that override the preset's.
 
     Raises:
@@ -83,7 +90,7 @@ def make_method(method_class: type[Method], views: Views | None = None, preset: 
     """
 
     def segmenter() -> Segmenter:
-        return make_segmenter(MODEL, NUM_CLASSES, representation=method_class.needs_representations)
+        return make_segmenter(network, NUM_CLASSES, representation=method_class.needs_representations)
 
     return method_class(segmenter, method_class.configure(preset, **changes), views or Views())
 
@@ -182,11 +189,13 @@ class MethodContract:
         method_class: The method under test.
         settings: Settings of the method that let all its losses act from the first step, such as a threshold of 0.
         preset: The preset that `settings` override.
+        network: What its segmenters are; one of another kind, such as a ViT, is worth a class of its own.
     """
 
     method_class: ClassVar[type[Method]]
     settings: ClassVar[dict[str, Any]] = {}
     preset: ClassVar[str] = "default"
+    network: ClassVar[ModelConfig] = MODEL
 
     def setup_method(self) -> None:
         """Called by pytest before each test: the networks are so small that threads would only wait for each other."""
@@ -200,13 +209,16 @@ class MethodContract:
     def make(self, **changes: Any) -> Method:
         """The method under test in its last stage, its settings and `changes` on top, always with the same first weights."""
         torch.manual_seed(0)
-        return enter_stages(make_method(self.method_class, preset=self.preset, **(self.settings | changes)))
+        return enter_stages(self._fresh(**changes))
+
+    def _fresh(self, **changes: Any) -> Method:
+        return make_method(self.method_class, preset=self.preset, network=self.network, **(self.settings | changes))
 
     def test_every_stage_trains_what_is_not_frozen_from_its_first_step_to_its_last(self) -> None:
         for number, stage in enumerate(self.make().stages()):
             seen = make_batch(kind=stage.batch)
             torch.manual_seed(0)
-            method = enter_stages(make_method(self.method_class, preset=self.preset, **self.settings), number)
+            method = enter_stages(self._fresh(), number)
             for progress in (0.0, 0.05, 0.5, 0.99):
                 where = f"in the stage {stage.name} at progress {progress}"
                 method.zero_grad()

@@ -17,6 +17,7 @@ from css_ray import __version__
 from css_ray.functional.windows import WindowAverage
 from css_ray.models import Ensemble, ModelConfig, Predictor, Segmenter, make_segmenter
 from css_ray.models.deeplabv3plus import ASPP_RATES
+from css_ray.models.dpt import DPTDecoder
 from css_ray.storage import write_whole
 from css_ray.training.checkpoint import write_tensors
 from css_ray.training.settings import TrainConfig
@@ -39,9 +40,9 @@ class BestDescription:
     """The best weights of a run: the network they belong to, what it sees and predicts, and where they come from.
 
     versions: of css_ray, torch and timm, which wrote the weights. method: by its name in a study.
-    encoder, output_stride, decoder_channels, low_level_channels, aspp_rates, representation_dim: the network, as in
-    `ModelConfig`; representation_dim is None without a representation head. members: how many such networks predict together,
-    by the mean of their logits; their tensors are then named `members.0.` and so on.
+    encoder, output_stride, decoder_channels, low_level_channels, aspp_rates, representation_dim, head_convs, decoder: the
+    network, as in `ModelConfig`; representation_dim is None without a representation head. members: how many such networks
+    predict together, by the mean of their logits; their tensors are then named `members.0.` and so on.
     images, mean, std: what the network takes, and how it normalises that itself. logits_stride: of `Segmenter.forward`.
     palette: one RGB colour per class, or None. ignored_label: of pixels that are not counted.
     evaluation, crop, window_average: how the images were predicted for `metrics`; crop is in pixels.
@@ -60,7 +61,7 @@ class BestDescription:
     images: str = "RGB in [0, 1]"
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    logits_stride: int
+    logits_stride: float
     num_classes: int
     class_names: tuple[str, ...]
     palette: tuple[Colour, ...] | None
@@ -77,6 +78,7 @@ class BestDescription:
     content: str
     head_convs: Literal[1, 2] = 1
     members: int = 1
+    decoder: Literal["deeplabv3plus", "dpt"] = "deeplabv3plus"  # the only one of earlier versions
 
     @property
     def window(self) -> int | None:
@@ -115,7 +117,7 @@ def describe_best(
         representation_dim=network.representation_dim,
         mean=network.encoder.mean,
         std=network.encoder.std,
-        logits_stride=network.encoder.low_level_stride,
+        logits_stride=network.decoder.stride,
         num_classes=predictor.num_classes,
         class_names=class_names,
         palette=palette or None,
@@ -131,6 +133,7 @@ def describe_best(
         content=content,
         head_convs=model.head_convs,
         members=1 if isinstance(predictor, Segmenter) else len(predictor.members),
+        decoder="dpt" if isinstance(network.decoder, DPTDecoder) else "deeplabv3plus",
     )
 
 
@@ -247,10 +250,8 @@ def _read_weights(folder: Path, digest: str) -> dict[str, Tensor]:
 
 
 def _make(best: BestDescription) -> Predictor:
-    settings: dict[str, Any] = {
-        key: getattr(best, key)
-        for key in ("encoder", "output_stride", "decoder_channels", "low_level_channels", "aspp_rates", "head_convs")
-    }
+    names = "encoder", "decoder", "output_stride", "decoder_channels", "low_level_channels", "aspp_rates", "head_convs"
+    settings: dict[str, Any] = {key: getattr(best, key) for key in names}
     if best.representation_dim is not None:
         settings["representation_dim"] = best.representation_dim
     model = ModelConfig(**settings, pretrained=False)

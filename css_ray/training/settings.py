@@ -19,7 +19,7 @@ class TrainConfig(Config):
 
     iterations: int = knob(40_000, ge=1, help="optimizer steps of a run")
     lr: float = knob(0.0064, gt=0, help="learning rate at the first step")
-    encoder_lr_factor: float = knob(1.0, gt=0, help="learning rate of the encoder, as a multiple of `lr`")
+    encoder_lr_factor: float = knob(1.0, ge=0, help="learning rate of the encoder, as a multiple of `lr`; 0 freezes it")
     optimizer: Literal["sgd", "adamw"] = knob("sgd", help="adamw is usual for vision transformers")
     momentum: float = knob(0.9, ge=0, lt=1, help="of SGD")
     nesterov: bool = knob(True, help="Nesterov's momentum, if there is any; most released codes of other methods have it off")

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from css_ray.functional.perturbations import adversarial, cut_out, feature_drop, feature_noise, hide_context, hide_objects
+from css_ray.functional.perturbations import (
+    adversarial,
+    complementary_masks,
+    cut_out,
+    feature_drop,
+    feature_noise,
+    hide_context,
+    hide_objects,
+)
 
 
 def test_the_strongest_response_is_dropped() -> None:
@@ -32,6 +40,36 @@ def test_noise_is_one_for_all_images_and_bounded() -> None:
     assert torch.allclose(ratio[0], ratio[1]) and torch.allclose(ratio[0], ratio[2])
     assert 0.7 <= ratio.min() < 0.72 and 1.28 < ratio.max() <= 1.3 + 1e-6
     assert not torch.allclose(ratio[0, 0], ratio[0, 1])
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, 0), (4, 2), (5, 2), (3, 3)])
+def test_complementary_masks_add_up_to_two_for_each_image_and_channel(count: int, kept: int) -> None:
+    torch.manual_seed(0)
+    masks = complementary_masks(count, (6, 9, 6), kept, torch.device("cpu"))
+    assert [tuple(each.shape) for pair in masks for each in pair] == [(count, k, 1, 1) for k in (6, 6, 9, 9, 6, 6)]
+    assert all(torch.equal(one, other) for one, other in zip(masks[0], masks[2], strict=True))  # the same number of channels
+    untouched = []
+    for first, second in masks:
+        for image in range(count):
+            pairs = {(float(m), float(n)) for m, n in zip(first[image].flatten(), second[image].flatten(), strict=True)}
+            assert pairs == {(1.0, 1.0)} or pairs <= {(0.0, 2.0), (2.0, 0.0)}
+            untouched.append(pairs == {(1.0, 1.0)})
+    of_level = [untouched[:count], untouched[count : 2 * count], untouched[2 * count :]]
+    assert sum(of_level[0]) == kept and of_level[0] == of_level[1] == of_level[2]
+
+
+def test_channels_are_dropped_with_even_chance_each_by_itself_and_any_image_may_be_kept() -> None:
+    torch.manual_seed(0)
+    draws = [complementary_masks(3, (40, 50), 1, torch.device("cpu")) for _ in range(400)]
+    for level, channels in ((0, 40), (1, 50)):
+        first = torch.stack([each[level][0].flatten(1) for each in draws])  # [400, 3, K]
+        kept = (first == 1).all(dim=2)
+        assert (kept.sum(dim=1) == 1).all()
+        assert kept.float().mean(dim=0) == pytest.approx([1 / 3] * 3, abs=0.08)  # 400 draws: a deviation of .024
+        dropped = first[~kept]
+        assert dropped.shape == (800, channels) and (dropped == 0).float().mean() == pytest.approx(0.5, abs=0.02)
+        together = (dropped[:, 0] == dropped[:, 1]).float().mean()
+        assert together == pytest.approx(0.5, abs=0.1)  # a channel says nothing about the next one
 
 
 def test_context_and_objects_are_the_two_parts() -> None:

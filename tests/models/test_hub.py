@@ -16,27 +16,32 @@ import timm
 import torch
 from safetensors.torch import save
 
-NETWORK = "test_resnet.r160_in1k"  # timm's own, half a million weights
+NETWORKS = ("test_resnet.r160_in1k", "test_vit.r160_in1k")  # timm's own, half a million weights at most
 COMMIT = "0" * 40
 
 
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
+def weights(network: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    state: dict[str, torch.Tensor] = timm.create_model(NETWORK, pretrained=False).state_dict()
+    state: dict[str, torch.Tensor] = timm.create_model(network, pretrained=False).state_dict()
     return {name: torch.randn_like(value) if value.is_floating_point() else value for name, value in state.items()}
 
 
 @pytest.fixture
-def hub(weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, list[str]]]:
-    """The address of a hub that has the weights of NETWORK and nothing else, and the paths it was asked for."""
+def hub(network: str, weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, list[str]]]:
+    """The address of a hub that has the weights of `network` and nothing else, and the paths it was asked for."""
     body = save(weights)
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self, with_body: bool) -> None:
             asked.append(self.path)
-            found = self.path == f"/timm/{NETWORK}/resolve/main/model.safetensors"
+            found = self.path == f"/timm/{network}/resolve/main/model.safetensors"
             self.send_response(200 if found else 404)
             self.send_header("Content-Length", str(len(body) if found else 0))
             if found:
@@ -66,12 +71,12 @@ def hub(weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_pretrained_weights_come_from_the_hub_once(
-    hub: tuple[str, list[str]], weights: dict[str, torch.Tensor], tmp_path: Path
+    network: str, hub: tuple[str, list[str]], weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     address, asked = hub
     program = (
         "import torch; from css_ray.models.encoders import make_encoder\n"
-        f"encoder = make_encoder({NETWORK!r}, 16, True)\n"
+        f"encoder = make_encoder({network!r}, 16, True)\n"
         "torch.save(encoder.network.state_dict(), 'got.pt')"
     )
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1"}

@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 from css_ray.models import ModelConfig, Segmenter, make_segmenter
+from css_ray.models.deeplabv3plus import DeepLabV3PlusDecoder
 from css_ray.models.encoders import TimmEncoder, make_encoder
 
 CLASSES = 21
@@ -81,7 +82,9 @@ def test_the_stem_is_one_convolution_or_three() -> None:
     [(8, None, (12, 24, 36)), (16, None, (6, 12, 18)), (8, (6, 12, 18), (6, 12, 18)), (16, (2, 3, 5, 7), (2, 3, 5, 7))],
 )
 def test_the_pyramid(output_stride: int, given: tuple[int, ...] | None, rates: tuple[int, ...]) -> None:
-    aspp = outline("resnet101", output_stride, aspp_rates=given).decoder.aspp
+    decoder = outline("resnet101", output_stride, aspp_rates=given).decoder
+    assert isinstance(decoder, DeepLabV3PlusDecoder)
+    aspp = decoder.aspp
     first, *dilated = convolutions(aspp.branches)
     assert (first.kernel_size, first.dilation) == ((1, 1), (1, 1))
     assert [part.dilation for part in dilated] == [part.padding for part in dilated] == [(rate, rate) for rate in rates]
@@ -94,6 +97,7 @@ def test_the_pyramid(output_stride: int, given: tuple[int, ...] | None, rates: t
 
 def test_decoder_and_heads() -> None:
     segmenter = outline("resnet101", 8)
+    assert isinstance(segmenter.decoder, DeepLabV3PlusDecoder)
     (low_level,) = convolutions(segmenter.decoder.low_level)
     assert (low_level.in_channels, low_level.out_channels, low_level.kernel_size) == (256, 48, (1, 1))
     assert segmenter.decoder.out_channels == 304 == 256 + 48

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from css_ray.models import ModelConfig, Segmenter, make_segmenter
+from css_ray.models.deeplabv3plus import DeepLabV3PlusDecoder
 
 LITE0_WEIGHTS = Path(__file__).parents[3] / "shared/weights/tf_efficientnet_lite0.safetensors"
 
@@ -93,7 +94,7 @@ def test_weights_from_a_pth_file_leave_out_the_classifier(tmp_path: Path) -> Non
             "/nowhere/weights.pth does not exist or is not a file; give a .safetensors or .pth file",
         ),
         ("resnet18", 4, False, "resnet18 gives no features at output_stride 4"),
-        ("vit_tiny_patch16_224", 8, False, "vit_tiny_patch16_224"),
+        ("beit_base_patch16_224", 8, False, r"beit_base_patch16_224 gives no .*; take a ResNet, an EfficientNet or a ViT"),
     ],
 )
 def test_errors_name_the_value_and_the_remedy(encoder: str, output_stride: int, pretrained: bool | str, message: str) -> None:
@@ -103,14 +104,16 @@ def test_errors_name_the_value_and_the_remedy(encoder: str, output_stride: int, 
 
 def test_rates_follow_the_output_stride_unless_given() -> None:
     for changes, rates in (({"output_stride": 8}, [12, 24, 36]), ({"output_stride": 8, "aspp_rates": (2, 3)}, [2, 3])):
-        branches = list(make("resnet18", **changes).decoder.aspp.branches)[1:]
+        decoder = make("resnet18", **changes).decoder
+        assert isinstance(decoder, DeepLabV3PlusDecoder)
+        branches = list(decoder.aspp.branches)[1:]
         assert [branch[0].dilation[0] for branch in branches] == rates  # type: ignore[index]
 
 
 @pytest.mark.parametrize(("output_stride", "stride"), [(2, 2), (4, 4), (8, 4), (16, 4)])
 def test_the_map_of_the_tiny_encoder(output_stride: int, stride: int) -> None:
     segmenter = make(output_stride=output_stride)
-    assert segmenter.encoder.low_level_stride == stride
+    assert segmenter.decoder.stride == stride
     for height, width in ((40, 40), (41, 35)):
         prediction = segmenter(torch.rand(2, 3, height, width))
         assert prediction.logits.shape[2:] == (-(-height // stride), -(-width // stride))

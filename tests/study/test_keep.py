@@ -12,7 +12,7 @@ from css_ray.events import StudyContinued, StudyPaused
 from css_ray.storage import free_bytes
 from css_ray.study import driver as driver_module
 from css_ray.study import preflight, upkeep
-from css_ray.study.cost import needed_bytes, needs
+from css_ray.study.cost import least_memory, needed_bytes, needs
 from css_ray.study.definition import StudyError
 from css_ray.study.driver import Driver
 from css_ray.study.inputs import prepare
@@ -137,3 +137,11 @@ def test_pseudo_labels_of_trials_that_run_are_counted(tmp_path: Path, data: Path
     images = sum(file.stat().st_size for file in data.glob("train-*"))
     assert of(data) - of(tmp_path / "nowhere") == 2 * images // 4
     assert of(data, reliable=1.0) - of(tmp_path / "nowhere", reliable=1.0) == images // 4
+
+
+def test_a_frozen_encoder_has_no_momentum_and_keeps_no_features(tmp_path: Path) -> None:
+    train = {"iterations": 4, "evaluate_every": 2}
+    frozen, trained = (small(tmp_path, train=train | {"encoder_lr_factor": factor}) for factor in (0.0, 1.0))
+    assert 0 < needed_bytes(frozen) < needed_bytes(trained)
+    of_step = [least_memory(study.grid_trials()[0], 1) for study in (frozen, trained)]
+    assert 0 < of_step[0] < of_step[1]

@@ -135,6 +135,7 @@ def test_the_description_says_it_all(dataset: DataSet, tmp_path: Path, monkeypat
         "ignored_label": 255,
         "head_convs": 1,
         "members": 1,
+        "decoder": "deeplabv3plus",
         "evaluation": "whole_image",
         "crop": 32,
         "window_average": "probabilities",

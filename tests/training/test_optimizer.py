@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from css_ray.methods import CPS, Method, Supervised
+from css_ray.methods import CPS, FixMatch, Method, Supervised
 from css_ray.testing import clock_at, make_batch, make_method
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import FolderReporter, SilentReporter
@@ -34,6 +34,20 @@ def test_encoders_learn_at_their_factor_wherever_they_are() -> None:
     assert {name.split(".")[0] for name in found} == {"student", "second"}
     assert all(factor == (0.1 if "encoder" in name.split(".") else 1.0) for name, factor in found.items())
     assert len(set(found.values())) == 2
+
+
+def test_a_factor_of_0_freezes_the_encoder_of_any_method() -> None:
+    method, config = make_method(FixMatch), TrainConfig(encoder_lr_factor=0.0)
+    found = factors_of(method, config)
+    assert found and not [name for name in found if "encoder" in name.split(".")]
+    assert all(
+        parameter.requires_grad == ("encoder" not in name.split(".")) for name, parameter in method.student.named_parameters()
+    )
+    before = {name: value.clone() for name, value in method.student.encoder.named_parameters()}
+    train_step(method, method, make_optimizer(method, config), make_batch(), clock_at(0.5), config)
+    assert all(torch.equal(value, before[name]) for name, value in method.student.encoder.named_parameters())
+    with pytest.raises(ValueError, match=r"encoder_lr_factor must be >= 0, got -0.1"):
+        TrainConfig(encoder_lr_factor=-0.1)
 
 
 class Tuned(Supervised):

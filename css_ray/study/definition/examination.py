@@ -13,7 +13,7 @@ from css_ray.config import Problem
 from css_ray.methods import METHODS
 from css_ray.study.definition.checker import Checker
 from css_ray.study.definition.problems import intact
-from css_ray.study.definition.study import DATA_RULES, StudyDefinition, data_problems
+from css_ray.study.definition.study import CROP_RULES, DATA_RULES, StudyDefinition, data_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def examine(spec: Mapping[str, Any], unknown_encoder: Callable[[str], str | None
 
 def _rules(study: StudyDefinition, faults: Sequence[Problem]) -> list[Problem]:
     """The rules between settings that the study or one of its trials breaks, where all these settings are right."""
-    own = data_problems(study.data.model_dump(), study.resources)
+    own = data_problems(study.data.model_dump(), study.model.encoder, study.resources)
     # Many trials break a rule in the same way.
     varied = dict.fromkeys(
         dataclasses.replace(problem, sentence=f"{problem.sentence} (in {where})")
@@ -49,7 +49,9 @@ def _rules(study: StudyDefinition, faults: Sequence[Problem]) -> list[Problem]:
 
 
 def _needs(problem: Problem) -> Sequence[str]:
-    """What a rule looks at: the settings of `data` that rules are about, or its whole section."""
+    """What a rule looks at: the settings that rules about `data` are about, or its whole section."""
+    if problem.path == "data.crop":
+        return CROP_RULES
     section = problem.path.partition(".")[0]
     return DATA_RULES if section in ("data", "resources") else (section,)
 

@@ -14,6 +14,7 @@ from css_ray.config import Config, ConfigError, Problem
 from css_ray.events import TrialStarted
 from css_ray.methods import METHODS
 from css_ray.models.segmenter import ModelConfig
+from css_ray.models.vit import patch_size
 from css_ray.study.definition.sections import Budget, Data, Keep, Objective, Resources, Search, Table, Tracking
 from css_ray.study.definition.space import Distribution, ends
 from css_ray.study.paths import absolute_paths
@@ -195,7 +196,7 @@ class StudyDefinition:
             else:
                 settings[section][key] = value
         # What varies was checked setting by setting; built together, each section checks its rules between settings.
-        problems = data_problems(settings["data"], self.resources)
+        problems = data_problems(settings["data"], settings["model"]["encoder"], self.resources)
         varied = {path.partition(".")[0] for path in point}
         for section, config in (("views", Views), ("model", ModelConfig), ("train", TrainConfig)):
             if section not in varied:
@@ -231,11 +232,15 @@ DATA_RULES = (
     "data.labelled_list",
     "data.unlabelled_list",
 )
-"""What `data_problems` looks at."""
+"""What `data_problems` looks at, but for the crop."""
 
 
-def data_problems(data: Mapping[str, Any], resources: Resources) -> list[Problem]:
-    """The rules between data settings, and between them and the resources, that a trial breaks."""
+CROP_RULES = ("data.crop", "model.encoder")
+"""What its rule about `data.crop` looks at."""
+
+
+def data_problems(data: Mapping[str, Any], encoder: str, resources: Resources) -> list[Problem]:
+    """The rules between data settings, and between them and the encoder or the resources, that a trial breaks."""
     problems = [*_batch_problems({key: data[key] for key in ("labelled_batch", "unlabelled_batch")}, resources)]
     if data["unlabelled_list"] is not None and data["labelled_list"] is None:
         problems.append(
@@ -244,6 +249,12 @@ def data_problems(data: Mapping[str, Any], resources: Resources) -> list[Problem
                 "needs data.labelled_list beside it, or an image could be in both parts; name it or drop this",
             )
         )
+    crop, patch = data["crop"], patch_size(encoder)
+    if patch is not None and crop % patch:
+        below = crop // patch * patch
+        nearest = f"{below} or {below + patch}" if below else f"{patch}"
+        sentence = f"must be a multiple of {patch}, the patch of the encoder {encoder}, got {crop}; use {nearest}"
+        problems.append(Problem("data.crop", sentence))
     return problems
 
 

@@ -69,6 +69,18 @@ def test_all_problems_come_in_one_message() -> None:
         ({"search": {**SEARCH, "trials": 1, "first": [{"method.temperature": 0.5, "method.hard_threshold": 0.8}] * 2}},
          "search.first: has 2 points, but search.trials is 1; raise trials"),
         ({"train__min_lr": 0.5}, "train.min_lr: must be <= lr (0.1), got 0.5"),
+        ({"train__encoder_lr_factor": -1}, "train.encoder_lr_factor: must be >= 0, got -1"),
+        ({"model__encoder": "test_vit", "data__crop": 40}, "data.crop: must be a multiple of 16, the patch of the encoder test_vit, got 40; use 32 or 48"),
+        ({"model__encoder": "vit_small_patch14_dinov2.lvd142m", "data__crop": 512},
+         "data.crop: must be a multiple of 14, the patch of the encoder vit_small_patch14_dinov2.lvd142m, got 512; use 504 or 518"),
+        ({"model__encoder": "test_vit", "data__crop": 8}, "data.crop: must be a multiple of 16, the patch of the encoder test_vit, got 8; use 16"),
+        ({"grid": {"method": [{"name": "css"}], "model.encoder": ["tiny", "test_vit"]}, "data__crop": 40},
+         "data.crop: must be a multiple of 16, the patch of the encoder test_vit, got 40; use 32 or 48 (in the grid)"),
+        ({"grid": {"method": [{"name": "css"}], "data.crop": [32, 50]}, "model__encoder": "test_vit", "data__crop": 48},
+         "data.crop: must be a multiple of 16, the patch of the encoder test_vit, got 50; use 48 or 64 (in the grid)"),
+        ({"model__decoder": "dpt"}, "model.decoder: dpt needs a plain ViT, which the encoder tiny is not; use deeplabv3plus or auto"),
+        ({"grid": {"method": [{"name": "css"}], "model.encoder": ["tiny", "test_vit"]}, "model__decoder": "deeplabv3plus", "data__crop": 48},
+         "model.decoder: deeplabv3plus needs features at stride 4, and the ViT test_vit has none; use dpt or auto (in the grid)"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(changes: dict[str, Any], sentence: str) -> None:
@@ -330,3 +342,10 @@ def test_the_error_survives_the_way_between_processes() -> None:
         parse(minimal(train__lr=-1))
     again = pickle.loads(pickle.dumps(caught.value))
     assert str(again) == str(caught.value) and again.problems == caught.value.problems
+
+
+def test_an_encoder_that_is_wrong_or_a_crop_that_is_wrong_hides_that_they_do_not_fit() -> None:
+    assert problems(model__encoder="test_vit", data__crop=0) == ("data.crop: must be >= 8, got 0",)
+    assert problems(model__encoder=5, data__crop=41) == ("model.encoder: must be text, got 5",)
+    # A name that this version of timm does not have: the study of a later one can still be read.
+    assert parse(minimal(model__encoder="vit_of_the_future_patch14", data__crop=41)).data.crop == 41

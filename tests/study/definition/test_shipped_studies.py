@@ -39,6 +39,26 @@ def test_table1_is_the_papers_protocol() -> None:
     assert {trial.row for trial in study.grid_trials()} == {"Sup.", "MT", "CutMix", "Baseline", "CSS(crs.)", "CSS(mix)"}
 
 
+def test_unimatch_v2_is_its_codes_protocol() -> None:
+    study = read(ROOT / "studies" / "unimatch_v2_voc.yaml")
+    train = study.train
+    assert (train.optimizer, train.weight_decay, train.poly_power, train.min_lr) == ("adamw", 0.01, 0.9, 0.0)
+    assert train.lr * train.encoder_lr_factor == pytest.approx(5e-6)
+    assert (study.data.crop, study.data.labelled_batch, study.data.unlabelled_batch) == (518, 16, 16)
+    assert train.iterations * 16 == pytest.approx(60 * (10_582 - 92), rel=0.002)
+
+
+def test_table2_on_dinov2_has_one_network_for_all_rows() -> None:
+    ours, paper = (read(ROOT / "studies" / f"{name}.yaml") for name in ("table2_dinov2", "table2"))
+    trials = ours.grid_trials()
+    assert {trial.row for trial in trials} == {"Sup.", "CutMix", "FixMatch", "UniMatch", "UniMatch V2", "CSS (mix)"}
+    assert len({str([trial.settings[part] for part in ("model", "views", "train")]) for trial in trials}) == 1
+    assert trials[0].settings["model"]["encoder"] == "vit_small_patch14_dinov2.lvd142m"
+    for part in ("dataset", "labelled_batch", "unlabelled_batch"):
+        assert getattr(ours.data, part) == getattr(paper.data, part)
+    assert ours.grid["data.labelled"] == paper.grid["data.labelled"] and ours.splits == paper.splits
+
+
 def test_search_covers_the_six_hyper_parameters() -> None:
     for name in ("search", "quickstart"):
         space = read(ROOT / "studies" / f"{name}.yaml").space
