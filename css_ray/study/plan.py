@@ -31,8 +31,8 @@ class Plan:
     """What a study would do.
 
     trials: those of the grid; disk_bytes: the most that weights and checkpoints take; needs: the memory and the files of each
-    row; warnings: what is valid, but probably a mistake; capacity: what the machine or the cluster holds, for which the plan was
-    made; estimate: what it would cost, None if that was not measured. `print(plan)` prints all of it.
+    row; warnings: what is valid, but probably a mistake; capacity: what the machine or the cluster holds, for which the plan
+    was made; estimate: what it would cost, None if that was not measured. `print(plan)` prints all of it.
     """
 
     definition: StudyDefinition
