@@ -7,6 +7,7 @@ from css_ray.methods.css import CSS
 from css_ray.methods.cutmix import CutMix
 from css_ray.methods.fixmatch import FixMatch
 from css_ray.methods.mean_teacher import MeanTeacher
+from css_ray.methods.pcr import PCR
 from css_ray.methods.prcl import PRCL
 from css_ray.methods.psmt import PSMT
 from css_ray.methods.registry import MethodError, Methods
@@ -14,7 +15,7 @@ from css_ray.methods.supervised import Supervised
 from css_ray.methods.u2pl import U2PL
 from css_ray.methods.unimatch import UniMatch
 
-METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, CSS))
+METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, PCR, CSS))
 """Every method by its name in a study."""
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "CPS",
     "CSS",
     "METHODS",
+    "PCR",
     "PRCL",
     "PSMT",
     "U2PL",
