@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from css_ray.functional.resizing import upsample
-from css_ray.methods import CCT, CPS, CSS, PSMT, U2PL, FixMatch, Method, UniMatch
+from css_ray.methods import CCT, CPS, CSS, PCR, PSMT, U2PL, FixMatch, Method, UniMatch
 from css_ray.methods.stages import longest
 from css_ray.methods.teacher import eval_mode
 from css_ray.models import ModelConfig, make_segmenter
@@ -93,7 +93,7 @@ def _u2pl(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]
 
 
 def _fixmatch(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
-    """The teacher forward on the weak view, the student on both batches together."""
+    """The teacher forward on the unlabelled images, the student on both batches together. PCR does the same."""
     method.teacher(unlabelled)
     return [method.student(torch.cat([labelled, unlabelled]))]
 
@@ -139,6 +139,7 @@ _PASSES: dict[str, Callable[[Any, Tensor, Tensor], list[Prediction]]] = {
     FixMatch.name: _fixmatch,
     UniMatch.name: _unimatch,
     CPS.name: _cps,
+    PCR.name: _fixmatch,
     PSMT.name: _psmt,
     U2PL.name: _u2pl,
 }

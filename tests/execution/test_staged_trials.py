@@ -26,12 +26,18 @@ class Killed(Exception):
     pass
 
 
-def job_of(data: Path, folder: Path) -> Job:
-    """PS-MT on one split of the digits: 8 steps of warm-up, 12 of the rest, evaluated at 6, 8, 12, 18 and 20."""
+METHODS: dict[str, dict[str, Any]] = {
+    "PS-MT": {"name": "psmt", "warm_up": 0.4, "top_k": 3, "unsup_threshold": 0.3},
+    "PCR": {"name": "pcr", "warm_up": 0.4, "unsup_threshold": 0.3},
+}
+
+
+def job_of(data: Path, folder: Path, row: str) -> Job:
+    """A method on one split of the digits: 8 steps of warm-up, 12 of the rest, evaluated at 6, 8, 12, 18 and 20."""
     sections: dict[str, Any] = {
         "data": SPEC["data"] | {"root": str(data), "num_classes": 6},
         "train": SPEC["train"] | {"iterations": 20, "evaluate_every": 6, "log_every": 2, "diagnose_images": 4},
-        "grid": {"method": [{"name": "psmt", "row": "PS-MT", "warm_up": 0.4, "top_k": 3, "unsup_threshold": 0.3}]},
+        "grid": {"method": [METHODS[row] | {"row": row}]},
     }
     study = parse(SPEC | sections | {"search": None, "resources": {}, "splits": [0]})
     (trial,) = study.grid_trials()
@@ -67,10 +73,11 @@ def known(events: list[RunEvent]) -> dict[Any, Any]:
     return kept
 
 
+@pytest.mark.parametrize("row", METHODS)
 def test_a_trial_that_dies_at_any_report_continues_as_if_it_had_not(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    row: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = train(job_of(data, tmp_path / "whole"), monkeypatch)
+    undisturbed = train(job_of(data, tmp_path / "whole", row), monkeypatch)
     stages = [event for event in undisturbed if isinstance(event, StageStarted | StageFinished)]
     assert [(event.kind, event.step, event.number, event.name) for event in stages] == [
         ("stage_started", 0, 0, "warm_up"), ("stage_finished", 8, 0, "warm_up"),
@@ -82,7 +89,7 @@ def test_a_trial_that_dies_at_any_report_continues_as_if_it_had_not(
     dies_after = [2, 5, 7, 8, 9, 10, 12]  # messages: in the warm-up, around the border, and in the rest
     borders = set()
     for messages in dies_after:
-        job = job_of(data, tmp_path / str(messages))
+        job = job_of(data, tmp_path / str(messages), row)
         before = train(job, monkeypatch, messages)
         after = train(job, monkeypatch)
         assert known(before + after) == known(undisturbed), messages

@@ -58,7 +58,7 @@ def test_the_losses_against_those_written_out() -> None:
     method, batch = make(cutmix_probability=0.0, unsup_threshold=0.6), make_batch()
     train(method, 3)
     with torch.no_grad():
-        method.teacher.model.logits_head[-1].weight.mul_(40)
+        method.teacher.model.logits_head[-1].weight.mul_(120)  # type: ignore[operator]
     twin = copy.deepcopy(method)
     losses = method(batch, at(0.5))
     size = (24, 24)
@@ -111,7 +111,7 @@ def test_the_losses_against_those_written_out() -> None:
         ({"unsup_weight": 0.5, "prototype_weight": 10.0}, [1, 1, 30, 20]),
     ],
 )
-def test_the_losses_add_up(settings: dict[str, float], expected: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_losses_add_up(settings: dict[str, Any], expected: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Four cross entropies of 1, 2, 3 and 4 with weights of 1 make 10."""
     values = iter([3.0, 2.0, 4.0])  # in the order in which `forward` takes them
     monkeypatch.setattr("css_ray.methods.pcr.cross_entropy", lambda logits, labels: logits.sum() * 0 + next(values))
@@ -272,7 +272,7 @@ def scene(part: slice) -> Batch:
     valid = batch.unlabelled_valid.clone()
     valid[3, :12] = False
     images = batch.labelled_images.double(), labels, batch.unlabelled_images.double(), valid
-    return Batch(*(item[part] for item in images))
+    return Batch(*(item[part] for item in images))  # type: ignore[arg-type]
 
 
 def steps(rank: int, world_size: int) -> dict[str, Any]:
