@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from css_ray.functional.resizing import upsample
-from css_ray.methods import CCT, CPS, CSS, PRCL, PSMT, STPP, U2PL, FixMatch, Method, UniMatch, UniMatchV2
+from css_ray.methods import CCT, CPS, CSS, PCR, PRCL, PSMT, STPP, U2PL, FixMatch, Method, UniMatch, UniMatchV2
 from css_ray.methods.stages import longest
 from css_ray.methods.teacher import eval_mode
 from css_ray.models import ModelConfig, make_segmenter
@@ -94,7 +94,7 @@ def _u2pl(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]
 
 
 def _fixmatch(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
-    """The teacher forward on the weak view, the student on both batches together."""
+    """The teacher forward on the unlabelled images, the student on both batches together. PCR does the same."""
     method.teacher(unlabelled)
     return [method.student(torch.cat([labelled, unlabelled]))]
 
@@ -160,6 +160,7 @@ _PASSES: dict[str, Callable[[Any, Tensor, Tensor], list[Prediction]]] = {
     UniMatch.name: _unimatch,
     UniMatchV2.name: _unimatch_v2,
     CPS.name: _cps,
+    PCR.name: _fixmatch,
     PSMT.name: _psmt,
     PRCL.name: _prcl,
     STPP.name: _stpp,

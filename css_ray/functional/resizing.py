@@ -18,6 +18,34 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(at_least_float32(maps), size=size, mode="bilinear", align_corners=True)
 
 
+def upsampled_at(maps: Tensor, size: tuple[int, int], points: Tensor) -> Tensor:
+    """[B, K, h, w], [S] pixels y * W + x -> [B, S, K]: what `upsample` to `size` (H, W) shows at the points, of each image."""
+    (num_images, channels, height, width), maps = maps.shape, at_least_float32(maps)
+
+    def between(place: Tensor, given: int, wanted: int) -> tuple[Tensor, Tensor]:
+        """[S, 2] each: the two cells of a side that a point lies between, and their weights."""
+        source = place.to(maps.dtype) * ((given - 1) / max(wanted - 1, 1))
+        first = source.long().clamp(max=max(given - 2, 0))
+        share = source - first
+        return torch.stack([first, (first + 1).clamp(max=given - 1)], dim=1), torch.stack([1 - share, share], dim=1)
+
+    (row, down), (column, across) = (
+        between(points // size[1], height, size[0]),
+        between(points % size[1], width, size[1]),
+    )
+    cells = (row.unsqueeze(2) * width + column.unsqueeze(1)).flatten(1)  # [S, 4]
+    weights = (down.unsqueeze(2) * across.unsqueeze(1)).flatten(1)
+    image = torch.arange(num_images, device=maps.device).view(-1, 1, 1) * (height * width)
+    # A bag gathers and adds up without a copy of four cells per point, and its gradient on a GPU repeats its bits.
+    found = F.embedding_bag(
+        (cells + image).flatten(0, 1),
+        maps.flatten(2).transpose(1, 2).reshape(-1, channels),
+        mode="sum",
+        per_sample_weights=weights.repeat(num_images, 1),
+    )
+    return found.view(num_images, len(points), channels)
+
+
 def nearest(maps: Tensor, size: tuple[int, int], grid: Grid = "aligned") -> Tensor:
     """[..., H, W] -> [..., h, w] of any dtype for `size` (h, w): the pixels at which `upsample` shows the cells of a map.
 

@@ -7,6 +7,7 @@ from css_ray.methods.css import CSS
 from css_ray.methods.cutmix import CutMix
 from css_ray.methods.fixmatch import FixMatch
 from css_ray.methods.mean_teacher import MeanTeacher
+from css_ray.methods.pcr import PCR
 from css_ray.methods.prcl import PRCL
 from css_ray.methods.psmt import PSMT
 from css_ray.methods.registry import MethodError, Methods
@@ -16,7 +17,7 @@ from css_ray.methods.u2pl import U2PL
 from css_ray.methods.unimatch import UniMatch
 from css_ray.methods.unimatch_v2 import UniMatchV2
 
-METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, STPP, UniMatchV2, CSS))
+METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, STPP, UniMatchV2, PCR, CSS))
 """Every method by its name in a study."""
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "CPS",
     "CSS",
     "METHODS",
+    "PCR",
     "PRCL",
     "PSMT",
     "STPP",

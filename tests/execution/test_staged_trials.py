@@ -28,11 +28,12 @@ class Killed(Exception):
 
 
 PSMT: dict[str, Any] = {"name": "psmt", "row": "PS-MT", "warm_up": 0.4, "top_k": 3, "unsup_threshold": 0.3}
+PCR: dict[str, Any] = {"name": "pcr", "row": "PCR", "warm_up": 0.4, "unsup_threshold": 0.3}
 STPP: dict[str, Any] = {"name": "stpp", "row": "ST++", "shares": [0.3, 0.3, 0.4], "tta_scales": [1.0], "tta_flip": False}
 
 
 def job_of(data: Path, folder: Path, method: dict[str, Any] = PSMT) -> Job:
-    """One split of the digits. PS-MT: 8 steps of warm-up, 12 of the rest, evaluated at 6, 8, 12, 18 and 20."""
+    """One split of the digits. PS-MT and PCR: 8 steps of warm-up, 12 of the rest, evaluated at 6, 8, 12, 18 and 20."""
     sections: dict[str, Any] = {
         "data": SPEC["data"] | {"root": str(data), "num_classes": 6},
         "train": SPEC["train"] | {"iterations": 20, "evaluate_every": 6, "log_every": 2, "diagnose_images": 4},
@@ -82,10 +83,11 @@ def label_files(folder: Path) -> list[Path]:
     return list((folder / "checkpoints" / "trial_0000" / "labels").glob("split_0/*"))
 
 
+@pytest.mark.parametrize("method", [PSMT, PCR], ids=lambda method: method["row"])
 def test_a_trial_that_dies_at_any_report_continues_as_if_it_had_not(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = train(job_of(data, tmp_path / "whole"), monkeypatch)
+    undisturbed = train(job_of(data, tmp_path / "whole", method), monkeypatch)
     stages = [event for event in undisturbed if isinstance(event, StageStarted | StageFinished)]
     assert [(event.kind, event.step, event.number, event.name) for event in stages] == [
         ("stage_started", 0, 0, "warm_up"), ("stage_finished", 8, 0, "warm_up"),
@@ -97,7 +99,7 @@ def test_a_trial_that_dies_at_any_report_continues_as_if_it_had_not(
     dies_after = [2, 5, 7, 8, 9, 10, 12]  # messages: in the warm-up, around the border, and in the rest
     borders = set()
     for messages in dies_after:
-        job = job_of(data, tmp_path / str(messages))
+        job = job_of(data, tmp_path / str(messages), method)
         before = train(job, monkeypatch, messages)
         after = train(job, monkeypatch)
         assert known(before + after) == known(undisturbed), messages

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from css_ray.functional.metrics import confusion_matrix, mean_iou
-from css_ray.functional.resizing import Grid, nearest, upsample
+from css_ray.functional.resizing import Grid, nearest, upsample, upsampled_at
 
 
 def shown_at(cells: int, pixels: int) -> Tensor:
@@ -80,3 +80,18 @@ def test_labels_survive_the_map_better_than_from_the_corner(size: int, stride: i
     aligned, corner = ceiling(labels, stride, "aligned"), ceiling(labels, stride, "corner")
     assert aligned > corner + 2
     assert ceiling(labels, 1, "aligned") == ceiling(labels, 1, "corner") == 100
+
+
+@pytest.mark.parametrize(
+    ("cells", "size"), [((6, 5), (24, 17)), ((3, 4), (3, 4)), ((1, 4), (7, 9)), ((5, 1), (9, 1)), ((9, 8), (5, 4))]
+)
+def test_maps_at_some_pixels_are_those_that_are_shown_there(cells: tuple[int, int], size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(2, 3, *cells, dtype=torch.float64, requires_grad=True)
+    points = torch.randperm(size[0] * size[1])[:10]
+    whole = upsample(maps, size).flatten(2)[:, :, points].transpose(1, 2)
+    some = upsampled_at(maps, size, points)
+    torch.testing.assert_close(some, whole)
+    gradient = torch.randn_like(whole)
+    torch.testing.assert_close(*(torch.autograd.grad(found, maps, gradient)[0] for found in (some, whole)))
+    torch.testing.assert_close(upsampled_at(maps.detach().bfloat16(), size, points), whole.float(), atol=0.05, rtol=0.01)

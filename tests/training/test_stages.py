@@ -97,10 +97,14 @@ def border_images() -> list[Tensor]:
     return [batch(7).labelled_images, batch(8).labelled_images[:1]]
 
 
+def border_pairs() -> list[tuple[Tensor, Tensor]]:
+    return [(each.labelled_images, each.labels) for each in (batch(7), batch(8))]
+
+
 def run(method: Method, reporter: SilentReporter, **changes: Any) -> Any:
     Relay.entered.clear()
     Relay.clocks.clear()
-    border = Border(unlabelled=border_images)
+    border = Border(labelled=border_pairs, unlabelled=border_images)
     return fit(
         method, CONFIG, make_batches=batches, val_batches=val_batches(), class_names=NAMES, seed=3, reporter=reporter,
         border=border, **changes,
@@ -165,14 +169,21 @@ def test_a_stage_that_was_not_entered_whole_is_entered_again(tmp_path: Path, mon
     assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in undisturbed.state_dict().items())
 
 
+STAGED = {
+    "psmt": {"warm_up": 0.4, "unsup_threshold": 0.3, "top_k": 2, "switch_every": 0.2},
+    "pcr": {"warm_up": 0.4, "unsup_threshold": 0.3},
+}
+
+
+@pytest.mark.parametrize("name", STAGED)
 @pytest.mark.parametrize("moment", [("logged", 2), ("finished", 0), ("started", 1), ("logged", 5), ("logged", 8)])
-def test_ps_mt_that_dies_anywhere_resumes_bit_for_bit(moment: tuple[str, int], tmp_path: Path) -> None:
-    settings = {"warm_up": 0.4, "unsup_threshold": 0.3, "top_k": 2, "switch_every": 0.2}
-    undisturbed, whole = make_method("psmt", **settings), SilentReporter()
+def test_a_method_that_dies_anywhere_resumes_bit_for_bit(name: str, moment: tuple[str, int], tmp_path: Path) -> None:
+    settings = STAGED[name]
+    undisturbed, whole = make_method(name, **settings), SilentReporter()
     run(undisturbed, whole)
     with pytest.raises(Interrupted):
-        run(make_method("psmt", **settings), DyingReporter(tmp_path, moment))
-    resumed, rest = make_method("psmt", **settings), FolderReporter(tmp_path)
+        run(make_method(name, **settings), DyingReporter(tmp_path, moment))
+    resumed, rest = make_method(name, **settings), FolderReporter(tmp_path)
     torch.manual_seed(12345)
     run(resumed, rest, checkpoint=rest.checkpoint)
     assert rest.logs == whole.logs[len(whole.logs) - len(rest.logs) :]
@@ -208,11 +219,11 @@ def test_stages_that_are_none(make: Callable[[], list[Stage]], message: str) -> 
         ends(make(), 10)
 
 
-def _rank(rank: int, folder: str) -> None:
+def _rank(rank: int, folder: str, name: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     reporter = SilentReporter()
-    method = make_method("psmt", warm_up=0.4, unsup_threshold=0.3, top_k=2, switch_every=0.2)
+    method = make_method(name, **STAGED[name])
 
     def mine(first: int, end: int, kind: BatchKind) -> Iterable[Batch]:
         for given in batches(first, end, kind):  # the other rank's images are the same, upside down
@@ -220,7 +231,7 @@ def _rank(rank: int, folder: str) -> None:
 
     fit(
         method, CONFIG, make_batches=mine, val_batches=val_batches() if rank == 0 else [], class_names=NAMES, seed=3,
-        reporter=reporter,
+        reporter=reporter, border=Border(labelled=lambda: border_pairs()[rank:]),
     )  # fmt: skip
     torch.save({"state": method.state_dict(), "logs": reporter.logs, "stages": reporter.stages}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -229,9 +240,10 @@ def _rank(rank: int, folder: str) -> None:
 IMAGES = ("labelled_images", "labels", "unlabelled_images", "unlabelled_valid")
 
 
-def test_two_ranks_pass_the_border_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", STAGED)
+def test_two_ranks_pass_the_border_together(name: str, tmp_path: Path) -> None:
     """DDP is made again for what the next stage trains; gradients of both stages are those of both ranks."""
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    torch.multiprocessing.spawn(_rank, (str(tmp_path), name), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["stages"] == second["stages"] == [(0, "warm_up"), (4, "main")]
     assert first["logs"] == second["logs"] and len(first["logs"]) == 10
