@@ -17,7 +17,7 @@ from css_ray.methods.u2pl import U2PL
 from css_ray.methods.unimatch import UniMatch
 from css_ray.methods.unimatch_v2 import UniMatchV2
 
-METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, STPP, UniMatchV2, PCR, CSS))
+METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, PCR, STPP, UniMatchV2, CSS))
 """Every method by its name in a study."""
 
 __all__ = [
