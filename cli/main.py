@@ -22,6 +22,7 @@ from .output import echo
 COMMANDS = {
     "study": ("study", "Plan, run, resume and read studies."),
     "train": ("train", "Train one run of a study, with or without Ray."),
+    "predict": ("predict", "Write masks of images by a trained model."),
     "data": ("data", "Prepare data sets and look at them."),
     "methods": ("methods", "List the methods and every setting."),
     "ui": ("ui", "Open the MLflow pages of your studies."),

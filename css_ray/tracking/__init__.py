@@ -3,6 +3,7 @@
 from css_ray.tracking.client import ARTIFACTS, DATABASE, check, default_artifacts, default_uri
 from css_ray.tracking.projection import Projection
 from css_ray.tracking.reading import log_tables, read_records
+from css_ray.tracking.registry import fetch_model
 from css_ray.tracking.server import Server, start_server
 from css_ray.tracking.tracker import SyncSummary, Tracker, sync
 
@@ -16,6 +17,7 @@ __all__ = [
     "check",
     "default_artifacts",
     "default_uri",
+    "fetch_model",
     "log_tables",
     "read_records",
     "start_server",
