@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -14,23 +16,41 @@ from .study.options import bad_input
 
 if TYPE_CHECKING:
     from css_ray.prediction import TrainedModel
+    from css_ray.selection import Selected
 
 trial_option = click.option(
     "--trial", type=click.IntRange(0), help="With STUDY: an ensemble of all splits of this trial, by the mean of their logits."
 )
 
 
+def selected_model(model: str, storage: str, trial: int | None) -> Selected:
+    """The weights that are meant; prints what there is to know of the choice."""
+    from css_ray.selection import select
+
+    with _model_problems(model):
+        selected = select(model, storage, trial)
+    for remark in selected.remarks:
+        echo(remark)
+    return selected
+
+
 def load(model: str, storage: str, trial: int | None, device: str) -> TrainedModel:
     """The model that is meant; prints what there is to know of the choice."""
-    from css_ray.selection import load_selected, select
+    from css_ray.selection import load_selected
+
+    selected = selected_model(model, storage, trial)
+    with _model_problems(model):
+        return load_selected(selected, device)
+
+
+@contextmanager
+def _model_problems(model: str) -> Iterator[None]:
+    """Report why there is no such model, or why it cannot be read."""
     from css_ray.training.best import BestError
 
     try:
         with bad_input():
-            selected = select(model, storage, trial)
-            for remark in selected.remarks:
-                echo(remark)
-            return load_selected(selected, device)
+            yield
     except (LookupError, BestError, ConnectionError) as error:
         raise BadInput(str(error)) from None
     except OSError as error:

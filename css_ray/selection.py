@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pyarrow.fs
 import torch
 
-from css_ray.messages import DEFAULT_STORAGE, at_storage, command, did_you_mean, os_error_text, quoted, study_command
+from css_ray.messages import DEFAULT_STORAGE, did_you_mean, os_error_text, quoted, study_command
 from css_ray.prediction.model import Origin, TrainedModel
 from css_ray.secrets import shown
 from css_ray.standing import RunStanding, Standing, TrialStanding
@@ -30,7 +30,7 @@ CONFIRMED = "-confirm"
 
 FORMS = (
     "STUDY, STUDY:TRIAL, STUDY:TRIAL/SPLIT, a folder with best.pt and best.json, models:/NAME/VERSION, models:/NAME@ALIAS or "
-    "runs:/RUN_ID/model"
+    "runs:/RUN_ID/PATH"
 )
 
 _OF_STUDY = re.compile(r"(?P<study>[^:]+?)(?::(?P<trial>[0-9]{1,9})(?:/(?P<split>[0-9]{1,9}))?)?")
@@ -69,7 +69,7 @@ def load_model(
         model: `STUDY:TRIAL/SPLIT` for the best weights of a run. `STUDY:TRIAL` for those of the trial's split that scored best
             on the validation images. `STUDY` for the best trial of its confirmation, or of the study if it has none. A folder
             with `best.pt` and `best.json`, or one of the two files. `models:/NAME/VERSION`, `models:/NAME@ALIAS` or
-            `runs:/RUN_ID/model` for a model in MLflow.
+            `runs:/RUN_ID/PATH` for a model in MLflow.
         trial: With `STUDY`: all splits of that trial, which predict as one, by the mean of their logits.
         storage: Where studies are; by default `$CSS_RAY_STORAGE`, else `runs`.
         device: Where it computes.
@@ -345,8 +345,3 @@ def origin_of(standing: Standing[StudyDefinition], of: TrialStanding) -> Origin:
         confirmed=confirmed,
         searched=of.source == "search" and not confirmed,
     )
-
-
-def predict_command(model: str, storage: str) -> str:
-    """A command that predicts with a model of a storage."""
-    return command("predict", model, *at_storage(storage), "IMAGES", "--out", "DIR")

@@ -31,7 +31,7 @@ class Origin:
     """The trial of a study that a model is from. mean, std: of its score over n splits, in percent, as its study scores it.
 
     metric, at: what is scored, and whether at the last step or at the best evaluation. confirmed: whether the splits are ones
-    that no search has seen. searched: whether the trial is the best of a search on its own splits, an optimistic number.
+    that no search has seen. searched: whether it is of a search, on the splits that the search chose by: an optimistic number.
     """
 
     study: str

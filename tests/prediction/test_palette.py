@@ -20,7 +20,7 @@ def test_as_many_colours_as_classes_all_distinct(count: int) -> None:
 def test_lab_of_white_black_and_red() -> None:
     """Against the values of sRGB red, white and black under D65."""
     normal = perceived(np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0]]))[0]
-    assert np.allclose(normal, [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20]], atol=0.1)
+    assert np.allclose(normal, np.array([[100.0, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20]]), atol=0.1)
 
 
 def test_red_and_green_of_one_lightness_look_alike_to_some_and_our_colours_do_not() -> None:
