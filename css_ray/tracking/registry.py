@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,9 @@ def _run_of(client: MlflowClient, uri: str, study: str, trial: int, split: int |
 
 
 def _log_model(client: MlflowClient, run_id: str, place: str, folders: Sequence[Path], requirement: str) -> None:
-    import mlflow.pyfunc
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of MLflow about type hints of its own classes
+        import mlflow.pyfunc
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def made(folder: Path, classes: tuple[str, ...] = ("a", "b", "c"), train: dict[s
     return folder
 
 
-@pytest.mark.parametrize("format", ["torchscript", "torch-export"])
+@pytest.mark.parametrize("format", ["torchscript", pytest.param("torch-export", marks=pytest.mark.slow)])
 def test_a_file_of_torch_computes_what_the_model_does(format: str, here: Path) -> None:
     result = call("export", "small:1/0", "--format", format, "--out", "deep/model.bin")
     assert result.exit_code == 0, result.output
@@ -54,7 +55,9 @@ def test_a_file_of_torch_computes_what_the_model_does(format: str, here: Path) -
     )
     assert sorted(path.name for path in (here / "deep").iterdir()) == ["model.bin", "model.bin.md"]
     model = load_model("small:1/0")
-    run = torch.jit.load("deep/model.bin") if format == "torchscript" else torch.export.load("deep/model.bin").module()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated
+        run = torch.jit.load("deep/model.bin") if format == "torchscript" else torch.export.load("deep/model.bin").module()  # type: ignore[no-untyped-call]
     for shape in ((1, 40, 40), (1, 23, 71), (5, 64, 33)):
         classes, confidence = run(images(*shape))
         wanted, sure = model.predict(images(*shape))
