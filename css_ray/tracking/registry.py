@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import tempfile
 import warnings
@@ -145,22 +146,41 @@ def _log_model(client: MlflowClient, run_id: str, place: str, folders: Sequence[
 
 
 def fetch_model(uri: str, model: str, folder: Path) -> list[Path]:
-    """Copy a model of MLflow, `models:/...` or `runs:/...`, into a folder; the folders of its networks' weights.
+    """Copy a model of MLflow into a folder; the folders of its networks' weights.
 
-    Raises LookupError if MLflow has no such model, or css-ray did not make it; ConnectionError if it does not answer.
+    model: `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `runs:/RUN_ID/PATH`.
+    Raises LookupError if MLflow has no such model, or css-ray did not register it; ConnectionError if it does not answer.
     """
-    connect(uri)
-    import mlflow
+    client = connect(uri)
+    from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     with answering(uri):
         try:
-            mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(folder), tracking_uri=uri)
+            run_id, _, path = _source(client, model).removeprefix("runs:/").partition("/")
+            download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(folder), tracking_uri=uri)
         except MlflowException as error:
             if error.error_code in _ABSENT:
                 raise LookupError(f"MLflow at {shown(uri)} has no model {model}: {error.message}") from None
             raise
+        except OSError as error:  # a run whose artifacts lack the path, on a disk
+            raise LookupError(f"MLflow at {shown(uri)} has no model {model}: {error}") from None
     found = sorted(path.parent for path in folder.rglob(DESCRIPTION))
     if not found:
         raise LookupError(f"{model} was not registered by css-ray: it has no {DESCRIPTION}; give another model")
     return found
+
+
+def _source(client: MlflowClient, model: str) -> str:
+    """The run and the path of a model, as `runs:/RUN_ID/PATH`. Raises LookupError if it is not one of css-ray."""
+    # Not MLflow's own way from such a name to its files: that asks the registry of the process, not the one of `client`.
+    source = model
+    if matched := re.fullmatch(r"models:/([^/@]+)(?:/([0-9]+)|@([^/@]+))", model):
+        name, number, alias = matched.groups()
+        version = client.get_model_version_by_alias(name, alias) if number is None else client.get_model_version(name, number)
+        source = str(version.source)
+    if re.fullmatch(r"runs:/[^/]+/.+", source) is None:
+        raise LookupError(
+            f"{model} is not a model of css-ray; give models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN_ID/PATH"
+        )
+    return source
