@@ -56,7 +56,9 @@ def test_a_registered_model_predicts_in_another_process(here: Path, data: Path) 
     assert tags["css_ray.score"] == f"{origin.mean:.2f} ± {origin.std:.2f}" and tags["css_ray.confirmed"] == "true"
     assert (tags["css_ray.dataset"], tags["css_ray.split_hash"]) == ("digits", chosen.best.split_hash)
     assert version.description is not None and chosen.best.split_hash in version.description
+    assert version.run_id is not None
     run = client.get_run(version.run_id)
+    assert run.inputs is not None
     assert run.data.metrics["best/val/miou"] == pytest.approx(chosen.best.metrics["val/miou"])
     assert run.inputs.dataset_inputs[0].dataset.name.startswith("digits/12/split")
 
