@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +12,7 @@ from .address import joining_address
 from .download import download
 from .errors import bad_input
 from .output import echo
+from .progress import images_progress
 from .splits import splits
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def prepare(
                 spread = stack.enter_context(on_cluster(address))
             else:
                 spread = in_processes(processes or num_cores())
-            progress = stack.enter_context(_progress("preparing"))
+            progress = stack.enter_context(images_progress("preparing"))
             limit = MAX_PIXELS if max_pixels is None else max_pixels
             written = catalogue.prepare(
                 name_or_yaml, out, root=root, resize=resize, max_pixels=limit, progress=progress, spread=spread
@@ -123,7 +123,7 @@ def check(place: str, max_pixels: int | None, processes: int | None) -> None:
         described = read_description(place)
         total = 0 if described is None else sum(subset.images for subset in described.subsets.values())
         done = 0
-        with _progress("checking") as progress:
+        with images_progress("checking") as progress:
 
             def advance(count: int) -> None:
                 nonlocal done
@@ -192,20 +192,3 @@ def _describe(place: str) -> DataSet:
         parts = f"{masks} with masks" + (f", the other {bare} unlabelled" if bare else "")
         echo(f"  {name:5} {len(subset):6} image{'s' * (len(subset) != 1)}, {parts}, {size} (width x height)")
     return dataset
-
-
-@contextlib.contextmanager
-def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal, nothing elsewhere; called with the number of images done, and of all images."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(doing, total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield show

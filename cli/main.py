@@ -22,6 +22,9 @@ from .output import echo
 COMMANDS = {
     "study": ("study", "Plan, run, resume and read studies."),
     "train": ("train", "Train one run of a study, with or without Ray."),
+    "predict": ("predict", "Write masks of images by a trained model."),
+    "export": ("export", "Write a trained model to a file for other programs."),
+    "register": ("register", "Put the winner of a study into MLflow's registry."),
     "data": ("data", "Prepare data sets and look at them."),
     "methods": ("methods", "List the methods and every setting."),
     "ui": ("ui", "Open the MLflow pages of your studies."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from css_ray.messages import os_error_text
 from css_ray.secrets import shown
 
 from .address import joining_address
+from .device import chosen_device
 from .errors import BadInput, bad_input
 from .output import echo
 from .study.options import open_study, read_study, set_option, storage_option, warn
@@ -77,14 +77,7 @@ def train(
     from css_ray.training.loop import NonFiniteLossError
     from css_ray.training.reporter import FolderReporter, PrintingReporter
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", device) is None:
-        raise BadInput(f"--device {device}: must be cpu, cuda, or cuda:N for the GPU of that number")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput(f"--device {device}: torch sees no CUDA device; use --device cpu")
-    if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
-        last = torch.cuda.device_count() - 1
-        raise BadInput(f"--device {device}: torch sees the GPUs 0 to {last}; use one of them")
+    device = chosen_device(device)
     torch.set_num_threads(definition.resources.cpus_per_worker)
     try:
         prepared = prepare(run_spec(definition, known.trial, known.split))

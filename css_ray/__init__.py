@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from css_ray.api import Study
     from css_ray.audience import Audience
+    from css_ray.selection import load_model
 
-__all__ = ["Audience", "Study", "__version__"]
+__all__ = ["Audience", "Study", "__version__", "load_model"]
 __version__ = "0.1.0"
 
 
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from css_ray.audience import Audience
 
         return Audience
+    if name == "load_model":
+        from css_ray.selection import load_model
+
+        return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

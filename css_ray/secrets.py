@@ -17,8 +17,8 @@ _SECRET = re.compile(r"token|secret|passw|pwd|signature|^sig$|credential|^auth$|
 # All up to the last `@`: a password pasted as it is may hold `/` and `@`, and then only a port distinguishes
 # a host from a user.
 _USER = re.compile(r"(?<=//)(?:[^/@:\[\s]{0,1000}:(?!\d+/)\S{0,1000}|[^/\s]{0,1000})@")
-# The same without a scheme, as in an address: a word with `:` before its `@`.
-_BARE_USER = re.compile(r"(?<![^\s'\"(=,\[])[^\s/@:'\"(=,\[]{1,1000}:(?!//|\d+/)\S{0,1000}@(?=[^\s@])")
+# The same without a scheme, as in an address: a word with `:` before its `@`; models:/NAME@ALIAS is a model of MLflow.
+_BARE_USER = re.compile(r"(?<![^\s'\"(=,\[])(?!models:/[^/])[^\s/@:'\"(=,\[]{1,1000}:(?!//|\d+/)\S{0,1000}@(?=[^\s@])")
 _SETTING = re.compile(r"(?<=[?&;#])([^=&?;\s]+)=([^&;\s'\"]*)")
 
 

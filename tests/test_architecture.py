@@ -60,9 +60,15 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"types", "config", "views", "messages", "storage", "room", "distributed", "functional", "models", "methods"},
         {"torch", "safetensors"},
     ),
-    "tracking": (WORDS, {"mlflow"}),
+    "prediction": (
+        {"types", "messages", "secrets", "storage", "records", "functional", "models", "data", "training"},
+        {"torch", "numpy", "PIL", "timm", "onnxruntime"},
+    ),
+    "tracking": (WORDS, {"mlflow", "numpy"}),
     "study": (LOWER | {"tracking"}, {"torch", "optuna", "pydantic", "yaml", "pyarrow", "scipy"}),
     "execution": (LOWER | {"tracking", "study"}, {"ray", "torch", "pyarrow"}),
+    "selection": (LOWER | {"tracking", "study", "prediction"}, {"torch", "pyarrow"}),
+    "registration": (LOWER | {"tracking", "study", "prediction", "selection"}, set()),
     "reports": (WORDS, {"scipy"}),
     "audience": (WORDS | {"api", "study"}, set()),  # the names of types alone
     "api": (LOWER | {"tracking", "study", "execution", "reports", "audience"}, {"pandas"}),
@@ -76,6 +82,7 @@ HOMES = {
     "pydantic": ["css_ray/study/definition/"],
     "yaml": ["css_ray/study/definition/", "css_ray/data/"],
     "pandas": ["css_ray/api.py"],
+    "onnxruntime": ["css_ray/prediction/"],
     "click": ["cli/"],
     "rich": ["cli/"],
 }
@@ -156,7 +163,7 @@ def test_each_dependency_has_one_home(package: str) -> None:
 
 def test_no_circle_of_files() -> None:
     graph = {name: {each for each in imports(name, types=False) if each in modules()} for name in modules()}
-    graph["css_ray"] = set()  # it offers `Study` on use
+    graph["css_ray"] = set()  # it offers `Study` and `load_model` on use
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:

@@ -139,7 +139,7 @@ class _FileReader:
             _compare(mask.shape, size)
         source = _digest(image, encoded)
         if self.resize is not None and self.resize != (size[1], size[0]):
-            image = _resized(image, self.resize)
+            image = resized(image, self.resize)
             if mask is not None:
                 mask, png = np.asarray(Image.fromarray(mask).resize(self.resize, Image.Resampling.NEAREST)), None
             size = (self.resize[1], self.resize[0])
@@ -156,8 +156,8 @@ def _digest(image: bytes, mask: bytes | None) -> bytes:
     return hashlib.sha256(image).digest() + (b"" if mask is None else hashlib.sha256(mask).digest())
 
 
-def _resized(encoded: bytes, size: tuple[int, int]) -> bytes:
-    """The encoded image in another (width, height)."""
+def resized(encoded: bytes, size: tuple[int, int]) -> bytes:
+    """The encoded image in another (width, height), as `files_source` resizes it. Raises ValueError if it cannot be decoded."""
     pixels = decode_rgb(encoded).permute(1, 2, 0).numpy()  # by the decoder that training uses
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)  # Pillow averages when it shrinks
     target = io.BytesIO()

@@ -461,10 +461,15 @@ def make_whole_loader(
 
 def _val_loader(name: str, batches: _ValBatches, num_workers: int, device: torch.device | str) -> Loader[tuple[Tensor, Tensor]]:
     def finish(stored: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        images, labels = (_sent(item, device) for item in stored)
-        return _unit(images), labels.long()
+        images, labels = stored
+        return images_on(images, device), _sent(labels, device).long()
 
     return Loader(name, batches, range(len(batches)), finish, num_workers=num_workers)
+
+
+def images_on(stored: Tensor, device: torch.device | str) -> Tensor:
+    """uint8 [B, 3, H, W] -> float32 in [0, 1] on a device, as an evaluation sees images."""
+    return _unit(_sent(stored, device))
 
 
 def _check_val(rank: int, world_size: int, batch_size: int) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..types import IGNORE_INDEX
+from .masks import Colour
 from .shards import DataSet, DatasetInfo, Sample, Shards
 
 _WIDTH = 240  # of a picture on the sheet, pixels
@@ -92,16 +93,17 @@ def _pair(subset: str, sample: Sample, info: DatasetInfo) -> Image.Image:
     mask = None if sample.mask is None else sample.mask.numpy()
     height = round(_WIDTH * pixels.shape[0] / pixels.shape[1])
     pair = Image.new("RGB", (2 * _WIDTH, _LINE + height), "white")
-    for column, shown in enumerate([pixels] if mask is None else [pixels, _overlaid(pixels, mask, info)]):
+    for column, shown in enumerate([pixels] if mask is None else [pixels, overlaid(pixels, mask, info.palette)]):
         picture = Image.fromarray(shown).resize((_WIDTH, height), Image.Resampling.NEAREST)
         pair.paste(picture, (column * _WIDTH, _LINE))
     ImageDraw.Draw(pair).text((0, 2), f"{subset} {sample.id}" + (", unlabelled" if mask is None else ""), fill="black")
     return pair
 
 
-def _overlaid(pixels: NDArray[np.uint8], mask: NDArray[np.uint8], info: DatasetInfo) -> NDArray[np.uint8]:
+def overlaid(pixels: NDArray[np.uint8], mask: NDArray[np.uint8], palette: Sequence[Colour]) -> NDArray[np.uint8]:
+    """[H, W, 3] and a mask [H, W] -> [H, W, 3]: the image under the colours of its classes; ignored pixels are whitish."""
     colours = np.full((256, 3), 255, np.uint16)
-    colours[: info.num_classes] = info.palette
+    colours[: len(palette)] = palette
     return ((2 * pixels.astype(np.uint16) + 3 * colours[mask]) // 5).astype(np.uint8)
 
 

@@ -26,6 +26,17 @@ def window_starts(size: int, window: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
+def whole_or_windows(
+    predict: Callable[[Tensor], Tensor], images: Tensor, window: int | None, average: WindowAverage = "probabilities"
+) -> Tensor:
+    """[B, 3, H, W] -> scores [B, C, H, W] in float32, whose argmax are the classes that an evaluation counts.
+
+    predict: [B, 3, h, w] -> logits [B, C, h, w]. window, average: as of `sliding_window`; without a window the scores are the
+    logits of the whole images.
+    """
+    return predict(images) if window is None else sliding_window(predict, images, window, average)
+
+
 def sliding_window(
     predict: Callable[[Tensor], Tensor], images: Tensor, window: int, average: WindowAverage = "probabilities"
 ) -> Tensor:

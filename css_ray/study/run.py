@@ -191,7 +191,15 @@ def _describe(
         split_hash=split.hash,
         dataset=info.name,
         content=info.content,
+        batch=spec.settings["data"]["val_batch"],
+        image_size=_one_size(prepared.dataset.val.sizes),
     )
+
+
+def _one_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """The (width, height) of all of these (height, width); None if they differ."""
+    height, width = sizes[0]
+    return (width, height) if set(sizes) == {(height, width)} else None
 
 
 class _Beating:

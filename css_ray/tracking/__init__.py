@@ -3,6 +3,7 @@
 from css_ray.tracking.client import ARTIFACTS, DATABASE, check, default_artifacts, default_uri
 from css_ray.tracking.projection import Projection
 from css_ray.tracking.reading import log_tables, read_records
+from css_ray.tracking.registry import Registered, fetch_model, register_model
 from css_ray.tracking.server import Server, start_server
 from css_ray.tracking.tracker import SyncSummary, Tracker, sync
 
@@ -10,14 +11,17 @@ __all__ = [
     "ARTIFACTS",
     "DATABASE",
     "Projection",
+    "Registered",
     "Server",
     "SyncSummary",
     "Tracker",
     "check",
     "default_artifacts",
     "default_uri",
+    "fetch_model",
     "log_tables",
     "read_records",
+    "register_model",
     "start_server",
     "sync",
 ]

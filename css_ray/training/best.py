@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from css_ray import __version__
+from css_ray import __version__, distributed
 from css_ray.functional.windows import WindowAverage
 from css_ray.models import Ensemble, ModelConfig, Predictor, Segmenter, make_segmenter
 from css_ray.models.deeplabv3plus import ASPP_RATES
@@ -48,6 +48,10 @@ class BestDescription:
     evaluation, crop, window_average: how the images were predicted for `metrics`; crop is in pixels.
     step, metrics: the evaluation that was the best, its scores in percent.
     seed, split, split_hash: of the run. dataset, content: the data set's name and the SHA-256 of its content.
+    batch, threads, workers, channels_last, deterministic: what the last digits of that evaluation depend on: the images of a
+    batch, the threads of a CPU, the ranks that shared the images, the memory layout, a GPU's algorithms. image_size: (width,
+    height) that all images of the evaluation have, None if they differ. initial_weights: what the encoder began with. Files of
+    earlier versions lack these; None then stands for unknown.
     """
 
     versions: dict[str, str]
@@ -79,6 +83,13 @@ class BestDescription:
     head_convs: Literal[1, 2] = 1
     members: int = 1
     decoder: Literal["deeplabv3plus", "dpt"] = "deeplabv3plus"  # the only one of earlier versions
+    batch: int | None = None
+    threads: int | None = None
+    workers: int = 1
+    channels_last: bool = False
+    deterministic: bool = False
+    image_size: tuple[int, int] | None = None
+    initial_weights: str | None = None
 
     @property
     def window(self) -> int | None:
@@ -102,8 +113,10 @@ def describe_best(
     split_hash: str,
     dataset: str,
     content: str,
+    batch: int | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> BestDescription:
-    """The description of `predictor`, whose networks were made from `model`, evaluated as `train` asks for."""
+    """The description of `predictor`, whose networks were made from `model`, evaluated here and now as `train` asks for."""
     network = predictor if isinstance(predictor, Segmenter) else predictor.members[0]
     assert isinstance(network, Segmenter)
     return BestDescription(
@@ -134,7 +147,21 @@ def describe_best(
         head_convs=model.head_convs,
         members=1 if isinstance(predictor, Segmenter) else len(predictor.members),
         decoder="dpt" if isinstance(network.decoder, DPTDecoder) else "deeplabv3plus",
+        batch=batch,
+        threads=torch.get_num_threads(),
+        workers=distributed.world_size(),
+        channels_last=train.channels_last,
+        deterministic=train.deterministic,
+        image_size=image_size,
+        initial_weights=_initial_weights(model),
     )
+
+
+def _initial_weights(model: ModelConfig) -> str:
+    """What an encoder began with, in words; of a file its name, since its path is of one machine."""
+    if isinstance(model.pretrained, str):
+        return f"the file {Path(model.pretrained).name}"
+    return f"timm's weights of {model.encoder}" if model.pretrained else "random numbers"
 
 
 def write_best(folder: Path, weights: dict[str, Tensor], best: BestDescription) -> None:
@@ -177,9 +204,21 @@ def load_best(folder: str | Path) -> tuple[Predictor, BestDescription]:
     Raises:
         BestError: a file is missing, altered or of another format, or the weights do not fit the network.
     """
+    predictor, best, _ = read_best(folder)
+    return predictor, best
+
+
+def read_best(folder: str | Path) -> tuple[Predictor, BestDescription, str]:
+    """As `load_best`, and the SHA-256 of the weights."""
     folder = Path(folder)
     content = _read_description(folder)
     digest = content.pop("weights_sha256")
+    known = {field.name for field in dataclasses.fields(BestDescription)}
+    if newer := sorted(content.keys() - known):
+        raise BestError(
+            f"{folder / DESCRIPTION_FILE} has fields that this version of css-ray does not know ({', '.join(newer)}); use the "
+            "version of css-ray that wrote it, or a newer one"
+        )
     best = BestDescription(**{key: _tuples(value) for key, value in content.items()})
     weights = _read_weights(folder, digest)
     try:
@@ -192,7 +231,7 @@ def load_best(folder: str | Path) -> tuple[Predictor, BestDescription]:
             f"{folder / WEIGHTS_FILE} does not fit the network of {DESCRIPTION_FILE} (tensors: {differences}); {_remedy(best)}"
         )
     predictor.load_state_dict(weights)
-    return predictor.eval(), best
+    return predictor.eval(), best, digest
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from css_ray import distributed
 from css_ray.functional.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
-from css_ray.functional.windows import WindowAverage, sliding_window
+from css_ray.functional.windows import WindowAverage, whole_or_windows
 from css_ray.methods.base import Method
 from css_ray.models import Predictor
 from css_ray.types import IGNORE_INDEX, Evaluation
@@ -40,23 +40,26 @@ def evaluate(
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     num_images = torch.zeros((), dtype=torch.int64, device=device)
 
-    def scores(images: Tensor) -> Tensor:
-        return predictor.predict(images) if window is None else sliding_window(predictor.predict, images, window, average)
-
     with _eval_mode(predictor):
         for images, labels in batches:
-            prediction = scores(images.to(device, non_blocking=True)).argmax(dim=1)
+            images = images.to(device, non_blocking=True)
+            prediction = whole_or_windows(predictor.predict, images, window, average).argmax(dim=1)
             matrix += confusion_matrix(prediction, labels.to(device, non_blocking=True), num_classes)
             num_images += len(images)
     matrix = distributed.all_reduce_sum(matrix).cpu()
     if not matrix.any():
         raise ValueError("the validation images have no labelled pixel; prepare the data set with masks for them")
+    return evaluation_of(matrix, int(distributed.all_reduce_sum(num_images)))
+
+
+def evaluation_of(matrix: Tensor, num_images: int) -> Evaluation:
+    """The scores in percent of a confusion matrix [C, C] over `num_images` images, which has counted a pixel at least."""
     mean, num_absent = mean_iou(matrix)
     return Evaluation(
         miou=100 * mean,
         iou=tuple(None if math.isnan(iou) else 100 * iou for iou in class_iou(matrix).tolist()),
         pixel_accuracy=100 * pixel_accuracy(matrix),
-        num_images=int(distributed.all_reduce_sum(num_images)),
+        num_images=num_images,
         num_absent_classes=num_absent,
     )
 

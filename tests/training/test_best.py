@@ -144,6 +144,13 @@ def test_the_description_says_it_all(dataset: DataSet, tmp_path: Path, monkeypat
         "split_hash": "0" * 64,
         "dataset": "awkward",
         "content": dataset.info.content,
+        "batch": 4,
+        "threads": 1,
+        "workers": 1,
+        "channels_last": False,
+        "deterministic": False,
+        "image_size": None,
+        "initial_weights": "random numbers",
     }
     segmenter, _ = load_best(kept.folder)
     assert isinstance(segmenter, Segmenter)
