@@ -77,7 +77,8 @@ def part_of(rank: int, world_size: int) -> Batch:
     part = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
     images = batch.labelled_images, batch.labels, batch.unlabelled_images, batch.unlabelled_valid
     pseudo = torch.arange(4)[part] >= 2  # all on the second rank
-    return Batch(*(item[part] for item in images), pseudo=pseudo)  # type: ignore[arg-type]
+    seen, labels, unlabelled, valid = (item[part] for item in images)
+    return Batch(seen, labels, unlabelled, valid, pseudo=pseudo)
 
 
 def other_steps(rank: int, world_size: int) -> dict[str, dict[str, Any]]:

@@ -188,7 +188,7 @@ def test_one_cross_entropy_over_the_union_and_strong_views_of_the_pseudo_labelle
 def test_labels_of_a_pixelwise_network_are_its_prediction_at_one_scale() -> None:
     method = make(tta_flip=True)
     shown = torch.rand(2, 3, 9, 13)
-    method.student.predict = lambda each: torch.cat([each, each[:, :1] * 2], dim=1)  # type: ignore[method-assign]
+    method.student.predict = lambda images: torch.cat([images, images[:, :1] * 2], dim=1)  # type: ignore[method-assign]
     expected = torch.cat([shown, shown[:, :1] * 2], dim=1).argmax(dim=1)
     assert torch.equal(method.pseudo_labels(shown)["student"], expected)
 
@@ -222,4 +222,5 @@ def test_settings_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match=r"tta_scales must have an entry.*cutout_area must be two numbers, the smaller first"):
         STPP.Config(tta_scales=(), cutout_area=(0.4, 0.02))
     published = STPP.configure("published")
+    assert isinstance(published, STPP.Config)
     assert sum(published.shares) == pytest.approx(1) and published == STPP.configure(shares=(0.011, 0.329, 0.66))
