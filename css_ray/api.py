@@ -16,7 +16,7 @@ from css_ray.audience import Audience
 from css_ray.messages import DEFAULT_STORAGE, study_command
 from css_ray.records import Record, score_text
 from css_ray.reports import paper, render
-from css_ray.reports.compare import compare, compare_studies
+from css_ray.reports.compare import compare, compare_studies, table_against
 from css_ray.reports.pseudo_labels import pseudo_label_table
 from css_ray.reports.table import make_table, trial_table
 from css_ray.secrets import credentials_text, shown, without_secrets
@@ -26,6 +26,7 @@ from css_ray.study.begun import begun_definition
 from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits
 from css_ray.study.journal import Follower, Journal, JournalError, in_order, study_folder
 from css_ray.study.order import Order
+from css_ray.study.upkeep import matrices_reader
 
 if TYPE_CHECKING:
     import pandas
@@ -447,6 +448,7 @@ class Study:
         format: Format = "md",
         *,
         kind: Kind = "results",
+        against: str | None = None,
         at: Literal["last", "best"] | None = None,
         ddof: int = 1,
         source: Source = "journal",
@@ -457,13 +459,14 @@ class Study:
         Args:
             format: Of the text.
             kind: The study's own table, all its trials with their settings, or how good the pseudo-labels are.
+            against: A row of the study's own table; the differences to it, with their intervals, have a column then.
             at: The last step or the best evaluation; the study's own setting if not given.
             ddof: 1 for the sample std, 0 for the population's.
             source: The journal, or MLflow.
             width: Characters of a caption's line, in the format `text`.
 
         Raises:
-            ValueError: There is no run to show.
+            ValueError: There is no run to show, or no such row.
             LookupError: MLflow does not know the study.
         """
         definition, records = self._read().definition, self._records(source)
@@ -482,7 +485,11 @@ class Study:
         compared = definition.table.compare_with
         published = None if compared is None else paper.paper_table(compared.removeprefix("paper/"))
         columns = definition.table.columns
-        return render.draw(make_table(records, columns=columns, compare_with=published, **settings), format, width)
+        made = make_table(records, columns=columns, compare_with=published, **settings)
+        if against is None:
+            return render.draw(made, format, width)
+        settings |= {"columns": columns, "read": matrices_reader(self.folder)}
+        return render.draw(table_against(made, records, against, **settings), format, width)
 
     def compare(
         self,
@@ -516,12 +523,12 @@ class Study:
         """
         definition, records = self._read().definition, self._records(source)
         settings: dict[str, Any] = {"columns": definition.table.columns, "only": rows, **_scoring(definition, at, ddof)}
+        settings["read"] = matrices_reader(self.folder)
         if other is None:
             return render.draw(compare(records, against, **settings), format, width)
         theirs, other_splits = other._records(source), len(other.standing.definition.splits)
-        return render.draw(
-            compare_studies(records, theirs, against=against, other_splits=other_splits, **settings), format, width
-        )
+        settings |= {"against": against, "other_splits": other_splits, "read_other": matrices_reader(other.folder)}
+        return render.draw(compare_studies(records, theirs, **settings), format, width)
 
     def summary(self) -> dict[str, Any]:
         """The study in one mapping that survives JSON.

@@ -102,6 +102,8 @@ class Evaluation:
     pixel_accuracy: share of the pixels that are not ignored whose class is right.
     num_images: how many images were counted, each exactly once over all ranks.
     num_absent_classes: how many classes have an empty union; `miou` leaves them out.
+    cells: [4, M] int64, on the CPU: image, label, prediction and number of pixels of each cell that is not 0 in the confusion
+    matrix of an image, in this order; images are numbered in the order of the set.
     """
 
     miou: float
@@ -109,3 +111,4 @@ class Evaluation:
     pixel_accuracy: float
     num_images: int
     num_absent_classes: int
+    cells: Tensor = field(compare=False, repr=False)

@@ -24,6 +24,7 @@ WORDS = {
     "messages",
     "secrets",
     "storage",
+    "matrices",
     "distributed",
     "temporary",
     "room",
@@ -44,6 +45,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "views": ({"config"}, set()),
     "distributed": (set(), {"torch"}),
     "storage": ({"messages", "secrets"}, {"pyarrow"}),
+    "matrices": ({"secrets", "storage"}, {"numpy"}),
     "temporary": (set(), set()),
     "room": ({"secrets", "storage"}, set()),
     "clocks": ({"events"}, set()),
@@ -57,13 +59,13 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "methods": ({"types", "config", "views", "messages", "distributed", "functional", "models"}, {"torch"}),
     "testing": ({"types", "config", "views", "functional", "models", "methods", "training"}, {"torch", "pytest"}),
     "training": (
-        {"types", "config", "views", "messages", "storage", "room", "distributed", "functional", "models", "methods"},
+        {"types", "config", "views", "messages", "storage", "matrices", "room", "distributed", "functional", "models", "methods"},
         {"torch", "safetensors"},
     ),
     "tracking": (WORDS, {"mlflow"}),
     "study": (LOWER | {"tracking"}, {"torch", "optuna", "pydantic", "yaml", "pyarrow", "scipy"}),
     "execution": (LOWER | {"tracking", "study"}, {"ray", "torch", "pyarrow"}),
-    "reports": (WORDS, {"scipy"}),
+    "reports": (WORDS, {"numpy", "scipy"}),
     "audience": (WORDS | {"api", "study"}, set()),  # the names of types alone
     "api": (LOWER | {"tracking", "study", "execution", "reports", "audience"}, {"pandas"}),
 }

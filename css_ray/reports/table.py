@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from css_ray.matrices import At as At
 from css_ray.records import Record, mean_std, score_text
 from css_ray.reports.paper import PaperTable, Published
 
-At = Literal["last", "best"]
 Mode = Literal["max", "min"]
 
 MISSING = "–"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from css_ray import distributed
 from css_ray.data.loaders import make_train_loader, make_unlabelled_val_loader, make_val_loader, make_whole_loader
+from css_ray.matrices import At, ImageMatrices
 from css_ray.methods import METHODS, Method
 from css_ray.methods.stages import BatchKind, Border
 from css_ray.models import Predictor
@@ -73,13 +74,15 @@ def execute(
     checkpoint: Path | None = None,
     begun: Callable[[], None] = lambda: None,
     keep_best: Callable[[dict[str, Tensor], BestDescription], None] = lambda weights, best: None,
+    keep_matrices: Callable[[At, ImageMatrices], None] = lambda at, matrices: None,
     beat: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Train the run, from `checkpoint` if given, as this rank of the process group (or alone). Raises as `loop.fit` does.
 
     begun: called once the checkpoint is loaded, if there is one. keep_best: called on every rank with the predictor's weights
-    and their description, as `write_best` takes them, after each evaluation that is better than all before. beat: called before
-    each batch, of training and of an evaluation alike: a sign of life.
+    and their description, as `write_best` takes them, after each evaluation that is better than all before. keep_matrices:
+    called on every rank with the confusion matrix of each validation image, of such an evaluation and of the last one. beat:
+    called before each batch, of training and of an evaluation alike: a sign of life.
     """
     spec, dataset = prepared.spec, prepared.dataset
     data, rank, world_size = spec.settings["data"], distributed.rank(), distributed.world_size()
@@ -144,6 +147,7 @@ def execute(
             keep_best=lambda predictor, step, metrics: keep_best(
                 predictor.state_dict(), _describe(prepared, train, predictor, step, metrics)
             ),
+            keep_matrices=lambda at, cells: keep_matrices(at, _with_ids(prepared, cells)),
         )
 
 
@@ -167,6 +171,12 @@ def _describe(
         dataset=info.name,
         content=info.content,
     )
+
+
+def _with_ids(prepared: Prepared, cells: Tensor) -> ImageMatrices:
+    images, labels, predictions, pixels = cells.numpy()
+    names = tuple(prepared.dataset.info.class_names)
+    return ImageMatrices(prepared.dataset.val.ids, names, images, labels * len(names) + predictions, pixels)
 
 
 class _Beating:
