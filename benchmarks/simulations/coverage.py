@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from css_ray.reports.statistics import Array, difference, resampled, score_of
+from css_ray.reports.statistics import Array, difference, left_out, resampled, score_of
 
 IMAGES, CLASSES, RESAMPLES = 120, 5, 500
 STUDIES = 2000
@@ -87,8 +87,9 @@ def coverages(scene: Scene, n: int, studies: int = STUDIES) -> tuple[float, floa
                 pixels.append(_pixels(labelled, luck + mine))
         scores = np.array([float(miou(each.sum(axis=1))) for each in pixels])
         draws = resampled(pixels, miou, resamples=RESAMPLES, seed=study)
+        without = left_out(pixels, miou)
         deltas, changes = scores[n:] - scores[:n], draws[:, n:] - draws[:, :n]
-        found = difference(deltas, changes)
+        found = difference(deltas, changes, without[:, n:] - without[:, :n])
         drawn = random.integers(n, size=(RESAMPLES, n))
         low, high = np.quantile(np.take_along_axis(changes, drawn, axis=1).mean(axis=1), (0.025, 0.975))
         covered += [found.lower <= truth <= found.upper, low <= truth <= high]

@@ -125,9 +125,12 @@ class _Drawn:
             else:
                 pixels |= found
         self._draws: dict[tuple[Hashable, int], statistics.Array] = {}
+        self._without: dict[tuple[Hashable, int], statistics.Array] = {}
         if pixels and score is not None:
             draws = statistics.resampled(list(pixels.values()), score)
-            self._draws = {place: draws[:, number] for number, place in enumerate(pixels)}
+            without = statistics.left_out(list(pixels.values()), score)
+            self._draws = dict(zip(pixels, draws.T, strict=True))
+            self._without = dict(zip(pixels, without.T, strict=True))
 
     def _shared(self, names: Iterable[Hashable]) -> list[int]:
         """The splits that all have a score on."""
@@ -139,8 +142,11 @@ class _Drawn:
         if not (splits := self._shared((name, base))):
             return None
         deltas = np.array([self._scores[name][split] - self._scores[base][split] for split in splits])
-        draws = np.stack([self._draws[name, split] - self._draws[base, split] for split in splits], axis=1)
-        return statistics.difference(deltas, draws)
+        draws, without = (
+            np.stack([values[name, split] - values[base, split] for split in splits], axis=1)
+            for values in (self._draws, self._without)
+        )
+        return statistics.difference(deltas, draws, without)
 
     def first_shares(self, names: Sequence[Any]) -> dict[Any, float]:
         """P(rank 1) of cells that have matrices; of none if there is no split that they share."""

@@ -70,7 +70,7 @@ def resampled(pixels: Sequence[Array], score: Score, *, resamples: int = RESAMPL
         [resamples, R].
     """
     _, num_images, num_classes = pixels[0].shape
-    columns = np.stack(pixels).transpose(2, 1, 0, 3).reshape(num_images, -1).astype(np.float64)
+    columns = _columns(pixels).reshape(num_images, -1)
     random, found = np.random.default_rng(seed), []
     for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
@@ -80,6 +80,17 @@ def resampled(pixels: Sequence[Array], score: Score, *, resamples: int = RESAMPL
         sums = (weights @ columns).reshape(size, 3, len(pixels), num_classes)
         found.append(score(sums.transpose(1, 0, 2, 3)))
     return np.concatenate(found)
+
+
+def left_out(pixels: Sequence[Array], score: Score) -> Array:
+    """Scores of all images but one, each in turn: [N, R]; pixels and score as of `resampled`."""
+    columns = _columns(pixels)
+    return score((columns.sum(axis=0) - columns).transpose(1, 0, 2, 3))
+
+
+def _columns(pixels: Sequence[Array]) -> Array:
+    """[N, 3, R, C]."""
+    return np.stack(pixels).transpose(2, 1, 0, 3).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +103,22 @@ class Difference:
     p: float
 
 
-def difference(deltas: Array, draws: Array) -> Difference:
+def difference(deltas: Array, draws: Array, without: Array | None = None) -> Difference:
     """The mean difference of two rows over n splits.
 
     With one split: the percentile interval of the draws, which holds for that split. With more, Student's t interval with
 
-        variance = s^2 / n + v,  degrees of freedom = (n - 1) variance / (s^2 / n):
+        variance = s^2 / n + v,  variance / degrees of freedom = (s^2 / n) / (n - 1) + v / f:
 
     s^2 is the sample variance of the deltas, and v what the images do to all splits alike: the variance of the draws' mean less
     the part of it that differs from split to split, which s^2 / n has already. The degrees of freedom are n - 1 if the splits
-    are all that matters, and grow without bound as the images do. (Satterthwaite's, with the ratio squared, are too many at
+    are all that matters, and f if the images are, see `image_freedom`. (Satterthwaite's, of squared variances, are too many at
     n = 3.)
 
     Args:
         deltas: [n], row minus base on each split.
         draws: [resamples, n], the same of resampled images.
+        without: [N, n], the same without one image; if not given, v counts as known.
     """
     n, mean = len(deltas), float(deltas.mean())
     if n == 1:
@@ -119,10 +131,23 @@ def difference(deltas: Array, draws: Array) -> Difference:
     variance = of_splits + max(0.0, float(draws.mean(axis=1).var(ddof=1)) - own)
     if variance == 0:
         return Difference(mean, mean, mean, float(mean == 0))
-    freedom = _MOST_FREEDOM if of_splits == 0 else min(_MOST_FREEDOM, (n - 1) * variance / of_splits)
+    of_images = _MOST_FREEDOM if without is None else image_freedom(without.mean(axis=1))
+    freedom = variance / (of_splits / (n - 1) + (variance - of_splits) / of_images)
     error = math.sqrt(variance)
     margin = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
     return Difference(mean, mean - margin, mean + margin, float(2 * special.stdtr(freedom, -abs(mean) / error)))
+
+
+def image_freedom(without: Array) -> float:
+    """Degrees of freedom of a variance over images, from the N values without one image each: 2 N / (kurtosis - 1).
+
+    They are N if what an image changes is normal, and a few if a few images make most of it, as those of a rare class do.
+    """
+    squares = (without - without.mean()) ** 2
+    if not squares.any():
+        return _MOST_FREEDOM
+    kurtosis = float((squares**2).mean() / squares.mean() ** 2)
+    return min(_MOST_FREEDOM, 2 * len(without) / max(kurtosis - 1, 1e-9))
 
 
 def first_shares(scores: Array, draws: Array, *, seed: int = 0) -> Array:

@@ -83,6 +83,13 @@ def test_the_best_weights_load_without_the_platform(undisturbed: Place) -> None:
     assert best.metrics == {name: value for name, value in ended["best"].items() if name.startswith("val/")}
 
 
+def test_rows_have_intervals(undisturbed: Place) -> None:
+    code, output = undisturbed.call("study", "compare", "small")
+    assert code == 0 and "95 % interval" in output and "P(rank 1)" in output, output
+    code, output = undisturbed.call("study", "table", "small", "--against", "Sup.", "--format", "latex")
+    assert code == 0 and r"$\Delta$ to Sup." in output and "[" in output, output
+
+
 @pytest.mark.parametrize(
     "moment",
     [
@@ -128,7 +135,12 @@ def test_killed_between_the_end_of_the_runs_and_that_of_their_trial(place: Place
     journal.write_text("".join(lines[: last + 1]))
     code, output = place.call("study", "resume", "small")
     assert code == 0, output
-    assert [event["event"] for event in place.events()[last + 1 :]] == ["study_resumed", "trial_started", "trial_finished", "study_finished"]
+    assert [event["event"] for event in place.events()[last + 1 :]] == [
+        "study_resumed",
+        "trial_started",
+        "trial_finished",
+        "study_finished",
+    ]
     assert place.table() == undisturbed.table()
     place.check_mlflow()
 

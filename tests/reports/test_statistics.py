@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from css_ray.reports.statistics import Array, difference, first_shares, groups, holm, resampled, score_of
+from css_ray.reports.statistics import (
+    Array,
+    difference,
+    first_shares,
+    groups,
+    holm,
+    image_freedom,
+    left_out,
+    resampled,
+    score_of,
+)
 
 miou = score_of("val/miou", ("a", "b", "c"))
 assert miou is not None
@@ -112,6 +122,31 @@ def test_variances_and_degrees_of_freedom_by_hand() -> None:
     found = difference(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0]) + common[:, None])
     assert found.upper - 2 == pytest.approx(3.182446 * 0.5**0.5, abs=1e-5)
     assert found.p == pytest.approx(2 * stats.t.sf(2 / 0.5**0.5, 3))
+
+
+def test_scores_without_one_image_are_those_of_a_plain_loop() -> None:
+    runs = [pixels(1, 7), pixels(2, 7)]
+    found = left_out(runs, score_of("val/miou", "abc"))  # type: ignore[arg-type]
+    for image in range(7):
+        for run, counts in enumerate(runs):
+            others = counts[:, [other for other in range(7) if other != image]].sum(axis=1)
+            assert found[image, run] == pytest.approx(plain_miou(others), abs=1e-12)
+
+
+def test_degrees_of_freedom_of_images_by_hand() -> None:
+    # Deviations -1, -1, -1, 3: second moment 3, fourth 21, kurtosis 21 / 9, so 2 * 4 / (21 / 9 - 1) = 6.
+    assert image_freedom(np.array([0.0, 0, 0, 4])) == pytest.approx(6)
+    normal = np.random.default_rng(0).normal(0, 1, 100_000)
+    assert image_freedom(normal) == pytest.approx(100_000, rel=0.05)
+    assert image_freedom(np.ones(5)) == 1e9
+
+
+def test_few_images_that_matter_widen_the_interval() -> None:
+    """Splits that all differ by 1: the degrees of freedom are those of the images, here 6."""
+    common = np.random.default_rng(0).normal(0, 0.4, 10_000)
+    draws = 1 + np.repeat(common[:, None], 3, axis=1)
+    found = difference(np.ones(3), draws, np.repeat(np.array([[0.0], [0], [0], [4]]), 3, axis=1))
+    assert found.upper - 1 == pytest.approx(stats.t.ppf(0.975, 6) * common.std(ddof=1))
 
 
 def test_equal_rows_do_not_differ() -> None:
