@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 
 from css_ray.records import Record, mean_std, score_text
-from css_ray.reports import intervals
+from css_ray.reports import intervals, statistics
 from css_ray.reports.intervals import Certainty, Read
 from css_ray.reports.table import MISSING, OPTIMISTIC, At, Cell, Entry, Grid, Mode, Table, make_table
 
@@ -90,7 +90,7 @@ class Comparison:
         found, first = self.certainty.differences.get(place), self.certainty.first.get(place)
         texts = [MISSING, MISSING]
         if found is not None:
-            texts = [f"{found.lower:+.2f} to {found.upper:+.2f}", _p_text(self.certainty.adjusted[place])]
+            texts = [_interval_text(found), _p_text(self.certainty.adjusted[place])]
         return texts + ([MISSING if first is None else f"{first:.2f}"] if self._has_ranks else [])
 
     def _marks(self, notes: list[str]) -> dict[tuple[Any, Any], tuple[int, ...]]:
@@ -206,7 +206,7 @@ class TableAgainst:
             return MISSING
         certainty = self.comparison.certainty
         sure = certainty and certainty.differences.get((difference.row, difference.column))
-        return f"{difference.mean:+.2f}" + (f" [{sure.lower:+.2f}, {sure.upper:+.2f}]" if sure else "")
+        return f"{difference.mean:+.2f}" + (f" ({_interval_text(sure)})" if sure else "")
 
     @property
     def caption(self) -> str:
@@ -234,6 +234,10 @@ INTERVAL = (
     "95 % interval: Student's t from the variance over splits and that over resampled validation images; of one split, the "
     "percentiles of the images alone."
 )
+
+
+def _interval_text(found: statistics.Difference) -> str:
+    return f"{found.lower:+.2f} to {found.upper:+.2f}"
 
 
 def _p_text(p: float) -> str:

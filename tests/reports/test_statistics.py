@@ -35,7 +35,7 @@ def plain_miou(counts: Array) -> float:
     found = []
     for right, labelled, predicted in counts.T:
         if labelled + predicted > 0:
-            found.append(100 * right / (labelled + predicted - right))
+            found.append(100 * float(right) / float(labelled + predicted - right))
     return sum(found) / len(found)
 
 
