@@ -127,7 +127,7 @@ class Comparison:
         if not self._has_intervals:
             return [f"No intervals: {reason}." for reason in list(self.certainty.missing.values())[:1]]
         number = len(self.certainty.differences)
-        found = [INTERVAL, f"p (Holm): of the same Student's t, corrected for {number} comparison{'s' * (number > 1)}."]
+        found = [_interval_caption(self), f"p (Holm): of the same, corrected for {number} comparison{'s' * (number > 1)}."]
         if self._has_ranks:
             shares = [
                 f"{self.certainty.first[self.base, column]:.2f}" + (f" ({column})" if self.table.column_name else "")
@@ -216,7 +216,9 @@ class TableAgainst:
         if certainty is None or not certainty.differences:
             reasons = list(certainty.missing.values())[:1] if certainty else []
             return f"{text}." + "".join(f" No intervals: {reason}." for reason in reasons)
-        return f"{text}, with its 95 % interval, not corrected for the number of comparisons. {INTERVAL}"
+        return (
+            f"{text}, with its 95 % interval, not corrected for the number of comparisons. {_interval_caption(self.comparison)}"
+        )
 
     def lines(self) -> list[dict[str, Any]]:
         """The table's, with the unrounded differences."""
@@ -230,10 +232,17 @@ class TableAgainst:
 
 _DELTA_FIELDS = ("mean_delta", "std_delta", "lower", "upper", "p_holm", "p_rank_1")
 
-INTERVAL = (
-    "95 % interval: Student's t from the variance over splits and that over resampled validation images; of one split, the "
-    "percentiles of the images alone."
-)
+
+def _interval_caption(comparison: Comparison) -> str:
+    """What the intervals of a comparison are made from, and so what they hold for."""
+    assert comparison.certainty is not None
+    found = comparison.certainty.differences
+    single = [len(each.deltas) == 1 for each in comparison.differences if (each.row, each.column) in found]
+    over_splits = "Student's t from the variance over splits and that over resampled validation images"
+    over_images = "percentiles over resampled validation images, which hold for this split alone"
+    if all(single):
+        return f"95 % interval: {over_images}."
+    return f"95 % interval: {over_splits}" + (f"; with one split, {over_images}." if any(single) else ".")
 
 
 def _interval_text(found: statistics.Difference) -> str:

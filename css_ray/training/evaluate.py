@@ -42,7 +42,7 @@ def evaluate(
     Raises ValueError if no pixel of the images is labelled.
     """
     num_classes = predictor.num_classes
-    counted = _Counted(num_classes, device)
+    counted = Counted(num_classes, device)
 
     def scores(images: Tensor) -> Tensor:
         return predictor.predict(images) if window is None else sliding_window(predictor.predict, images, window, average)
@@ -68,7 +68,7 @@ def evaluate(
     )
 
 
-class _Counted:
+class Counted:
     """The matrices of this rank's images, of which only the cells that are not 0 are kept for long."""
 
     def __init__(self, num_classes: int, device: torch.device | str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CSS_RAY_STORAGE", raising=False)
 
 
-def study(name: str = "small", rows: dict[str, float] | None = None, splits: int = 2, **sections: object) -> None:
+def study(name: str = "small", rows: dict[str, float] | None = None, splits: int = 2, **sections: Any) -> None:
     """A finished study whose runs kept their matrices at both evaluations."""
     journal = Journal(study=name, splits=list(range(splits)), **sections)
     for trial, right in enumerate((rows or ROWS).values()):
@@ -60,7 +61,7 @@ def study(name: str = "small", rows: dict[str, float] | None = None, splits: int
         for split in range(splits):
             found = matrices(right, split)
             for at in ("last", "best"):
-                write_matrices(folder(trial, split, name), at, found)  # type: ignore[arg-type]
+                write_matrices(folder(trial, split, name), at, found)
             scores[split] = score(found)
         journal.whole(trial, scores)
 
