@@ -33,7 +33,8 @@ def rows() -> Iterator[Row]:
         print(coverage.table_line(scene, n, ours, plain), flush=True)
         worst[n] = max(worst[n], abs(ours - 95))
     for n, points in worst.items():
-        yield Row(f"distance of the coverage from 95 %, {n} splits, vs the bound", points, 2, 1, "points")
+        if n > 2:  # with two, one degree of freedom is left, and nothing is promised
+            yield Row(f"distance of the coverage from 95 %, {n} splits, vs the bound", points, 2, 1, "points")
 
 
 def _cost() -> Row:
@@ -42,7 +43,7 @@ def _cost() -> Row:
     network = make_segmenter(ModelConfig(encoder="resnet18", output_stride=16, pretrained=False), CLASSES, representation=False)
     labels = torch.randint(CLASSES, (IMAGES, 4, 4), generator=random)
     labels = labels.repeat_interleave(94, 1).repeat_interleave(125, 2)[:, : SIZE[0], : SIZE[1]]
-    pairs = [(torch.rand(BATCH, 3, *SIZE, generator=random), part) for part in labels.split(BATCH)]
+    pairs = [(torch.rand(BATCH, 3, *SIZE, generator=random), part) for part in torch.split(labels, BATCH)]
     predictions = [torch.where(torch.rand(part.shape, generator=random) < 0.9, part, part.roll(1, 0)) for _, part in pairs]
 
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +58,7 @@ def _cost() -> Row:
             names = tuple(f"class {number}" for number in range(CLASSES))
             matrices = ImageMatrices(ids, names, images, label * CLASSES + predicted, pixels)
             for at in ("last", "best"):
-                write_matrices(folder, at, matrices)  # type: ignore[arg-type]
+                write_matrices(folder, at, matrices)
 
         def pooled() -> None:
             matrix = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
