@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from css_ray.events import RunFinished
+    from css_ray.matrices import At, ImageMatrices
     from css_ray.study.definition import StudyDefinition
     from css_ray.study.inputs import Prepared
     from css_ray.study.job import RunSpec
@@ -70,6 +71,7 @@ def train(
     definition, known = _find(study, storage, overrides, trial, split)
     import torch
 
+    from css_ray.matrices import write_matrices
     from css_ray.study.inputs import prepare
     from css_ray.study.run import execute, run_spec
     from css_ray.training.best import write_best
@@ -109,6 +111,11 @@ def train(
         if isinstance(reporter, FolderReporter):
             reporter.keep(partial(write_best, reporter.folder, weights, best), "the best weights")
 
+    def keep_matrices(at: At, matrices: ImageMatrices) -> None:
+        if isinstance(reporter, FolderReporter):
+            write = partial(write_matrices, reporter.folder / "matrices", at, matrices)
+            reporter.keep(write, "the matrices of an evaluation")
+
     try:
         fit = execute(
             prepared,
@@ -116,6 +123,7 @@ def train(
             device=device,
             checkpoint=checkpoint,
             keep_best=keep_best,
+            keep_matrices=keep_matrices,
             labels=None if out is None else str(Path(out) / "labels"),
             with_room=keep_labels,
         )

@@ -16,7 +16,7 @@ from css_ray.audience import Audience
 from css_ray.messages import DEFAULT_STORAGE, study_command
 from css_ray.records import Record, score_text
 from css_ray.reports import paper, render
-from css_ray.reports.compare import compare, compare_studies
+from css_ray.reports.compare import compare, compare_studies, table_against
 from css_ray.reports.printed import printed_table
 from css_ray.reports.pseudo_labels import pseudo_label_table
 from css_ray.reports.published import Protocol
@@ -28,6 +28,7 @@ from css_ray.study.begun import begun_definition
 from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits
 from css_ray.study.journal import Follower, Journal, JournalError, in_order, study_folder
 from css_ray.study.order import Order
+from css_ray.study.upkeep import matrices_reader
 
 if TYPE_CHECKING:
     import pandas
@@ -410,45 +411,25 @@ class Study:
 
         source: the journal, or MLflow. Raises LookupError if MLflow does not know the study.
         """
-        import pandas
+        from css_ray.reports.frames import records_frame  # pandas takes a second
 
-        records = self._records(source)
-        fixed = (
-            "study", "trial", "split", "row", "source", "status", "seed", "split_hash", "step", "best_step", "seconds", "reason"
-        )  # fmt: skip
-        rows = [
-            {name: getattr(record, name) for name in fixed}
-            | dict(record.params)
-            | {f"last/{name}": value for name, value in record.last.items()}
-            | {f"best/{name}": value for name, value in record.best.items()}
-            for record in records
-        ]
-        return pandas.DataFrame(rows, columns=None if rows else list(fixed))
+        return records_frame(self._records(source))
 
     def trials(self) -> pandas.DataFrame:
         """One row per trial, in the order in which they began: study, trial, row, source, status, mean, std, n, num_splits,
         reason, and what the study varies. Mean and sample std are over the n splits that are finished, in percent.
         """
-        import pandas
+        from css_ray.reports.frames import trials_frame
 
         standing = self._read()
-        fixed = ("study", "trial", "row", "source", "status", "mean", "std", "n", "num_splits", "reason")
-        rows = []
-        for trial in standing.trials.values():
-            mean, std = trial.partial
-            n = sum(run.status == "finished" for run in trial.runs.values())
-            values = (
-                self.name, trial.index, trial.row, trial.source, trial.status, mean, std, n,
-                len(standing.definition.splits), trial.reason,
-            )  # fmt: skip
-            rows.append(dict(zip(fixed, values, strict=True)) | trial.params)
-        return pandas.DataFrame(rows, columns=None if rows else list(fixed))
+        return trials_frame(self.name, len(standing.definition.splits), standing)
 
     def table(
         self,
         format: Format = "md",
         *,
         kind: Kind = "results",
+        against: str | None = None,
         at: Literal["last", "best"] | None = None,
         ddof: int = 1,
         source: Source = "journal",
@@ -459,13 +440,14 @@ class Study:
         Args:
             format: Of the text.
             kind: The study's own table, all its trials with their settings, or how good the pseudo-labels are.
+            against: A row of the study's own table; the differences to it, with their intervals, have a column then.
             at: The last step or the best evaluation; the study's own setting if not given.
             ddof: 1 for the sample std, 0 for the population's.
             source: The journal, or MLflow.
             width: Characters of a caption's line, in the format `text`.
 
         Raises:
-            ValueError: There is no run to show.
+            ValueError: There is no run to show, or no such row.
             LookupError: MLflow does not know the study.
         """
         definition, records = self._read().definition, self._records(source)
@@ -482,6 +464,7 @@ class Study:
         if kind == "trials":
             return render.draw(trial_table(records, **shown_params, **settings), format, width)
         compared = definition.table.compare_with
+        columns = definition.table.columns
         published: dict[str, Any] = {}
         if compared is not None:
             protocols = {
@@ -489,7 +472,11 @@ class Study:
                 for _, trial, _ in definition.known_trials()
             }
             published = {"compare_with": printed_table(compared), "protocols": protocols}
-        return render.draw(make_table(records, columns=definition.table.columns, **published, **settings), format, width)
+        made = make_table(records, columns=columns, **published, **settings)
+        if against is None:
+            return render.draw(made, format, width)
+        settings |= {"columns": columns, "read": matrices_reader(self.folder)}
+        return render.draw(table_against(made, records, against, **settings), format, width)
 
     def compare(
         self,
@@ -523,12 +510,12 @@ class Study:
         """
         definition, records = self._read().definition, self._records(source)
         settings: dict[str, Any] = {"columns": definition.table.columns, "only": rows, **_scoring(definition, at, ddof)}
+        settings["read"] = matrices_reader(self.folder)
         if other is None:
             return render.draw(compare(records, against, **settings), format, width)
         theirs, other_splits = other._records(source), len(other.standing.definition.splits)
-        return render.draw(
-            compare_studies(records, theirs, against=against, other_splits=other_splits, **settings), format, width
-        )
+        settings |= {"against": against, "other_splits": other_splits, "read_other": matrices_reader(other.folder)}
+        return render.draw(compare_studies(records, theirs, **settings), format, width)
 
     def summary(self) -> dict[str, Any]:
         """The study in one mapping that survives JSON.

@@ -106,6 +106,8 @@ class Evaluation:
     pixel_accuracy: share of the pixels that are not ignored whose class is right.
     num_images: how many images were counted, each exactly once over all ranks.
     num_absent_classes: how many classes have an empty union; `miou` leaves them out.
+    cells: [4, M] int64, on the CPU: image, label, prediction and number of pixels of each cell that is not 0 in the confusion
+    matrix of an image, in this order; images are numbered in the order of the set. Empty if scores alone were asked for.
     """
 
     miou: float
@@ -113,3 +115,4 @@ class Evaluation:
     pixel_accuracy: float
     num_images: int
     num_absent_classes: int
+    cells: Tensor = field(default_factory=lambda: torch.empty(4, 0, dtype=torch.int64), compare=False, repr=False)

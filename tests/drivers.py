@@ -53,7 +53,7 @@ def train(driver: Driver, score: float, *, error: str | None = None) -> int:
     trial = driver.next_trial(set())
     assert trial is not None and not isinstance(trial, str)
     job = driver.begin(trial)
-    for kind in (job.checkpoints, job.models):
+    for kind in (job.checkpoints, job.models, job.matrices):
         folder = Path(kind)
         folder.mkdir(parents=True)
         (folder / "weights").write_text(str(trial.index))

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import Row, UnavailableError, __main__
 from benchmarks.groups import gpu
+from benchmarks.simulations import coverage
 from benchmarks.workloads import contrast, pil_views
 from css_ray.models import ModelConfig
 from css_ray.training.settings import TrainConfig
@@ -56,3 +57,12 @@ def test_the_exit_code_says_whether_all_rows_hold(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "gpu: skipped, torch sees no CUDA device"
     assert f'"holds": {"false" if code else "true"}' in printed[2]
+
+
+def test_a_simulated_coverage_is_a_share_in_percent() -> None:
+    scene = coverage.SCENES[1]
+    ours, plain = coverage.coverages(scene, 3, studies=4)
+    assert ours in (0, 25, 50, 75, 100) and plain in (0, 25, 50, 75, 100)
+    assert coverage.table_line(scene, 3, ours, plain).count("|") == coverage.HEAD[0].count("|")
+    # Wrong pixels are fewer in the better row, by about the same difference whatever the luck.
+    assert all(2 < coverage.true_difference(each, images=2000) < 6 for each in coverage.SCENES)

@@ -202,6 +202,7 @@ def test_train_runs_without_ray_and_goes_on_from_its_checkpoint(file: Path) -> N
     whole = subprocess.run([*arguments, "whole"], capture_output=True, text=True, cwd=file.parent, check=True).stdout
     assert "small trial 1 (CSS (mix)) split 1 on cpu" in whole and "step      6  val mIoU" in whole
     assert (file.parent / "whole" / "best.pt").exists()
+    assert sorted(path.name for path in (file.parent / "whole" / "matrices").iterdir()) == ["best.npz", "last.npz"]
     again = subprocess.run([*arguments, "whole"], capture_output=True, text=True, cwd=file.parent, check=True).stdout
     assert "continuing from its checkpoint" in again
     assert again.splitlines()[-1].split(",")[:2] == whole.splitlines()[-1].split(",")[:2]

@@ -109,12 +109,25 @@ def list_(storage: str, address: str | None) -> None:
 @at_option
 @ddof_option
 @click.option("--trials", is_flag=True, help="One row per trial with its settings, instead of the study's table.")
+@click.option("--against", metavar="ROW", help="Add the differences to this row, with their 95 % intervals.")
 @source_option
 @out_option
-def table(name: str, storage: str, format_: str, at: str | None, ddof: int, trials: bool, source: str, out: str | None) -> None:
+def table(
+    name: str,
+    storage: str,
+    format_: str,
+    at: str | None,
+    ddof: int,
+    trials: bool,
+    against: str | None,
+    source: str,
+    out: str | None,
+) -> None:
     """Print or export the mean ± std table of the study NAME."""
+    if trials and against is not None:
+        raise BadInput("--against: compares rows of the study's table, not trials; leave out --trials")
     study_, kind = open_study(name, storage), "trials" if trials else "results"
-    settings = {"kind": kind, "at": at, "ddof": ddof, "source": source}
+    settings = {"kind": kind, "against": against, "at": at, "ddof": ddof, "source": source}
     print_or_write(table_text(study_, format_, width=text_width(out), **settings), out)
 
 
@@ -146,7 +159,8 @@ def compare(
     """Print or export the differences between rows of the study NAME on the same splits, or between NAME and OTHER.
 
     Each split is compared with itself, since the choice of the labelled images moves a score more than the method does. Splits
-    whose images differ are refused.
+    whose images differ are refused. The 95 % interval, P(rank 1) and the groups of rows that are not separable take both the
+    splits and the validation images into account.
     """
     study_, there = open_study(name, storage), None if other is None else open_study(other, storage)
     settings: dict[str, Any] = {"against": against, "rows": rows, "at": at, "ddof": ddof, "source": source}

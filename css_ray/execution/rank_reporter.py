@@ -75,9 +75,9 @@ class SlotReporter:
             self._put(News(self.number, [], over=False, waits=reason))
         self.waits = True
 
-    def keep_best(self, write: Callable[[], None], folder: str) -> None:
-        """Have rank 0 call `write`, which writes best weights into `folder`; all ranks wait if the disk is full."""
-        self.checkpoints.together(write if distributed.rank() == 0 else lambda: None, folder, "the best weights")
+    def keep(self, write: Callable[[], None], folder: str, what: str) -> None:
+        """Have rank 0 call `write`, which writes into `folder` what is named; all ranks wait if the disk is full."""
+        self.checkpoints.together(write if distributed.rank() == 0 else lambda: None, folder, what)
 
     def keep_labels(self, write: Callable[[], None], folder: str) -> None:
         """Have all ranks call `write`, which on rank 0 writes pseudo-labels into `folder`; all wait if the disk is full."""

@@ -11,6 +11,7 @@ import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from css_ray.execution.handover import LEAVE, NOTHING, Handover
 from css_ray.execution.rank_reporter import PrunedError, SlotReporter, sum_of_ranks
 from css_ray.execution.trial_file import TRIAL_FILE, progress_of, read_trial
 from css_ray.execution.watchdog import Watchdog
+from css_ray.matrices import At, ImageMatrices, write_matrices
 from css_ray.storage import below, is_url, locate, send
 from css_ray.study.code import code_version
 from css_ray.study.inputs import prepare
@@ -146,7 +148,8 @@ def _train_from(
                 device=device,
                 checkpoint=resumed,
                 begun=reporter.send,
-                keep_best=keeper(below(job.models, f"split_{split}"), reporter.keep_best),
+                keep_best=keeper(below(job.models, f"split_{split}"), partial(reporter.keep, what="the best weights")),
+                keep_matrices=partial(_keep_matrices, reporter, below(job.matrices, f"split_{split}")),
                 labels=labels_of(job.checkpoints, split),
                 with_room=reporter.keep_labels,
                 beat=beat,
@@ -215,6 +218,10 @@ def workers_of(events: list[RunEvent], split: int) -> int | None:
     """How many workers trained a split of a trial last; None if it has not begun."""
     told = [event.workers for event in events if isinstance(event, RunStarted | RunResized) and event.split == split]
     return told[-1] if told else None
+
+
+def _keep_matrices(reporter: SlotReporter, folder: str, at: At, matrices: ImageMatrices) -> None:
+    reporter.keep(lambda: write_matrices(folder, at, matrices), folder, "the matrices of an evaluation")
 
 
 def keeper(

@@ -16,6 +16,14 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
     return counts.scatter_add_(0, cell, torch.ones_like(cell))[:cells].view(num_classes, num_classes)
 
 
+def image_confusion_matrices(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Classes [B, H, W] -> [B, C, C] int64 counts of each image by itself, as of `confusion_matrix`, which is their sum."""
+    cells = num_classes * num_classes
+    cell = torch.where(labels == IGNORE_INDEX, cells, labels * num_classes + predictions).flatten(1)
+    counts = torch.zeros(len(labels), cells + 1, dtype=torch.int64, device=labels.device)
+    return counts.scatter_add_(1, cell, torch.ones_like(cell))[:, :cells].reshape(-1, num_classes, num_classes)
+
+
 def class_iou(matrix: Tensor) -> Tensor:
     """[C, C] -> [C] float64 in [0, 1]: intersection over union; NaN for a class in neither the labels nor the predictions."""
     intersection = matrix.diagonal().double()

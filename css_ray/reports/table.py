@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from css_ray.matrices import At as At
 from css_ray.records import Record, mean_std, score_text
 from css_ray.reports.published import Protocol, Published, PublishedTable
 
-At = Literal["last", "best"]
 Mode = Literal["max", "min"]
 
 MISSING = "–"

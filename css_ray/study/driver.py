@@ -573,6 +573,7 @@ def make_job(study: StudyDefinition, trial: int, runs: list[RunSpec], folder: st
         sizes=study.resources.sizes(runs[0].settings["data"]),
         checkpoints=upkeep.checkpoints_of(folder, trial),
         models=upkeep.models_of(folder, trial),
+        matrices=upkeep.matrices_of(folder, trial),
         verdicts=verdicts,
         hang_seconds=study.resources.hang_seconds,
         min_free=study.keep.min_free_gb * 1e9,

@@ -45,9 +45,9 @@ class Job:
     """What the ranks of a slot need to train a trial.
 
     new: whether nothing of the trial is in the journal. runs: one per split that is left, in their order. sizes: the numbers of
-    workers that may train it, lowest first. checkpoints, models: folders or URLs, of what it continues from and of the best
-    weights of each run. verdicts: whose they are, None if nothing prunes it. hang_seconds: how long a step may take. min_free:
-    bytes that must stay free on the disk.
+    workers that may train it, lowest first. checkpoints, models, matrices: folders or URLs, of what it continues from, of the
+    best weights of each run, and of its validation images' confusion matrices. verdicts: whose they are, None if nothing prunes
+    it. hang_seconds: how long a step may take. min_free: bytes that must stay free on the disk.
     """
 
     trial: int
@@ -56,6 +56,7 @@ class Job:
     sizes: list[int]
     checkpoints: str
     models: str
+    matrices: str
     verdicts: str | None
     hang_seconds: float
     min_free: float

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from css_ray import distributed
 from css_ray.data.loaders import make_train_loader, make_unlabelled_val_loader, make_val_loader, make_whole_loader
+from css_ray.matrices import At, ImageMatrices
 from css_ray.methods import METHODS, Method
 from css_ray.methods.stages import BatchKind, Border
 from css_ray.models import Predictor
@@ -76,6 +77,7 @@ def execute(
     checkpoint: Path | None = None,
     begun: Callable[[], None] = lambda: None,
     keep_best: Callable[[dict[str, Tensor], BestDescription], None] = lambda weights, best: None,
+    keep_matrices: Callable[[At, ImageMatrices], None] = lambda at, matrices: None,
     labels: str | None = None,
     with_room: WithRoom = lambda write, place: write(),
     beat: Callable[[], None] = lambda: None,
@@ -83,10 +85,11 @@ def execute(
     """Train the run, from `checkpoint` if given, as this rank of the process group (or alone). Raises as `loop.fit` does.
 
     begun: called once the checkpoint is loaded, if there is one. keep_best: called on every rank with the predictor's weights
-    and their description, as `write_best` takes them, after each evaluation that is better than all before. labels: a folder
-    that all ranks see, or a URL, for pseudo-labels that the method makes at the borders of its stages; without one they last as
-    long as this call, and one rank alone can train. with_room: calls what writes there. beat: called before each batch, of
-    training and of an evaluation alike: a sign of life.
+    and their description, as `write_best` takes them, after each evaluation that is better than all before. keep_matrices:
+    called on every rank with the confusion matrix of each validation image, of such an evaluation and of the last one. labels:
+    a folder that all ranks see, or a URL, for pseudo-labels that the method makes at the borders of its stages; without one
+    they last as long as this call, and one rank alone can train. with_room: calls what writes there. beat: called before each
+    batch, of training and of an evaluation alike: a sign of life.
     """
     spec, dataset = prepared.spec, prepared.dataset
     data, rank, world_size = spec.settings["data"], distributed.rank(), distributed.world_size()
@@ -169,6 +172,7 @@ def execute(
             keep_best=lambda predictor, step, metrics: keep_best(
                 predictor.state_dict(), _describe(prepared, train, predictor, step, metrics)
             ),
+            keep_matrices=lambda at, cells: keep_matrices(at, _with_ids(prepared, cells)),
         )
 
 
@@ -200,6 +204,12 @@ def _one_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
     """The (width, height) of all of these (height, width); None if they differ."""
     height, width = sizes[0]
     return (width, height) if set(sizes) == {(height, width)} else None
+
+
+def _with_ids(prepared: Prepared, cells: Tensor) -> ImageMatrices:
+    images, labels, predictions, pixels = cells.numpy()
+    names = tuple(prepared.dataset.info.class_names)
+    return ImageMatrices(prepared.dataset.val.ids, names, images, labels * len(names) + predictions, pixels)
 
 
 class _Beating:

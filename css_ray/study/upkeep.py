@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pyarrow.fs
 
+from css_ray.matrices import At, ImageMatrices, read_matrices
 from css_ray.secrets import shown
 from css_ray.storage import below, free_bytes, locate
 from css_ray.study.definition import Keep
@@ -18,6 +19,16 @@ _log = logging.getLogger(__name__)
 def models_of(folder: str, trial: int) -> str:
     """Where the best weights of a trial's runs are kept."""
     return below(folder, "models", f"trial_{trial:04d}")
+
+
+def matrices_of(folder: str, trial: int) -> str:
+    """Where the validation images' confusion matrices of a trial's runs are kept, also when its weights are removed."""
+    return below(folder, "matrices", f"trial_{trial:04d}")
+
+
+def matrices_reader(folder: str) -> Callable[[int, int, At], ImageMatrices | None]:
+    """Reads the matrices of a trial's run on a split, as `read_matrices` does; None if it kept none."""
+    return lambda trial, split, at: read_matrices(below(matrices_of(folder, trial), f"split_{split}"), at)
 
 
 def checkpoints_of(folder: str, trial: int) -> str:
@@ -39,7 +50,7 @@ def dispensable(keep: Keep, scores: Mapping[int, float], ended: set[int]) -> lis
 
 
 def remove_files(folder: str, trial: int) -> None:
-    """Remove the weights and checkpoints of a trial."""
+    """Remove the weights and checkpoints of a trial. Its matrices are small, and tables of its scores are made from them."""
     remove(checkpoints_of(folder, trial))
     remove(models_of(folder, trial))
 

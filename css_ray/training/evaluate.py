@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from css_ray import distributed
-from css_ray.functional.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
+from css_ray.functional.metrics import class_iou, confusion_matrix, image_confusion_matrices, mean_iou, pixel_accuracy
 from css_ray.functional.windows import WindowAverage, whole_or_windows
 from css_ray.methods.base import Method
 from css_ray.models import Predictor
@@ -18,6 +19,10 @@ from css_ray.types import IGNORE_INDEX, Evaluation
 
 _PROBE_SIZE = 64
 """Side in pixels of the black image from which a rank without images learns which pseudo-labels there are."""
+
+
+_HELD_COUNTS = 2**24
+"""How many counts of matrices are held on the device before those that are not 0 are moved to the CPU: 64 MB."""
 
 
 @torch.no_grad()
@@ -31,25 +36,28 @@ def evaluate(
 ) -> Evaluation:
     """Run `predictor` and score the argmax against the labels.
 
-    batches: pairs of images [B, 3, H, W] in [0, 1] and labels [B, H, W]; over the ranks, each image once. The predictor is
-    put into eval mode and back. The matrices of all ranks are summed before any ratio is taken.
+    batches: pairs of images [B, 3, H, W] in [0, 1] and labels [B, H, W]; over the ranks, each image once, dealt out in turn as
+    `make_val_loader` does. The predictor is put into eval mode and back. The matrices of all images of all ranks are summed
+    before any ratio is taken.
     window: side in pixels of the windows whose probabilities or logits (`average`) are averaged; None predicts whole images.
     Raises ValueError if no pixel of the images is labelled.
     """
     num_classes = predictor.num_classes
-    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    num_images = torch.zeros((), dtype=torch.int64, device=device)
+    counted = Counted(num_classes, device)
 
     with _eval_mode(predictor):
         for images, labels in batches:
-            images = images.to(device, non_blocking=True)
-            prediction = whole_or_windows(predictor.predict, images, window, average).argmax(dim=1)
-            matrix += confusion_matrix(prediction, labels.to(device, non_blocking=True), num_classes)
-            num_images += len(images)
-    matrix = distributed.all_reduce_sum(matrix).cpu()
+            prediction = whole_or_windows(predictor.predict, images.to(device, non_blocking=True), window, average).argmax(
+                dim=1
+            )
+            counted.add(image_confusion_matrices(prediction, labels.to(device, non_blocking=True), num_classes))
+    cells, num_images = counted.of_all_ranks()
+    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64).index_put_(
+        (cells[1], cells[2]), cells[3], accumulate=True
+    )
     if not matrix.any():
         raise ValueError("the validation images have no labelled pixel; prepare the data set with masks for them")
-    return evaluation_of(matrix, int(distributed.all_reduce_sum(num_images)))
+    return replace(evaluation_of(matrix, num_images), cells=cells)
 
 
 def evaluation_of(matrix: Tensor, num_images: int) -> Evaluation:
@@ -62,6 +70,52 @@ def evaluation_of(matrix: Tensor, num_images: int) -> Evaluation:
         num_images=num_images,
         num_absent_classes=num_absent,
     )
+
+
+class Counted:
+    """The matrices of this rank's images, of which only the cells that are not 0 are kept for long."""
+
+    def __init__(self, num_classes: int, device: torch.device | str) -> None:
+        self._num_classes, self._device = num_classes, device
+        self._dense: list[Tensor] = []
+        self._num_dense = 0
+        self._num_images = 0
+        self._sparse = [torch.zeros(3, 0, dtype=torch.int64)]  # image, cell and count
+
+    def add(self, matrices: Tensor) -> None:
+        """[B, C, C]: those of the next images. Waits for the device once in `_HELD_COUNTS` counts."""
+        self._dense.append(matrices.int())  # no image has 2^31 pixels
+        self._num_dense += matrices.numel()
+        if self._num_dense >= _HELD_COUNTS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._dense:
+            return
+        counts = torch.cat(self._dense).flatten(1)
+        image, cell = counts.nonzero(as_tuple=True)
+        self._sparse.append(torch.stack([image + self._num_images, cell, counts[image, cell].long()]).cpu())
+        self._num_images += len(counts)
+        self._dense, self._num_dense = [], 0
+
+    def of_all_ranks(self) -> tuple[Tensor, int]:
+        """`Evaluation.cells` and the number of images, the same on all ranks; image k of a rank precedes image k + 1 of any."""
+        self._flush()
+        mine = torch.cat(self._sparse, dim=1).to(self._device)
+        sizes = distributed.all_gather(torch.tensor([[mine.shape[1], self._num_images]], device=self._device)).cpu()
+        padded = mine.new_zeros(1, 3, int(sizes[:, 0].max()))
+        padded[0, :, : mine.shape[1]] = mine
+        everyones, num_images = distributed.all_gather(padded).cpu(), sizes[:, 1]
+        parts = []
+        for rank, (part, (length, _)) in enumerate(zip(everyones, sizes.tolist(), strict=True)):
+            image, cell, count = part[:, :length]
+            # Before image k of this rank are the images up to k of earlier ranks, and those below k of all.
+            earlier = (torch.arange(len(sizes)) < rank).long()
+            place = torch.minimum(image[:, None] + earlier, num_images).sum(dim=1)
+            parts.append(torch.stack([place, cell // self._num_classes, cell % self._num_classes, count]))
+        cells = torch.cat(parts, dim=1)
+        in_order = cells[0].argsort(stable=True)  # of an image by itself they are in order
+        return cells[:, in_order], int(num_images.sum())
 
 
 def evaluation_metrics(evaluation: Evaluation, class_names: tuple[str, ...]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from css_ray import distributed
+from css_ray.matrices import At
 from css_ray.methods.base import Method
 from css_ray.methods.stages import BatchKind, Border, Stage, ends
 from css_ray.models import Predictor
@@ -70,6 +71,7 @@ def fit(
     checkpoint: Path | None = None,
     begun: Callable[[], None] = lambda: None,
     keep_best: Callable[[Predictor, int, dict[str, float]], None] = lambda predictor, step, metrics: None,
+    keep_matrices: Callable[[At, Tensor], None] = lambda at, cells: None,
 ) -> Fit:
     """Train `method` stage by stage; evaluate its predictor every `config.evaluate_every` steps and after each stage's last.
 
@@ -86,6 +88,8 @@ def fit(
     begun: called once before the first batch, when the checkpoint is loaded.
     keep_best(predictor, step, metrics): called on every rank after an evaluation that is better than all before, so that all
     wait if there is no room for what one writes.
+    keep_matrices(at, cells): called likewise with the `Evaluation.cells` of such an evaluation, at "best", and of the one after
+    the run's last step, at "last".
 
     Raises NonFiniteLossError with the step, the loss's name and where the last good checkpoint is. Before the first step it
     raises DamagedError if the checkpoint or its pseudo-labels are damaged or not of this run, ValueError if the evaluation
@@ -183,6 +187,9 @@ def fit(
                 if not progress.best or metrics["val/miou"] > progress.best["val/miou"]:
                     progress.best, progress.best_step = metrics, progress.step
                     keep_best(predictor, progress.step, metrics)
+                    keep_matrices("best", evaluation.cells)
+                if progress.step == last_steps[-1]:
+                    keep_matrices("last", evaluation.cells)  # before the checkpoint, from which nothing is evaluated again
                 reporter.evaluated(progress.step, metrics, write)
                 last_good = f"the last good checkpoint is at step {progress.step}"
         if progress.step < end:

@@ -83,6 +83,13 @@ def test_the_best_weights_load_without_the_platform(undisturbed: Place) -> None:
     assert best.metrics == {name: value for name, value in ended["best"].items() if name.startswith("val/")}
 
 
+def test_rows_have_intervals(undisturbed: Place) -> None:
+    code, output = undisturbed.call("study", "compare", "small")
+    assert code == 0 and "95 % interval" in output and "P(rank 1)" in output, output
+    code, output = undisturbed.call("study", "table", "small", "--against", "Sup.", "--format", "latex")
+    assert code == 0 and r"$\Delta$ to Sup." in output and " to " in output, output
+
+
 @pytest.mark.parametrize(
     "moment",
     [

@@ -23,7 +23,7 @@ def test_a_study_that_was_moved_goes_on_where_it_is_now(tmp_path: Path) -> None:
     assert moved.next_trial(set()) == trial
     config = _Searcher(_Hand(_Link(moved, None, None))).suggest("a")
     assert isinstance(config, dict) and config["trial"] == trial.index
-    places = [config["place"], config["job"]["checkpoints"], config["job"]["models"]]
+    places = [config["place"], *(config["job"][kind] for kind in ("checkpoints", "models", "matrices"))]
     assert all(Path(place).is_relative_to(tmp_path / "elsewhere" / "small") for place in places)
 
 

@@ -37,6 +37,7 @@ def test_the_grid_the_best_and_what_a_resume_needs_stay(tmp_path: Path) -> None:
     assert kept(driver, "models") == [0, 1, 3, 4]
     train(driver, 65.0)
     assert kept(driver, "models") == kept(driver, "checkpoints") == [0, 3, 4, 5]
+    assert kept(driver, "matrices") == [0, 1, 2, 3, 4, 5]  # a table that is made later needs them
 
 
 def test_what_a_killed_driver_left_is_removed_by_the_next(tmp_path: Path) -> None:

@@ -25,8 +25,10 @@ from css_ray.data.catalogue import ensure_dataset
 from css_ray.data.digits import digits_source
 from css_ray.data.remote import local_copy
 from css_ray.data.writing import write_dataset
-from css_ray.events import RunEvaluated, RunLogged, StudyFinished, StudyStarted, TrialRetried
+from css_ray.events import RunEvaluated, RunFinished, RunLogged, StudyFinished, StudyStarted, TrialRetried
 from css_ray.execution.checkpoints import Checkpoints
+from css_ray.functional.metrics import mean_iou
+from css_ray.matrices import read_matrices
 from css_ray.storage import below
 from css_ray.study import journal as journal_module
 from css_ray.study.journal import Follower, Journal, JournalError, StudyLockedError, studies_in, study_folder
@@ -470,7 +472,12 @@ def test_a_whole_study_on_s3_under_faults(store: FaultyStore, place: Place, tmp_
         weights.write_bytes(read(store, f"kept/studies/small/models/trial_0000/split_{split}/best.pt"))
         assert read_tensors(weights)
     left = {name.split("/")[1] for name in store.names("kept/studies")}
-    assert left == {"journal", "checkpoints", "models", "splits"}
+    assert left == {"journal", "checkpoints", "models", "matrices", "splits"}
+    for split in (0, 1):
+        (finished,) = [event for event in events if isinstance(event, RunFinished) and event.split == split]
+        matrices = read_matrices(below(url, "matrices", "trial_0000", f"split_{split}"), "last")
+        assert matrices is not None
+        assert 100 * mean_iou(torch.from_numpy(matrices.dense().sum(axis=0)))[0] == finished.last["val/miou"]
     place.wait_until_empty()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,23 @@ def write_images(folder: Path) -> None:
     write_dataset(folder, rows_source(info, {"train": rows[:1], "val": rows}))
 
 
+def by_image(shards: Shards) -> list[list[int]]:
+    """The cells of each image's matrix, counted pixel by pixel."""
+    counts: Counter[tuple[int, int, int]] = Counter()
+    for number in range(NUM_IMAGES):
+        _, image, mask = shards[number]
+        assert mask is not None
+        pixels = zip(mask.flatten().tolist(), image[0].flatten().tolist(), strict=True)
+        counts.update((number, label, predicted) for label, predicted in pixels if label != V)
+    return [list(values) for values in zip(*((*cell, count) for cell, count in sorted(counts.items())), strict=True)]
+
+
 def scores(shards: Shards, rank: int, world_size: int) -> list[dict[str, Any]]:
     found: list[Evaluation] = []
     for window in (None, 8):
         loader = make_val_loader(shards, rank=rank, world_size=world_size, batch_size=2)
         found.append(score(Given(), loader, window=window))
-    return [dataclasses.asdict(evaluation) for evaluation in found]
+    return [dataclasses.asdict(evaluation) | {"cells": evaluation.cells.tolist()} for evaluation in found]
 
 
 def _rank(rank: int, folder: str) -> None:
@@ -174,6 +186,7 @@ def test_each_image_counts_once_however_many_ranks_there_are(tmp_path: Path) -> 
     for found in alone:
         assert found["num_images"] == NUM_IMAGES
         assert found["pixel_accuracy"] == pytest.approx(100 * matrix.diagonal().sum() / matrix.sum())
+        assert found["cells"] == by_image(shards)
     multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=3)  # type: ignore[attr-defined, no-untyped-call]
     for rank in range(3):
         result = torch.load(tmp_path / f"result{rank}.pt", weights_only=True)

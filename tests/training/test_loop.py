@@ -15,6 +15,7 @@ from torch import Tensor
 
 from css_ray import distributed
 from css_ray.functional import windows
+from css_ray.functional.metrics import mean_iou
 from css_ray.methods import METHODS, CutMix, Method, Supervised
 from css_ray.methods.stages import BatchKind
 from css_ray.models import ModelConfig, Segmenter, make_segmenter
@@ -111,6 +112,53 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(name: str, tmp_path: P
     assert (result.last, result.best, result.best_step) == (expected.last, expected.best, expected.best_step)
     for key, value in undisturbed.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def kept_in(folder: Path) -> Callable[[str, Tensor], None]:
+    """Keeps the cells of evaluations as files of their names, as a run does."""
+
+    def keep(at: str, cells: Tensor) -> None:
+        folder.mkdir(exist_ok=True)
+        torch.save(cells, folder / at)
+
+    return keep
+
+
+def read_cells(folder: Path) -> dict[str, list[list[int]]]:
+    return {path.name: torch.load(path, weights_only=True).tolist() for path in folder.iterdir()}
+
+
+def miou_of(cells: Tensor) -> float:
+    """The mean IoU of the matrices' sum, cell by cell."""
+    matrix = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
+    for _, label, prediction, count in cells.T.tolist():
+        matrix[label, prediction] += count
+    return 100 * mean_iou(matrix)[0]
+
+
+def test_the_matrices_of_the_best_and_of_the_last_evaluation_are_kept() -> None:
+    """Scores are those of the sum of the kept matrices, to the last digit."""
+    reporter = SilentReporter()
+    kept: list[tuple[str, float]] = []
+    config = TrainConfig(iterations=7, lr=0.05, evaluate_every=2, log_every=3)
+    result = run(
+        make_method("css"), config, reporter=reporter, keep_matrices=lambda at, cells: kept.append((at, miou_of(cells)))
+    )
+    scores = [metrics["val/miou"] for _, metrics in reporter.evaluations]
+    better = [score for index, score in enumerate(scores) if score > max(scores[:index], default=-1)]
+    assert kept == [*(("best", score) for score in better), ("last", scores[-1])]
+    assert (better[-1], scores[-1]) == (result.best["val/miou"], result.last["val/miou"])
+
+
+@pytest.mark.parametrize("step", [5, 6])
+def test_a_resumed_run_keeps_the_matrices_of_an_undisturbed_one(step: int, tmp_path: Path) -> None:
+    run(make_method("css"), CONFIG, keep_matrices=kept_in(tmp_path / "whole"))
+    with pytest.raises(Interrupted):
+        run(make_method("css"), CONFIG, reporter=InterruptAfter(tmp_path, step), keep_matrices=kept_in(tmp_path / "resumed"))
+    assert "last" not in read_cells(tmp_path / "resumed")
+    rest = FolderReporter(tmp_path)
+    run(make_method("css"), CONFIG, reporter=rest, checkpoint=rest.checkpoint, keep_matrices=kept_in(tmp_path / "resumed"))
+    assert read_cells(tmp_path / "resumed") == read_cells(tmp_path / "whole")
 
 
 def test_a_finished_run_resumes_to_its_result(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from PIL import Image
 
 from css_ray.data.catalogue import prepare as prepare_dataset
 from css_ray.data.shards import DataSet
+from css_ray.functional.metrics import mean_iou, pixel_accuracy
+from css_ray.matrices import read_matrices, write_matrices
 from css_ray.methods import CSS, PSMT, Supervised
 from css_ray.methods.stages import Border, Stage
 from css_ray.study.inputs import prepare
@@ -34,6 +37,23 @@ def run(dataset: DataSet, method: str, labelled: tuple[int, ...], **train: Any) 
     reporter = SilentReporter()
     execute(prepared(dataset, method, labelled, **train), reporter)
     return reporter
+
+
+def test_the_matrices_that_a_run_keeps_are_of_its_images_and_give_its_scores(dataset: DataSet, tmp_path: Path) -> None:
+    reporter = SilentReporter()
+    fit = execute(prepared(dataset, "supervised", (2, 3)), reporter, keep_matrices=partial(write_matrices, tmp_path))
+    for at, metrics in (("last", fit.last), ("best", fit.best)):
+        matrices = read_matrices(tmp_path, at)  # type: ignore[arg-type]
+        assert matrices is not None
+        assert (matrices.ids, matrices.class_names) == (dataset.val.ids, CLASSES)
+        total = torch.from_numpy(matrices.dense().sum(axis=0))
+        assert 100 * mean_iou(total)[0] == metrics["val/miou"]
+        assert 100 * pixel_accuracy(total) == metrics["val/pixel_accuracy"]
+        labelled = matrices.class_pixels()[1]
+        for number in range(len(dataset.val)):
+            mask = dataset.val[number].mask
+            assert mask is not None
+            assert labelled[number].tolist() == [int((mask == label).sum()) for label in range(3)]
 
 
 @pytest.mark.parametrize("evaluation", ["whole_image", "sliding_window"])
