@@ -177,6 +177,15 @@ def test_one_cross_entropy_over_the_union_and_strong_views_of_the_pseudo_labelle
     )
     hidden = kept != batch.labels
     assert (kept[hidden] == IGNORE_INDEX).all() and hidden[batch.pseudo].flatten(1).any(dim=1).all()
+    # `labelled_colours` changes those of the labelled ones too, with and without others; no box hides a label of theirs.
+    coloured = make(2, Views(jitter_probability=1, jitter=0.5), cutout_probability=1.0, labelled_colours=True)
+    coloured.student.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    coloured.supervised = lambda prediction, given: labels.append(given) or supervised(prediction, given)  # type: ignore
+    for given in (batch, make_batch(kind="labelled")):
+        coloured(given, clock_at(0.5, 2))
+        assert all(not torch.equal(one, other) for one, other in zip(seen[-1], given.labelled_images, strict=True))
+        plain = slice(None) if given.pseudo is None else ~given.pseudo
+        assert torch.equal(labels[-1][plain], given.labels[plain])
     # `strong: false` leaves all images as they are.
     seen.clear()
     weak = make(2, Views(jitter_probability=1, jitter=0.5), cutout_probability=1.0, strong=False)

@@ -21,6 +21,7 @@ from css_ray.study.run import execute, run_spec
 from css_ray.training.best import write_best
 from css_ray.training.reporter import SilentReporter
 from tests.drivers import new_driver, small, train
+from tests.places import SPEC
 
 
 def kept(driver: Driver, kind: str) -> list[int]:
@@ -130,7 +131,7 @@ def test_pseudo_labels_of_trials_that_run_are_counted(tmp_path: Path, data: Path
 
     def of(root: Path, **method: Any) -> int:
         sections = {
-            "data": {"dataset": "digits", "root": str(root), "labelled": 12},
+            "data": SPEC["data"] | {"root": str(root), "num_classes": 6},
             "grid": {"method": [{"name": "stpp"} | method]},
         }
         return needed_bytes(small(tmp_path, **sections, search=None, splits=[0]))
