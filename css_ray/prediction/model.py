@@ -20,7 +20,7 @@ from css_ray.training.settings import TrainConfig
 from css_ray.training.step import algorithms
 
 _ALIKE = (
-    "class_names", "palette", "evaluation", "crop", "window_average", "channels_last", "encoder", "output_stride",
+    "class_names", "palette", "evaluation", "crop", "window_average", "channels_last", "encoder", "output_stride", "decoder",
     "decoder_channels", "low_level_channels", "aspp_rates", "mean", "std",
 )  # fmt: skip
 """What the networks of an ensemble must have in common."""
