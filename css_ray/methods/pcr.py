@@ -51,7 +51,10 @@ class PCR(Method):
 
         teacher_decay: float = knob(0.99, help="share of the teacher that an update keeps", ge=0, lt=1)
         warm_up: float = knob(
-            0.0125, help="share of training without unlabelled images; one of 80 epochs, a short training needs more", ge=0, lt=1
+            0.0125,
+            help="share of training without unlabelled images; one of 80 epochs, a short training needs more",
+            ge=0,
+            lt=1,
         )
         prototypes_per_class: int = knob(4, help="prototypes of each class (K); Cityscapes 3", ge=1, le=1000)
         prototype_decay: float = knob(0.99, help="share of a prototype that an update keeps; 1: none moves", ge=0, le=1)
