@@ -39,7 +39,8 @@ class PCR(Method):
 
     Of the published code only inference and settings are released. Departs from them: its first prototypes, a file that was
     never published, are found at the border; a class that the labelled images lack has random ones until its first pixels come;
-    the teacher normalises with averages of the student's statistics; padding has no label.
+    the teacher normalises with averages of the student's statistics; padding has no label; the student sees the colours of the
+    study's views, of which the published settings change none.
     """
 
     name = "pcr"
@@ -49,7 +50,12 @@ class PCR(Method):
         """Settings of the teacher's labels and of the prototypes."""
 
         teacher_decay: float = knob(0.99, help="share of the teacher that an update keeps", ge=0, lt=1)
-        warm_up: float = knob(0.0125, help="share of training without unlabelled images; one of 80 epochs", ge=0, lt=1)
+        warm_up: float = knob(
+            0.0125,
+            help="share of training without unlabelled images; one of 80 epochs, a short training needs more",
+            ge=0,
+            lt=1,
+        )
         prototypes_per_class: int = knob(4, help="prototypes of each class (K); Cityscapes 3", ge=1, le=1000)
         prototype_decay: float = knob(0.99, help="share of a prototype that an update keeps; 1: none moves", ge=0, le=1)
         temperature: float = knob(0.1, help="of the cosines to the prototypes (τ)", gt=0)
@@ -93,10 +99,11 @@ class PCR(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> Losses:
         if not clock.stage:
-            return Losses({"sup": self.supervised(self.student(batch.labelled_images), batch.labels)})
+            return Losses({"sup": self.supervised(self.student(self.strong_colours(batch.labelled_images)), batch.labels)})
         config, count, size = self.config, len(batch.labelled_images), (batch.labels.shape[1], batch.labels.shape[2])
         images, target, passed = self._mixed(batch, size)
-        features = self.student.decode(self.student.encode(torch.cat([batch.labelled_images, images])))
+        both = torch.cat([self.strong_colours(batch.labelled_images), images])
+        features = self.student.decode(self.student.encode(both))
         logits = self.student.classify(features).logits
         points = grid_points(*size, config.grid, images.device)
         sampled = torch.cat([batch.labels, target]).flatten(1).index_select(1, points)
@@ -143,11 +150,12 @@ class PCR(Method):
 
     @torch.no_grad()
     def _mixed(self, batch: Batch, size: tuple[int, int]) -> tuple[Tensor, Tensor, Rate]:
-        """The unlabelled images, mixed or not, and the labels of the teacher for them where it is sure; how often it is."""
+        """The student's view of the unlabelled images, and the teacher's labels where it is sure of them; how often it is."""
         images, valid = batch.unlabelled_images, batch.unlabelled_valid
         confidence, labels = most_likely(upsample(self.teacher(images).logits, size).softmax(dim=1))
         passed = valid & (confidence >= self.config.unsup_threshold)
         labels = torch.where(passed, labels, IGNORE_INDEX)
+        images = self.strong_colours(images)
         boxes = half_area_boxes(len(images), *size, images.device)
         boxes = boxes & (torch.rand((), device=images.device) < self.config.cutmix_probability)
         images, labels = (mix(boxes, item, item.roll(-1, dims=0)) for item in (images, labels))

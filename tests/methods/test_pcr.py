@@ -18,6 +18,9 @@ from css_ray.methods.clusters import PIXELS, Clusters
 from css_ray.methods.stages import Border
 from css_ray.testing import NUM_CLASSES, MethodContract, clock_at, enter_stages, make_batch, make_method, train
 from css_ray.types import IGNORE_INDEX, Batch
+from css_ray.views import Views
+
+STILL = Views(jitter_probability=0, blur_probability=0)
 
 OPEN: dict[str, Any] = {"unsup_threshold": 0.0}
 
@@ -36,7 +39,7 @@ class TestPCROfOnePrototype(MethodContract):
 
 def make(stage: int = 1, **settings: Any) -> PCR:
     torch.manual_seed(0)
-    method = enter_stages(make_method(PCR, **(OPEN | settings)), stage)
+    method = enter_stages(make_method(PCR, STILL, **(OPEN | settings)), stage)
     assert isinstance(method, PCR)
     return method.train()
 
@@ -164,6 +167,22 @@ def test_the_warm_up_is_supervised_and_copies_to_the_teacher() -> None:
     assert [stage.share for stage in make(warm_up=0.25).stages()] == [0.25, 0.75]
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_the_student_alone_sees_other_colours(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PCR, "strong_colours", lambda self, images: 1 - images)
+    method, batch = make(stage, cutmix_probability=0.0), make_batch()
+    by_student: list[Tensor] = []
+    by_teacher: list[Tensor] = []
+    for network, seen in ((method.student, by_student), (method.teacher.model, by_teacher)):
+        network.encoder.register_forward_pre_hook(lambda module, given, seen=seen: seen.append(given[0]))
+    method(batch, clock_at(0.5, stage))
+    student, given = method.student, [batch.labelled_images, batch.unlabelled_images][: stage + 1]
+    torch.testing.assert_close(torch.cat(by_student) * student.std + student.mean, 1 - torch.cat(given))
+    assert len(by_teacher) == stage
+    for images in by_teacher:
+        torch.testing.assert_close(images * student.std + student.mean, batch.unlabelled_images)
+
+
 # The border
 
 
@@ -280,7 +299,7 @@ def steps(rank: int, world_size: int) -> dict[str, Any]:
     torch.set_default_dtype(torch.float64)
     try:
         torch.manual_seed(0)
-        method: Any = make_method(PCR, cutmix_probability=0.0, unsup_threshold=0.3, prototypes_per_class=2)
+        method: Any = make_method(PCR, STILL, cutmix_probability=0.0, unsup_threshold=0.3, prototypes_per_class=2)
         batch = scene(slice(rank * 4 // world_size, (rank + 1) * 4 // world_size))
         method.stage = 1
         torch.manual_seed(rank + 1)  # each rank draws its own numbers
@@ -347,7 +366,7 @@ def test_the_first_prototypes_are_of_the_images_of_all_ranks(ranks: list[dict[st
     torch.set_default_dtype(torch.float64)
     try:
         torch.manual_seed(0)
-        method: Any = make_method(PCR, prototypes_per_class=2)
+        method: Any = make_method(PCR, STILL, prototypes_per_class=2)
         batch = scene(slice(4))
         teacher = method.teacher.model.eval()
         with torch.no_grad():
