@@ -38,6 +38,12 @@ class Views(Config):
         (0.15, 1.15), help="smallest and largest sigma of the blur, in pixels", gt=0, le=1_000
     )
 
+    labelled_colours: Literal["method", "strong", "plain"] = knob(
+        "method",
+        help="colours of the labelled images: as the paper of each method has them, or for all methods changed like those of "
+        "the strong view, or their own",
+    )
+
     def problems(self) -> Iterator[Problem]:
         """Adds to the bounds: a range is two numbers, the smaller first."""
         yield from super().problems()

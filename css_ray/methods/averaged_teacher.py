@@ -63,7 +63,8 @@ class AveragedTeacher(Method):
             images, (target, passed, valid) = strong_view(
                 self, batch.unlabelled_images, (target, passed, valid), (fill, False, False), partner=self.partner
             )
-        labelled, strong = self.see(self.strong_colours(batch.labelled_images), images, joint=config.joint_forward)
+        coloured = self.labelled_colours(batch.labelled_images, strong=True)
+        labelled, strong = self.see(coloured, images, joint=config.joint_forward)
         logits = upsample(strong.logits, size)
         if soft:
             unsupervised = probability_consistency(logits, target, valid) * share_of_rank(valid.sum())

@@ -119,6 +119,14 @@ class Method(nn.Module, ABC):
             images = grey(images, views.grey_probability)
         return gaussian_blur(images, views.blur_sigma, views.blur_probability)
 
+    def labelled_colours(self, images: Tensor, *, strong: bool) -> Tensor:
+        """Labelled images [B, 3, H, W] as the student sees them: with strong colours or their own.
+
+        strong: What the paper of the method has; `views.labelled_colours` may ask for the same in all methods.
+        """
+        asked = self.views.labelled_colours
+        return self.strong_colours(images) if asked == "strong" or (asked == "method" and strong) else images
+
     def supervised(self, prediction: Prediction, labels: Tensor, *, share: Tensor | None = None) -> Tensor:
         """Eq. 7 over the labelled pixels of all ranks: the student's prediction against labels [B_l, H, W].
 

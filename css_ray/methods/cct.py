@@ -94,8 +94,9 @@ class CCT(Method):
     def forward(self, batch: Batch, clock: Clock) -> Losses:
         config, valid, count = self.config, batch.unlabelled_valid, len(batch.labelled_images)
         size = (valid.shape[1], valid.shape[2])
+        labelled = self.labelled_colours(batch.labelled_images, strong=False)
         features = self.student.before_classifier(
-            self.student.decode(self.student.encode(torch.cat([batch.labelled_images, batch.unlabelled_images])))
+            self.student.decode(self.student.encode(torch.cat([labelled, batch.unlabelled_images])))
         )
         main = self.student.logits_head[-1]
         supervised = self._supervised(main(features[:count]), batch.labels, clock.progress)

@@ -65,7 +65,8 @@ class CPS(Method):
     def forward(self, batch: Batch, clock: Clock) -> Losses:
         config, networks = self.config, (self.student, self.second)
         size = (batch.labels.shape[1], batch.labels.shape[2])
-        labelled = [network(batch.labelled_images) for network in networks]
+        seen = self.labelled_colours(batch.labelled_images, strong=False)
+        labelled = [network(seen) for network in networks]
         images, valid = batch.unlabelled_images, batch.unlabelled_valid
         if config.cutmix:
             with torch.no_grad():
@@ -79,9 +80,9 @@ class CPS(Method):
         agreed = (mixed[0] == mixed[1]) & (mixed[0] != IGNORE_INDEX)
         logs: dict[str, Tensor | Rate] = {"agreement": Rate(agreed.sum(), (mixed[0] != IGNORE_INDEX).sum())}
         if config.on_labelled:
-            seen = batch.labels != IGNORE_INDEX
+            known = batch.labels != IGNORE_INDEX
             logits = [torch.cat([each, one.logits]) for each, one in zip(logits, labelled, strict=True)]
-            own = [self._labels(one.logits.detach(), seen) for one in labelled]
+            own = [self._labels(one.logits.detach(), known) for one in labelled]
             mixed = [torch.cat(pair) for pair in zip(mixed, own, strict=True)]
         supervised = torch.stack([self.supervised(each, batch.labels) for each in labelled]).sum()
         share = share_of_rank((mixed[0] != IGNORE_INDEX).sum())

@@ -250,7 +250,7 @@ class CSS(Method):
                 partner=config.cutmix_partner,
             )
 
-        labelled_images = self.strong_colours(batch.labelled_images)
+        labelled_images = self.labelled_colours(batch.labelled_images, strong=True)
         if config.teacher_sees_labelled:
             self.teacher(labelled_images)
         labelled, strong = self.see(labelled_images, strong_images, joint=config.joint_forward)

@@ -48,7 +48,8 @@ class FixMatch(WeakToStrong):
         config, valid = self.config, batch.unlabelled_valid
         confidence, labels = self.labels(batch)
         images, target, passed = self.strong_view(batch.unlabelled_images, labels, confidence)
-        labelled, strong = self.see(batch.labelled_images, images, joint=config.joint_forward)
+        coloured = self.labelled_colours(batch.labelled_images, strong=False)
+        labelled, strong = self.see(coloured, images, joint=config.joint_forward)
         supervised = self.supervised(labelled, batch.labels)
         unsupervised = self.unsupervised(upsample(strong.logits, (valid.shape[1], valid.shape[2])), target, passed)
         return Losses(

@@ -99,10 +99,11 @@ class PCR(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> Losses:
         if not clock.stage:
-            return Losses({"sup": self.supervised(self.student(self.strong_colours(batch.labelled_images)), batch.labels)})
+            seen = self.labelled_colours(batch.labelled_images, strong=True)
+            return Losses({"sup": self.supervised(self.student(seen), batch.labels)})
         config, count, size = self.config, len(batch.labelled_images), (batch.labels.shape[1], batch.labels.shape[2])
         images, target, passed = self._mixed(batch, size)
-        both = torch.cat([self.strong_colours(batch.labelled_images), images])
+        both = torch.cat([self.labelled_colours(batch.labelled_images, strong=True), images])
         features = self.student.decode(self.student.encode(both))
         logits = self.student.classify(features).logits
         points = grid_points(*size, config.grid, images.device)

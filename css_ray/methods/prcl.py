@@ -113,7 +113,8 @@ class PRCL(Method):
                 (IGNORE_INDEX, IGNORE_INDEX, False),
                 partner=config.cutmix_partner,
             )
-        features = self.student.decode(self.student.encode(torch.cat([self.strong_colours(batch.labelled_images), images])))
+        labelled = self.labelled_colours(batch.labelled_images, strong=True)
+        features = self.student.decode(self.student.encode(torch.cat([labelled, images])))
         prediction, variances = self.student.classify(features), self.variance_head(features)
         logits = prediction.logits
         supervised = self.supervised(Prediction(logits[:count], None), batch.labels)

@@ -126,7 +126,7 @@ class PSMT(Method):
             )
             others = partners(len(images), config.cutmix_partner, images.device)
             images, labels, confidence = (mix(boxes, item, item[others]) for item in (images, labels, confidence))
-        both = torch.cat([self.strong_colours(batch.labelled_images), images])
+        both = torch.cat([self.labelled_colours(batch.labelled_images, strong=True), images])
         features = self.student.decode(self.student.encode(both))
         logits = self.student.logits_head(features + self._move(features))
         supervised = self.supervised(Prediction(logits[:count], None), batch.labels)
@@ -154,7 +154,7 @@ class PSMT(Method):
 
     def _warm_up(self, batch: Batch) -> Losses:
         """The student sees other colours than the teachers."""
-        strong = self.strong_colours(batch.labelled_images)
+        strong = self.labelled_colours(batch.labelled_images, strong=True)
         losses = [
             self.supervised(network(images), batch.labels)
             for network, images in (

@@ -31,7 +31,7 @@ class STPP(Method):
     one labels the rest, and `all` trains a new network on all images. Labels are of the mean softmax over scales and flips,
     and no image is labelled twice. The loss is L_x over the pixels of both kinds of images, drawn from one list.
     Pseudo-labelled images have strong colours, and CutOut boxes without labels; labelled ones are as they are, unless
-    `labelled_colours` is set.
+    `views.labelled_colours` is strong.
 
     A new network has the encoder's first weights and new heads, drawn from the seed of the run and the stage; the schedule of
     the learning rate begins again. If no or all unlabelled images are `reliable`, there are two stages, as in plain
@@ -60,9 +60,6 @@ class STPP(Method):
         )
         tta_flip: bool = knob(True, help="also of the mirrored image")
         strong: bool = knob(True, help="whether pseudo-labelled images get strong colours and CutOut (SDA)")
-        labelled_colours: bool = knob(
-            False, help="whether labelled images get strong colours too, as those of `supervised` do (published code: no)"
-        )
         cutout_probability: float = knob(0.5, help="share of the pseudo-labelled images with a box", ge=0, le=1)
         cutout_area: tuple[float, float] = knob((0.02, 0.4), help="smallest and largest share of a box", ge=0, le=1)
         cutout_aspect: tuple[float, float] = knob((0.3, 1 / 0.3), help="smallest and largest height / width of a box", gt=0)
@@ -119,9 +116,8 @@ class STPP(Method):
         images, labels = batch.labelled_images, batch.labels
         if batch.pseudo is not None and self.config.strong:
             images, labels = self._strong(images, labels, batch.pseudo)
-        if self.config.labelled_colours:
-            coloured = self.strong_colours(batch.labelled_images)
-            images = coloured if batch.pseudo is None else torch.where(batch.pseudo[:, None, None, None], images, coloured)
+        coloured = self.labelled_colours(batch.labelled_images, strong=False)
+        images = coloured if batch.pseudo is None else torch.where(batch.pseudo[:, None, None, None], images, coloured)
         return Losses({"sup": self.supervised(self.student(images), labels)})
 
     def after_step(self, clock: Clock) -> None:

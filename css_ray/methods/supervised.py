@@ -13,5 +13,5 @@ class Supervised(Method):
     needs_unlabelled = False
 
     def forward(self, batch: Batch, clock: Clock) -> Losses:
-        prediction = self.student(self.strong_colours(batch.labelled_images))
+        prediction = self.student(self.labelled_colours(batch.labelled_images, strong=True))
         return Losses(terms={"sup": self.supervised(prediction, batch.labels)})

@@ -88,13 +88,13 @@ class U2PL(Method):
         config = self.config
         self._warming = clock.progress < config.warm_up
         if self._warming:
-            labelled = self.student(batch.labelled_images)
+            labelled = self.student(self.labelled_colours(batch.labelled_images, strong=False))
             nothing = 0 * _representations(labelled).sum()
             return Losses({"sup": self.supervised(labelled, batch.labels), "unsup": nothing, "contrast": nothing})
         count, size = len(batch.labelled_images), (batch.labels.shape[1], batch.labels.shape[2])
         with torch.no_grad():
             images, target = self._mixed(batch)
-            both = torch.cat([batch.labelled_images, images])
+            both = torch.cat([self.labelled_colours(batch.labelled_images, strong=False), images])
             unsure = self.teacher(both)
             spread = entropy(upsample(unsure.logits[count:], size).softmax(dim=1))
             labelled_pixels = target != IGNORE_INDEX

@@ -50,7 +50,8 @@ class UniMatch(WeakToStrong):
     def forward(self, batch: Batch, clock: Clock) -> Losses:
         config, valid = self.config, batch.unlabelled_valid
         size, count = (valid.shape[1], valid.shape[2]), len(batch.labelled_images)
-        prediction = self._with_dropped(torch.cat([batch.labelled_images, batch.unlabelled_images]), count)
+        labelled = self.labelled_colours(batch.labelled_images, strong=False)
+        prediction = self._with_dropped(torch.cat([labelled, batch.unlabelled_images]), count)
         labelled_logits, weak_logits, dropped_logits = prediction.logits.tensor_split((count, count + len(valid)))
         if config.teacher == "none" and config.pseudo_from == "train":
             confidence, labels = most_likely(upsample(weak_logits.detach(), size).softmax(dim=1))

@@ -59,7 +59,8 @@ class UniMatchV2(WeakToStrong):
         config, valid = self.config, batch.unlabelled_valid
         confidence, labels = self.labels(batch)
         views = [self.strong_view(batch.unlabelled_images, labels, confidence) for _ in range(2)]
-        supervised = self.supervised(self.student(batch.labelled_images), batch.labels)
+        labelled = self.labelled_colours(batch.labelled_images, strong=False)
+        supervised = self.supervised(self.student(labelled), batch.labels)
         logits = self._logits(torch.cat([images for images, _, _ in views]))
         strong = upsample(logits, (valid.shape[1], valid.shape[2])).chunk(2)
         first, second = (self.unsupervised(each, *view[1:]) for each, view in zip(strong, views, strict=True))

@@ -25,7 +25,8 @@ from css_ray.views import Views
 class WeakToStrong(Method):
     """Labels of the weak view that are sure enough teach views of the same geometry, other colours, and a pasted box.
 
-    The weak view is scaled and flipped by `views.weak_scale` and `views.weak_flip`. Labelled images keep their colours.
+    The weak view is scaled and flipped by `views.weak_scale` and `views.weak_flip`. Labelled images keep their colours,
+    unless `views.labelled_colours` is strong.
 
     partners: whose box an image gets.
     """

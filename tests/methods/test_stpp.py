@@ -177,8 +177,8 @@ def test_one_cross_entropy_over_the_union_and_strong_views_of_the_pseudo_labelle
     )
     hidden = kept != batch.labels
     assert (kept[hidden] == IGNORE_INDEX).all() and hidden[batch.pseudo].flatten(1).any(dim=1).all()
-    # `labelled_colours` changes those of the labelled ones too, with and without others; no box hides a label of theirs.
-    coloured = make(2, Views(jitter_probability=1, jitter=0.5), cutout_probability=1.0, labelled_colours=True)
+    # `views.labelled_colours` changes those of the labelled ones too, with and without others; no box hides a label of theirs.
+    coloured = make(2, Views(jitter_probability=1, jitter=0.5, labelled_colours="strong"), cutout_probability=1.0)
     coloured.student.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     coloured.supervised = lambda prediction, given: labels.append(given) or supervised(prediction, given)  # type: ignore
     for given in (batch, make_batch(kind="labelled")):
