@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from css_ray.functional.similarity import class_means, class_sums
-from css_ray.methods import CSS, CutMix, MeanTeacher, Supervised, css
+from css_ray.methods import CSS, METHODS, CutMix, MeanTeacher, Supervised, css
 from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.teacher import Teacher
 from css_ray.models import Segmenter
-from css_ray.testing import NUM_CLASSES, MethodContract, clock_at, make_batch, make_method, train
+from css_ray.testing import NUM_CLASSES, MethodContract, batch_of, clock_at, enter_stages, make_batch, make_method, train
 from css_ray.types import IGNORE_INDEX, Prediction
 from css_ray.views import Views
 
@@ -26,6 +26,27 @@ PARTLY_OPEN = {"unsup_threshold": 0.3, "valid_threshold": 0.2, "num_queries": 16
 
 STILL = Views(scale=(1.0, 1.0), strong_scale=(1.0, 1.0), flip=False, jitter=0.0, jitter_probability=0.0, blur_probability=0.0)
 """No random change of any view but CutMix."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("colours", ["strong", "plain"])
+def test_all_methods_see_labelled_images_with_the_colours_that_the_study_asks_for(name: str, colours: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        method = enter_stages(make_method(METHODS[name], Views(labelled_colours=colours)))
+    batch = batch_of(method)
+    labelled = batch.labelled_images if batch.pseudo is None else batch.labelled_images[~batch.pseudo]
+    seen: list[torch.Tensor] = []
+    method.strong_colours = lambda images: 1 - images  # type: ignore[method-assign]
+    method.student.encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    method(batch, clock_at(0.5, method.stage))
+    shown = {image.numpy().tobytes() for images in seen for image in images}
+    student = method.student
+
+    def found(images: torch.Tensor) -> bool:
+        return all(image.numpy().tobytes() in shown for image in (images - student.mean) / student.std)
+
+    assert found(1 - labelled) == (colours == "strong") and found(labelled) == (colours == "plain")
 
 
 class TestSupervised(MethodContract):
