@@ -40,10 +40,10 @@ class PRCL(Method):
     ones of which the teacher is sure; negatives come from its likeliest neighbours, and from the rank's own pixels.
 
     Departs from the published code: variances that cannot overflow, scores summed over the channels instead of their mean with
-    a temperature at which nothing is learnt (`reduce`, `temperature`), boxes instead of class masks in the mix, one optimizer,
-    rates by step.
+    a temperature at which nothing is learnt (`reduce`, `temperature`), and for that a smaller weight (measured in
+    docs/method.md), boxes instead of class masks in the mix, one optimizer, rates by step.
 
-    Presets: `published` has the mean and the temperature of the released code.
+    Presets: `published` has the mean, the temperature and the weight of the released code.
     """
 
     name = "prcl"
@@ -60,7 +60,7 @@ class PRCL(Method):
         hard_threshold: float = knob(0.8, help="a pixel is an anchor below this probability of its class", ge=0, le=1)
         unsup_weight: float = knob(1.0, help="weight of the unsupervised loss", ge=0)
         unsup_reduction: UnsupReduction = knob("image_fraction", help="how the pixels that passed weigh; pixel is their mean")
-        contrast_weight: float = knob(1.0, help="weight of the contrast at the start (λ)", ge=0)
+        contrast_weight: float = knob(0.1, help="weight of the contrast at the start (λ); 1 in the paper", ge=0)
         temperature: float = knob(1.0, help="of the scores (τ)", gt=0)
         reduce: Reduce = knob("sum", help="what a score is of its channels; mean with temperature 100 is the released code's")
         num_queries: int = knob(256, help="anchors a class", ge=1, le=65_536)
@@ -82,7 +82,7 @@ class PRCL(Method):
 
     @classmethod
     def preset_values(cls, preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {"reduce": "mean", "temperature": 100.0} if preset == "published" else {}
+        return {"reduce": "mean", "temperature": 100.0, "contrast_weight": 1.0} if preset == "published" else {}
 
     @classmethod
     def warnings(cls, config: Any, num_classes: int) -> list[str]:

@@ -21,7 +21,8 @@ from css_ray.types import IGNORE_INDEX
 class TestPRCL(MethodContract):
     method_class = PRCL
     settings: ClassVar = {
-        "unsup_threshold": 0.0, "valid_threshold": 0.0, "hard_threshold": 1.0, "num_queries": 8, "num_negatives": 16
+        "unsup_threshold": 0.0, "valid_threshold": 0.0, "hard_threshold": 1.0, "num_queries": 8, "num_negatives": 16,
+        "contrast_weight": 1.0,
     }  # fmt: skip
 
 
