@@ -7,7 +7,9 @@ from typing import Any
 
 import pandas
 
+from css_ray.events import Event, RunEvaluated, RunLogged, StudyStarted, TrialStarted
 from css_ray.records import Record
+from css_ray.reports.escapes import spreadsheet
 from css_ray.standing import Standing
 
 
@@ -36,3 +38,29 @@ def trials_frame(study: str, num_splits: int, standing: Standing[Any]) -> pandas
         values = (study, trial.index, trial.row, trial.source, trial.status, mean, std, n, num_splits, trial.reason)
         rows.append(dict(zip(fixed, values, strict=True)) | trial.params)
     return pandas.DataFrame(rows, columns=None if rows else list(fixed))
+
+
+def curves_frame(events: Iterable[Event]) -> pandas.DataFrame:
+    """One row per step of a run at which something was measured; see `Study.curves`."""
+    fixed = ("study", "trial", "row", "split", "step")
+    study, names = "", {}
+    points: dict[tuple[int, int, int], dict[str, Any]] = {}
+    for event in events:
+        match event:
+            case StudyStarted():
+                study = event.study
+            case TrialStarted():
+                names[event.trial] = event.row
+            case RunLogged() | RunEvaluated():
+                place = (event.trial, event.split, event.step)
+                first = (study, event.trial, names[event.trial], event.split, event.step)
+                points.setdefault(place, dict(zip(fixed, first, strict=True))).update(event.metrics)
+    return pandas.DataFrame([points[place] for place in sorted(points)], columns=None if points else list(fixed))
+
+
+def to_bytes(frame: pandas.DataFrame, format: str) -> bytes:
+    """A frame as a file: csv, in which no text is a spreadsheet's formula, or parquet."""
+    if format == "parquet":
+        return frame.to_parquet(None, index=False)
+    plain = frame.map(spreadsheet, na_action="ignore").rename(columns=spreadsheet)
+    return plain.to_csv(index=False, lineterminator="\n").encode()
