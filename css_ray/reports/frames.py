@@ -120,6 +120,6 @@ def _one_type(value: Any) -> Any:
 def to_bytes(frame: pandas.DataFrame, format: str) -> bytes:
     """A frame as a file: csv, in which no text is a spreadsheet's formula, or parquet."""
     if format == "parquet":
-        return frame.to_parquet(None, index=False)
+        return bytes(frame.to_parquet(None, index=False))
     plain = frame.map(spreadsheet, na_action="ignore").rename(columns=spreadsheet)
-    return plain.to_csv(index=False, lineterminator="\n").encode()
+    return str(plain.to_csv(index=False, lineterminator="\n")).encode()

@@ -128,4 +128,4 @@ def _width(grid: Grid) -> float:
         return len(number) + _INDEX * ((len(std) + 1 if std else 0) + marks)
 
     columns = zip(*([*map(len, grid.header)], *([*map(width, row)] for row in grid.rows)), strict=True)
-    return _CHARACTER * sum(map(max, columns))
+    return _CHARACTER * float(sum(map(max, columns)))
