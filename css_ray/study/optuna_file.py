@@ -136,7 +136,8 @@ class OptunaFile:
 
     def _create(self, name: str) -> None:
         objective = self._definition.objective
-        directions = ["maximize", "minimize"] if self._several else ["maximize"]
+        maximize, minimize = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+        directions = [maximize, minimize] if self._several else [maximize]
         study = optuna.create_study(storage=self._storage, study_name=name, directions=directions)
         words = {"mean": ["mean"], "mean_and_std": ["mean", "std"], "mean_minus_std": [f"mean - {objective.std_weight:g} std"]}
         with warnings.catch_warnings():

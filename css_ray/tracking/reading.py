@@ -99,6 +99,6 @@ def log_tables(uri: str, study_id: str, tables: Mapping[str, str]) -> str:
             experiment = newest.experiment_id
             links = [f"[All runs, the best trial first]({study_page(experiment)})"]
             links += [f"[{name}]({run_page(experiment, run_id, name)})" for name in tables]
-            below = "\n" + " · ".join(links) + "\n"
-            client.set_tag(run_id, NOTE, cut(notes[0], MAX_TAG - len(below)) + below)
+            below = f"\n\n{' · '.join(links)}\n"
+            client.set_tag(run_id, NOTE, cut(notes[0].rstrip(), MAX_TAG - len(below)) + below)
     return run_id

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -24,7 +25,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CSS_RAY_STORAGE", raising=False)
 
 
-def begun(**sections: object) -> Telling:
+def begun(**sections: Any) -> Telling:
     return Telling(Path("runs/small/journal.jsonl"), **sections)
 
 

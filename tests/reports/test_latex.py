@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,7 @@ def test_a_paper_takes_it_as_it_is() -> None:
 
 
 def test_symbols_of_settings_are_mathematics() -> None:
-    settings = {name: 0.5 for name in paper.SYMBOLS}
+    settings: dict[str, Any] = {name: 0.5 for name in paper.SYMBOLS}
     made = trial_table([run(0, 0, 50.0, **settings)], params=list(settings), labels=paper.SYMBOLS)
     text = to_latex(made)
     header = text.splitlines()[text.splitlines().index(r"\toprule") + 1]

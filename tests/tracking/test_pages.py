@@ -40,7 +40,7 @@ def three_trials(rows: tuple[str, ...] = ("CSS (mix)", "Sup.", "MT")) -> Journal
 
 def test_a_study_has_a_view_of_its_trials(uri: str) -> None:
     tracking.sync(whole_journal(), uri)
-    value = json.loads(MlflowClient(uri).get_experiment_by_name("toy").tags["mlflow.sharedViewState.css-ray"])
+    value = json.loads(MlflowClient(uri).get_experiment("1").tags["mlflow.sharedViewState.css-ray"])
     # As MLflow's page checks it: a name, whole milliseconds, and the state as text.
     assert set(value) == {"name", "createdAt", "updatedAt", "state"} and value["createdAt"] == 1_700_000_001_125
     state = json.loads(value["state"])
@@ -119,7 +119,12 @@ def test_ui_prints_and_opens_the_page(browser: bool, uri: str, monkeypatch: pyte
 
     tracking.sync(whole_journal(), uri)
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or browser)
+
+    def open_page(address: str) -> bool:
+        opened.append(address)
+        return browser
+
+    monkeypatch.setattr("webbrowser.open", open_page)
     monkeypatch.setattr(tracking, "start_server", lambda *arguments: Started())
     monkeypatch.setattr("signal.signal", lambda *arguments: None)
     page = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=css-ray"
