@@ -11,6 +11,8 @@ from css_ray.messages import DEFAULT_STORAGE
 from .errors import BadInput
 from .output import echo
 
+MOST_PAGES = 20
+
 
 @click.command()
 @click.option(
@@ -21,10 +23,15 @@ from .output import echo
 )
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port of the pages.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; the pages have no password.")
-def ui(storage: str, uri: str | None, port: int, host: str) -> None:
-    """Show studies in the browser until Ctrl-C."""
+@click.option("--open", "open_", is_flag=True, help="Open the page of the study that changed last in the browser.")
+def ui(storage: str, uri: str | None, port: int, host: str, open_: bool) -> None:
+    """Show studies in the browser until Ctrl-C.
+
+    Prints the page of each study: its trials with mean, std, n, method and number of labels, the best first.
+    """
     import signal
     import socket
+    import webbrowser
 
     from css_ray import tracking
     from css_ray.secrets import shown
@@ -47,6 +54,17 @@ def ui(storage: str, uri: str | None, port: int, host: str) -> None:
         raise BadInput(str(error)) from error
     try:
         echo(f"MLflow: {server.url}  (Ctrl-C ends it)")
+        try:
+            pages = tracking.study_pages(uri or tracking.default_uri(storage), server.url)
+        except ConnectionError as error:  # the server has started, and may have more luck
+            echo(f"warning: the pages of the studies are not known: {error}", err=True)
+            pages = {}
+        for name, page in list(pages.items())[:MOST_PAGES]:
+            echo(f"  {name}: {page}")
+        if len(pages) > MOST_PAGES:
+            echo(f"  and {len(pages) - MOST_PAGES} more, which MLflow lists")
+        if open_ and not webbrowser.open(next(iter(pages.values()), server.url)):
+            echo("warning: --open: this machine has no browser to open; copy an address above into one", err=True)
         target = server.url.removeprefix("http://")
         echo(f"From another machine: ssh -N -L {port}:{target} {socket.gethostname()}")
         status = server.wait()

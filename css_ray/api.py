@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from css_ray.study.repair import Repaired
     from css_ray.tracking import SyncSummary
 
-Format = Literal["text", "md", "csv", "latex", "html"]
+Format = Literal["text", "md", "csv", "latex", "latex-siunitx", "html"]
 Kind = Literal["results", "trials", "pseudo_labels"]
 Source = Literal["journal", "mlflow"]
 
-FORMATS: dict[str, str] = {"text": "txt", "md": "md", "csv": "csv", "latex": "tex", "html": "html"}
+FORMATS: dict[str, str] = {"text": "txt", "md": "md", "csv": "csv", "latex": "tex", "latex-siunitx": "tex", "html": "html"}
 """The formats of a table, and the suffix of a file of each."""
 
 
@@ -423,6 +423,14 @@ class Study:
 
         standing = self._read()
         return trials_frame(self.name, len(standing.definition.splits), standing)
+
+    def curves(self) -> pandas.DataFrame:
+        """One row per point of the learning curves: study, trial, row, split, step, and what was measured at that step, such as
+        `train/loss`, `train/lr` or `val/miou` in percent; NaN where a step has no such value.
+        """
+        from css_ray.reports.frames import curves_frame
+
+        return curves_frame(in_order(Follower(self.folder).new(), Order(), self.folder))
 
     def table(
         self,

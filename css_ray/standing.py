@@ -151,6 +151,14 @@ class TrialStanding:
         """The evaluations of the split that was evaluated last, in percent."""
         return [] if self.curve_split is None else [score for _, score in sorted(self.curves[self.curve_split].items())]
 
+    def curve_over(self, splits: Sequence[int]) -> dict[int, float]:
+        """The evaluations by step, counted on over the splits: those of the second begin after the first's last step."""
+        return {
+            place * self.iterations + step: score
+            for place, split in enumerate(splits)
+            for step, score in self.curves.get(split, {}).items()
+        }
+
     @property
     def partial(self) -> tuple[float | None, float | None]:
         """Mean and std over the splits that are finished so far."""

@@ -92,7 +92,12 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
 HOMES = {
     "ray": ["css_ray/execution/"],
     "mlflow": ["css_ray/tracking/"],
-    "optuna": ["css_ray/study/sampling.py", "css_ray/study/optuna_internals.py", "css_ray/study/pruning/optuna_pruner.py"],
+    "optuna": [
+        "css_ray/study/sampling.py",
+        "css_ray/study/optuna_internals.py",
+        "css_ray/study/optuna_file.py",
+        "css_ray/study/pruning/optuna_pruner.py",
+    ],
     "pydantic": ["css_ray/study/definition/"],
     "yaml": ["css_ray/study/definition/", "css_ray/data/"],
     "pandas": ["css_ray/api.py", "css_ray/reports/frames.py"],

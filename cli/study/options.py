@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from css_ray.study.definition import StudyDefinition
 
 
-FORMATS = ("text", "md", "csv", "latex", "html")
+FORMATS = ("text", "md", "csv", "latex", "latex-siunitx", "html")
 EXIT_CODES = {"finished": 0, "budget": 0, "failed": 1, "interrupted": 130}
 
 

@@ -15,7 +15,18 @@ from typing import Any
 from css_ray.records import Record, mean_std, score_text
 from css_ray.reports import intervals, statistics
 from css_ray.reports.intervals import Certainty, Read
-from css_ray.reports.table import MISSING, OPTIMISTIC, At, Cell, Entry, Grid, Mode, Table, make_table
+from css_ray.reports.table import (
+    MISSING,
+    OPTIMISTIC,
+    At,
+    Cell,
+    Entry,
+    Grid,
+    Mode,
+    Table,
+    make_table,
+    metric_in_words,
+)
 
 _FEWEST_SPLITS = 6  # 2 / 2^n is below 0.05 from here on
 
@@ -73,7 +84,14 @@ class Comparison:
         if self._has_intervals:
             header += ["95 % interval", "p (Holm)", *(["P(rank 1)"] if self._has_ranks else [])]
         header += ["wins", "p", *(f"split {split}" for split in splits)]
-        return Grid(self.caption, tuple(header), tuple(lines), tuple(notes))
+        label = f"{self.table.study}-differences"
+        return Grid(self.caption, tuple(header), tuple(lines), tuple(notes), self.title, label)
+
+    @property
+    def title(self) -> str:
+        """A caption as papers have it."""
+        metric = metric_in_words(self.table.metric)
+        return f"{metric}: differences to {self.base} on the same splits, in percentage points."
 
     @property
     def _has_intervals(self) -> bool:
@@ -199,7 +217,8 @@ class TableAgainst:
                     notes.append(f"{row}, {column}: no interval, {missing[row, column]}")
                     marks = (len(notes),)
                 longer += [*line[places], Entry(self._text(found.get((row, column))), notes=marks)]
-        return Grid(self.caption, tuple(header), tuple(map(tuple, rows)), tuple(notes))
+        title = f"{self.table.title.removesuffix('.')}, and the differences to {base} on the same splits."
+        return Grid(self.caption, tuple(header), tuple(map(tuple, rows)), tuple(notes), title, f"{grid.label}-against")
 
     def _text(self, difference: Difference | None) -> str:
         if difference is None or difference.mean is None:

@@ -87,7 +87,9 @@ class PseudoLabelTable:
             )
         place = ("trial", "row", *names) if self.rows_repeat else ("row",)
         unkept = ("unkept",) if self.counts_unkept else ()
-        return Grid(self.caption, (*place, "source", "mIoU", "kept", *unkept, *self.class_names), tuple(rows), ())
+        header = (*place, "source", "mIoU", "kept", *unkept, *self.class_names)
+        title = "IoU of the pseudo-labels in percent, by source and class."
+        return Grid(self.caption, header, tuple(rows), (), title, f"{self.study}-pseudo-labels")
 
     def _place(self, quality: SourceQuality) -> tuple[Entry, ...]:
         if not self.rows_repeat:

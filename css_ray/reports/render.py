@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import html
 import io
-import re
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
-from css_ray.messages import markdown, printable
+from css_ray.messages import markdown
+from css_ray.reports.escapes import one_line, spreadsheet
+from css_ray.reports.latex import to_document
 from css_ray.reports.table import Entry, Grid
 
 
@@ -23,11 +26,6 @@ class Drawable(Protocol):
         """The unrounded values, for other programs."""
 
 
-def _line(text: str) -> str:
-    """Text from a study file or a journal in one line, in which nothing commands a terminal."""
-    return re.sub(r"[\n\t]", " ", printable(text))
-
-
 TEXT_WIDTH = 100  # characters of a caption's line in plain text, if no terminal asks for another number
 
 
@@ -35,20 +33,20 @@ def to_text(table: Drawable, width: int = TEXT_WIDTH) -> str:
     """Plain text in columns; `*` marks what is bold elsewhere. width: characters of a caption's line."""
     grid = table.grid()
     body = [
-        [_line(entry.text) + ("*" if entry.bold else "") + "".join(f" [{note}]" for note in entry.notes) for entry in row]
+        [one_line(entry.text) + ("*" if entry.bold else "") + "".join(f" [{note}]" for note in entry.notes) for entry in row]
         for row in grid.rows
     ]
-    header = [_line(text) for text in grid.header]
+    header = [one_line(text) for text in grid.header]
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
 
     def line(texts: list[str]) -> str:
         return "  ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
-    notes = [f"[{number}] {_line(note)}" for number, note in enumerate(grid.notes, start=1)]
+    notes = [f"[{number}] {one_line(note)}" for number, note in enumerate(grid.notes, start=1)]
     if any(entry.bold for row in grid.rows for entry in row):
         notes.insert(0, "* best of its column")
-    caption = textwrap.fill(_line(grid.caption), width, break_long_words=False, break_on_hyphens=False)
+    caption = textwrap.fill(one_line(grid.caption), width, break_long_words=False, break_on_hyphens=False)
     return "\n".join([caption, "", line(header), rule, *map(line, body), *([""] if notes else []), *notes]) + "\n"
 
 
@@ -57,7 +55,7 @@ def to_markdown(table: Drawable) -> str:
     grid = table.grid()
 
     def plain(text: str) -> str:
-        return markdown(_line(text))
+        return markdown(one_line(text))
 
     def cell(entry: Entry) -> str:
         text = f"**{plain(entry.text)}**" if entry.bold else plain(entry.text)
@@ -72,11 +70,8 @@ def to_markdown(table: Drawable) -> str:
 
 
 def to_csv(table: Drawable) -> str:
-    """The long form with a header line, unrounded; a field that a line lacks is empty.
-
-    A text that a spreadsheet would take for a formula begins with an apostrophe, as OWASP recommends.
-    """
-    lines = [{_cell(name): _cell(value) for name, value in line.items()} for line in table.lines()]
+    """The long form with a header line, unrounded; a field that a line lacks is empty. No text is a spreadsheet's formula."""
+    lines = [{spreadsheet(name): spreadsheet(value) for name, value in line.items()} for line in table.lines()]
     fields = dict.fromkeys(name for line in lines for name in line)
     # The splits' values belong side by side, even if the first line lacks one.
     splits = sorted((name for name in fields if name.startswith(("split_", "run_"))), key=_split_order)
@@ -87,47 +82,14 @@ def to_csv(table: Drawable) -> str:
     return buffer.getvalue()
 
 
-def _cell(value: Any) -> Any:
-    """A value as a spreadsheet may read it; numbers stay numbers, also the negative ones."""
-    if not isinstance(value, str):
-        return value
-    text = _line(value)
-    return f"'{text}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(text) else text
-
-
-_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
-
-
 def _split_order(name: str) -> tuple[bool, int]:
     kind, _, number = name.partition("_")
     return kind == "run", int(number)
 
 
-_LATEX = {
-    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"±": r"$\pm$", "–": "--", "…": r"\ldots{}", "≥": r"$\geq$", "<": r"$<$", ">": r"$>$", "Δ": r"$\Delta$"},
-}
-
-
-def to_latex(table: Drawable) -> str:
-    """A `table` environment that needs no package; notes are below it."""
-    grid = table.grid()
-
-    def plain(text: str) -> str:
-        return "".join(_LATEX.get(letter, letter) for letter in _line(text))
-
-    def cell(entry: Entry) -> str:
-        text = f"\\textbf{{{plain(entry.text)}}}" if entry.bold else plain(entry.text)
-        return text + "".join(f"$^{{{note}}}$" for note in entry.notes)
-
-    lines = ["\\begin{table}", "\\centering", f"\\caption{{{plain(grid.caption)}}}"]
-    lines += [f"\\begin{{tabular}}{{l{'c' * (len(grid.header) - 1)}}}", "\\hline"]
-    lines += [" & ".join(map(plain, grid.header)) + r" \\", "\\hline"]
-    lines += [" & ".join(map(cell, row)) + r" \\" for row in grid.rows]
-    lines += ["\\hline", "\\end{tabular}"]
-    lines += [f"\\par\\footnotesize $^{{{number}}}$ {plain(note)}" for number, note in enumerate(grid.notes, start=1)]
-    return "\n".join([*lines, "\\end{table}"]) + "\n"
+def to_latex(table: Drawable, siunitx: bool = False) -> str:
+    """LaTeX for a paper; the packages that it needs are in its first line, a comment. siunitx: see `latex.to_document`."""
+    return to_document(table.grid(), siunitx)
 
 
 _STYLE = (
@@ -143,7 +105,7 @@ def to_html(table: Drawable) -> str:
     grid = table.grid()
 
     def plain(text: str) -> str:
-        return html.escape(_line(text))
+        return html.escape(one_line(text))
 
     def cell(entry: Entry) -> str:
         text = f"<b>{plain(entry.text)}</b>" if entry.bold else plain(entry.text)
@@ -163,6 +125,12 @@ def to_html(table: Drawable) -> str:
 
 
 def draw(table: Drawable, format: str, width: int = TEXT_WIDTH) -> str:
-    """A table in a format by its name: text, md, csv, latex or html. width: as of `to_text`."""
-    renderers = {"md": to_markdown, "csv": to_csv, "latex": to_latex, "html": to_html}
+    """A table in a format by its name: text, md, csv, latex, latex-siunitx or html. width: as of `to_text`."""
+    renderers: dict[str, Callable[[Drawable], str]] = {
+        "md": to_markdown,
+        "csv": to_csv,
+        "latex": to_latex,
+        "latex-siunitx": partial(to_latex, siunitx=True),
+        "html": to_html,
+    }
     return to_text(table, width) if format == "text" else renderers[format](table)

@@ -134,22 +134,32 @@ def _reason(run: Record | None, metric: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One place of a grid as a renderer sees it: its text, whether it is the best, its notes' numbers, and its details."""
+    """One place of a grid as a renderer sees it: its text, whether it is the best, its notes' numbers, and its details.
+
+    narrow, aside: the text for a column of a paper, and what it leaves out, for a footnote; `text` has both.
+    """
 
     text: str
     bold: bool = False
     notes: tuple[int, ...] = ()
     detail: str = ""
+    narrow: str = ""
+    aside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table ready to be drawn: texts only. notes are numbered from 1."""
+    """A table ready to be drawn: texts only. notes are numbered from 1.
+
+    caption: what the numbers are, in full. title: a caption as papers have it. label: by which a paper refers to the table.
+    """
 
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...]
+    title: str
+    label: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +173,19 @@ class Cell:
     @property
     def text(self) -> str:
         """The score, and of how many complete trials it is the best if there were several."""
-        return self.score.text if self.num_trials == 1 else f"{self.score.text}, best of {self.num_complete} trials"
+        return self.score.text if self.num_trials == 1 else f"{self.score.text}, {self._best_of}"
+
+    @property
+    def aside(self) -> str:
+        """What `text` has besides mean and std, but for splits whose lack `TrialScore.missing` explains; often empty."""
+        score = self.score
+        explained = score.complete or score.mean is None or score.missing
+        missing = [] if explained else [f"n={score.n} of {score.num_splits}"]
+        return ", ".join([*missing, *([self._best_of] if self.num_trials > 1 else [])])
+
+    @property
+    def _best_of(self) -> str:
+        return f"best of {self.num_complete} trials"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,6 +240,12 @@ class Table:
             text += f" {self.printed.beside}: {self.printed.title}. {self.printed.note}".rstrip()
         return text
 
+    @property
+    def title(self) -> str:
+        """A caption as papers have it."""
+        by = "" if self.column_name is None else f", by {_IN_WORDS.get(self.column_name, self.column_name)}"
+        return f"{metric_in_words(self.metric)} in percent{by}."
+
     def grid(self) -> Grid:
         """The table as texts: one line per row, and beside each column the published one if there is one."""
         notes: list[str] = []
@@ -237,7 +265,7 @@ class Table:
                     line.append(Entry(MISSING if score is None else score_text(score.mean, score.std)))
             lines.append(line)
         self._add_caveats(lines, notes)
-        return Grid(self.caption, tuple(header), tuple(map(tuple, lines)), tuple(notes))
+        return Grid(self.caption, tuple(header), tuple(map(tuple, lines)), tuple(notes), self.title, self.study)
 
     def _add_caveats(self, lines: Sequence[list[Entry]], notes: list[str]) -> None:
         """A note for the published scores of each row, one for rows that it is the same for."""
@@ -267,7 +295,9 @@ class Table:
             left_out = f"{cell.num_trials - cell.num_complete} of {cell.num_trials} trials"
             what = "are left out for lack of splits" if cell.num_complete else "lack splits; the fullest is shown"
             notes.append(f"{place}: {left_out} {what}")
-        return Entry(cell.text, bold, tuple(range(first + 1, len(notes) + 1)), _detail(cell.score))
+        score = cell.score
+        narrow = score_text(score.mean, score.std)
+        return Entry(cell.text, bold, tuple(range(first + 1, len(notes) + 1)), _detail(score), narrow, cell.aside)
 
     def lines(self) -> list[dict[str, Any]]:
         """The long form: one line per cell, unrounded, with the value and the run of each split."""
@@ -400,10 +430,13 @@ class TrialTable:
                 notes.append(f"trial {score.trial}: {score.missing}")
                 marks = (len(notes),)
             values = (Entry(f"{score.values[split]:.2f}" if split in score.values else MISSING) for split in splits)
-            mean = Entry(score.text, rank == 0 and score.complete, marks, _detail(score))
+            mean = Entry(
+                score.text, rank == 0 and score.complete, marks, _detail(score), score_text(score.mean, score.std)
+            )  # its n has a column
             params = (Entry(param_text(score.params.get(name, MISSING))) for name in self.params)
             lines.append((Entry(str(score.trial)), Entry(score.row), *params, *values, mean, Entry(str(score.n))))
-        return Grid(self.caption, header, tuple(lines), tuple(notes))
+        title = f"{metric_in_words(self.metric)} in percent of each trial, best first."
+        return Grid(self.caption, header, tuple(lines), tuple(notes), title, f"{self.study}-trials")
 
     def lines(self) -> list[dict[str, Any]]:
         """One line per trial, unrounded, with the value and the run of each split."""
@@ -454,6 +487,15 @@ def trial_table(
         params=tuple(params),
         labels=labels or {},
     )
+
+
+_IN_WORDS = {"val/miou": "Mean IoU on the validation images", "data.labelled": "number of labelled images"}
+"""What titles call metrics and settings."""
+
+
+def metric_in_words(metric: str) -> str:
+    """A metric as a caption of a paper has it, at its beginning."""
+    return _IN_WORDS.get(metric, metric)
 
 
 def param_text(value: Any) -> str:

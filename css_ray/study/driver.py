@@ -407,12 +407,7 @@ class Driver:
 
     def curve_of(self, trial: int) -> dict[int, float]:
         """The evaluations of a trial by step, counted on over its splits."""
-        of = self.standing.trials[trial]
-        return {
-            place * of.iterations + step: value
-            for place, split in enumerate(self.study.splits)
-            for step, value in of.curves.get(split, {}).items()
-        }
+        return self.standing.trials[trial].curve_over(self.study.splits)
 
     def begin(self, trial: TrialSpec, verdicts: str | None = None) -> Job:
         """Note that `trial` starts and return what its ranks need. verdicts: where they ask for the driver's judgement."""

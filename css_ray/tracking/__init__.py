@@ -1,6 +1,7 @@
 """MLflow: written from a study's journal, read back as records, rebuilt at any time. The only home of MLflow."""
 
 from css_ray.tracking.client import ARTIFACTS, DATABASE, check, default_artifacts, default_uri
+from css_ray.tracking.pages import study_pages
 from css_ray.tracking.projection import Projection
 from css_ray.tracking.reading import log_tables, read_records
 from css_ray.tracking.registry import Registered, fetch_model, register_model
@@ -23,5 +24,6 @@ __all__ = [
     "read_records",
     "register_model",
     "start_server",
+    "study_pages",
     "sync",
 ]

@@ -69,15 +69,40 @@ def without_prefix(metrics: Mapping[str, float], prefix: str) -> dict[str, float
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
-def trial_note(score: str, event: TrialFinished, reasons: Mapping[int, str]) -> str:
-    """Markdown: the score of a trial, and one line per split with its value or the reason why it has none."""
+LAST, BEST = "values/last/", "values/best/"
+"""Before the names of a run's metrics at its last step and at its best evaluation: MLflow draws each as a single dot, in the
+order of their names, so these come after the curves."""
+
+_LAST_BEFORE, _BEST_BEFORE = "last/", "best/"  # of earlier versions
+
+
+def ends_of(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """What the metrics of a run hold of its last step and of its best evaluation."""
+    last = without_prefix(metrics, _LAST_BEFORE) | without_prefix(metrics, LAST)
+    return last, without_prefix(metrics, _BEST_BEFORE) | without_prefix(metrics, BEST)
+
+
+def trial_note(
+    score: str, event: TrialFinished, reasons: Mapping[int, str], pages: Mapping[int | None, str] | None = None
+) -> str:
+    """Markdown: the score of a trial, and one line per split with its value or the reason why it has none.
+
+    pages: the address of each split's run, and at None that of the study's tables.
+    """
+    pages = pages or {}
+
+    def linked(split: int) -> str:
+        return f"[{split}]({pages[split]})" if split in pages else str(split)
+
     values = {int(split): value for split, value in event.values.items()}
     lines = [f"**{score}**", "", "| split | value |", "|---|---|"]
-    lines += [f"| {split} | {value:.2f} |" for split, value in sorted(values.items())]
+    lines += [f"| {linked(split)} | {value:.2f} |" for split, value in sorted(values.items())]
     failed = {split: reason for split, reason in reasons.items() if split not in values}
     for split, reason in sorted(failed.items()):
         line = markdown(" ".join(reason.split())[:200])
-        lines.append(f"| {split} | {line} |")
+        lines.append(f"| {linked(split)} | {line} |")
     if event.reason:
         lines += ["", markdown(event.reason)]
+    if None in pages:
+        lines += ["", f"[The tables of the study]({pages[None]})"]
     return "\n".join(lines)

@@ -40,8 +40,10 @@ from css_ray.records import score_text
 from css_ray.standing import Standing
 from css_ray.tracking.client import artifact_root_of, connect, search_runs
 from css_ray.tracking.forms import (
+    BEST,
     JOURNAL,
     KIND,
+    LAST,
     MAX_DIGEST,
     MAX_METRICS,
     MAX_TAG,
@@ -59,6 +61,7 @@ from css_ray.tracking.forms import (
     params_of,
     trial_note,
 )
+from css_ray.tracking.pages import VIEW, run_page, view
 
 
 @dataclass(slots=True)
@@ -204,9 +207,15 @@ class Projection:
             "css_ray.score": score,
             "css_ray.status": event.status,
             "css_ray.reason": event.reason or "-",
-            NOTE: trial_note(score, event, reasons),
+            NOTE: trial_note(score, event, reasons, self._pages(trial)),
         }
         self._end(run, "FAILED" if event.status == "failed" else "FINISHED", event)
+
+    def _pages(self, trial: int) -> dict[int | None, str]:
+        """The addresses that a trial's note links to: of its splits, and of the study's tables."""
+        runs = {split: run.id for (index, split), run in self._runs.items() if index == trial and split is not None}
+        tables = run_page(self._experiment_id, self._runs[None, None].id, "results.md")
+        return {None: tables} | {split: run_page(self._experiment_id, run) for split, run in runs.items()}
 
     def _run_started(self, position: int, run: _Run, event: RunStarted) -> None:
         trial = self._standing.trials[event.trial]
@@ -230,8 +239,8 @@ class Projection:
         self._reopen(run)
 
     def _run_finished(self, position: int, run: _Run, event: RunFinished) -> None:
-        for prefix, found in (("last", event.last), ("best", event.best)):
-            self._measure(run, {f"{prefix}/{name}": value for name, value in found.items()}, event, step=event.step)
+        for prefix, found in ((LAST, event.last), (BEST, event.best)):
+            self._measure(run, {f"{prefix}{name}": value for name, value in found.items()}, event, step=event.step)
         run.tags |= {
             "css_ray.step": str(event.step),
             "css_ray.best_step": str(event.best_step),
@@ -266,11 +275,14 @@ class Projection:
         if experiment is None:
             place = f"{self._artifact_root}/{name}" if self._artifact_root else None
             note = "A css-ray study: one run per trial, one child run per split; the run `study` holds the tables."
-            self._experiment_id = self._client.create_experiment(name, artifact_location=place, tags={NOTE: note})
+            tags = {NOTE: note, VIEW: view(milliseconds(event))}
+            self._experiment_id = self._client.create_experiment(name, artifact_location=place, tags=tags)
         else:
             self._experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":
                 self._client.restore_experiment(self._experiment_id)
+            if VIEW not in experiment.tags:  # of an earlier version; whoever changed it keeps theirs
+                self._client.set_experiment_tag(self._experiment_id, VIEW, view(milliseconds(event)))
         self._find_runs()
 
     def _find_runs(self) -> None:

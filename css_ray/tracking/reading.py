@@ -20,9 +20,10 @@ from css_ray.tracking.forms import (
     Key,
     cut,
     decode,
+    ends_of,
     key_of,
-    without_prefix,
 )
+from css_ray.tracking.pages import run_page, study_page
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -54,6 +55,7 @@ def read_records(uri: str, study: str) -> list[Record]:
 def _record(study: str, run: Run) -> Record:
     tags, metrics = run.data.tags, run.data.metrics
     finished, failed = run.info.status == "FINISHED", run.info.status == "FAILED"
+    last, best = ends_of(metrics)
     pruned = run.info.status == "KILLED" and tags.get("css_ray.status") == "pruned"
     return Record(
         study=study,
@@ -66,8 +68,8 @@ def _record(study: str, run: Run) -> Record:
         seed=int(tags.get("css_ray.seed", 0)),
         split_hash=tags.get("css_ray.split_hash", ""),
         step=int(tags.get("css_ray.step", 0)),
-        last=without_prefix(metrics, "last/") if finished else {},
-        best=without_prefix(metrics, "best/") if finished else {},
+        last=last if finished else {},
+        best=best if finished else {},
         best_step=int(tags["css_ray.best_step"]) if finished else 0,
         seconds=float(tags["css_ray.seconds"]) if finished else 0.0,
         reason=tags["css_ray.reason"] if failed or pruned else "",
@@ -78,7 +80,7 @@ def _record(study: str, run: Run) -> Record:
 def log_tables(uri: str, study_id: str, tables: Mapping[str, str]) -> str:
     """Attach tables ({"results.md": text, "results.csv": text, ...}) to the study's run and return the run's id.
 
-    A file of the same name is replaced. The first Markdown table also becomes the run's description.
+    A file of the same name is replaced. The first Markdown table also becomes the run's description, with links to all.
     Raises LookupError if MLflow does not know the study, ConnectionError if it does not answer.
     """
     with answering(uri):
@@ -88,10 +90,15 @@ def log_tables(uri: str, study_id: str, tables: Mapping[str, str]) -> str:
         found = [run for run in found if run.data.tags[STUDY_ID] == study_id]
         if not found:
             raise LookupError(f"MLflow at {shown(uri)} has no study with the id {study_id!r}")
-        run_id: str = max(found, key=lambda run: run.info.start_time).info.run_id
+        newest = max(found, key=lambda run: run.info.start_time).info
+        run_id: str = newest.run_id
         for name, text in tables.items():
             client.log_text(run_id, text, name)
         notes = [text for name, text in tables.items() if name.endswith(".md")]
         if notes:
-            client.set_tag(run_id, NOTE, cut(notes[0], MAX_TAG))
+            experiment = newest.experiment_id
+            links = [f"[All runs, the best trial first]({study_page(experiment)})"]
+            links += [f"[{name}]({run_page(experiment, run_id, name)})" for name in tables]
+            below = f"\n\n{' · '.join(links)}\n"
+            client.set_tag(run_id, NOTE, cut(notes[0].rstrip(), MAX_TAG - len(below)) + below)
     return run_id

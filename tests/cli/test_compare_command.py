@@ -42,7 +42,7 @@ def test_rows_of_one_study() -> None:
     (line,) = lines("small", "--against", "CSS (mix)")
     assert (line["row"], line["base"], line["mean_delta"], line["wins"]) == ("Sup.", "CSS (mix)", "-1.0", "0")
     out = call("study", "compare", "small", "--format", "latex", "--out", "gain.tex")
-    assert out.exit_code == 0 and r"+1.00 $\pm$ 0.71" in Path("gain.tex").read_text()
+    assert out.exit_code == 0 and r"+1.00$_{\pm 0.71}$" in Path("gain.tex").read_text()
 
 
 def test_each_column_has_its_own_pairs() -> None:

@@ -59,7 +59,7 @@ def test_a_registered_model_predicts_in_another_process(here: Path, data: Path) 
     assert version.run_id is not None
     run = client.get_run(version.run_id)
     assert run.inputs is not None
-    assert run.data.metrics["best/val/miou"] == pytest.approx(chosen.best.metrics["val/miou"])
+    assert run.data.metrics["values/best/val/miou"] == pytest.approx(chosen.best.metrics["val/miou"])
     assert run.inputs.dataset_inputs[0].dataset.name.startswith("digits/12/split")
 
     # Again: the same version, and an ensemble is another one.

@@ -265,8 +265,8 @@ def test_csv_has_a_line_a_cell_with_the_values_of_its_splits() -> None:
 
 def test_latex() -> None:
     text = to_latex(make_table([run(0, 0, 50.0, "50% & more_x"), run(0, 1, 51.0, "50% & more_x")]))
-    assert r"50\% \& more\_x & \textbf{50.50 $\pm$ 0.71} \\" in text
-    assert r"\begin{tabular}{lc}" in text and text.count("{") == text.count("}")
+    assert r"50\% \& more\_x & \textbf{50.50}$_{\pm 0.71}$ \\" in text
+    assert r"\begin{tabular}{@{}lc@{}}" in text and text.count("{") == text.count("}")
     assert "±" not in to_latex(table()) and "$^{1}$ Sup., 183" in to_latex(table())
 
 

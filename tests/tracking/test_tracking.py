@@ -140,7 +140,7 @@ def whole_content(empty_database: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def content(uri: str) -> Content:
-    """All that MLflow holds of the study, by SQL, with each run's id replaced by its name, which is unique here."""
+    """All that MLflow holds of the study, by SQL, with each run's id, also in a link, replaced by its name, unique here."""
     active = "(SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active')"
     tables = {
         "runs": "SELECT run_uuid, status, start_time, end_time FROM runs WHERE lifecycle_stage = 'active'",
@@ -152,7 +152,14 @@ def content(uri: str) -> Content:
     with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
         names = dict(database.execute("SELECT run_uuid, name FROM runs").fetchall())
         rows = {name: database.execute(query).fetchall() for name, query in tables.items()}
-    return {name: sorted(tuple(names.get(entry, entry) for entry in row) for row in found) for name, found in rows.items()}
+
+    def named(entry: Any) -> Any:
+        if isinstance(entry, str):
+            for run_id, name in names.items():
+                entry = entry.replace(run_id, name)
+        return entry
+
+    return {name: sorted(tuple(map(named, row)) for row in found) for name, found in rows.items()}
 
 
 def statuses(uri: str) -> dict[str, str]:
@@ -227,7 +234,10 @@ def test_trial_shows_its_score_and_says_what_is_missing(uri: str) -> None:
     tags = {(name, key): value for name, key, value in found["tags"]}
     assert tags["CSS (mix) #0", "css_ray.score"] == "53.50 ± 0.71"
     assert tags["Sup. #1", "css_ray.score"] == "53.00 (n=1 of 2)"
-    assert "| 1 | failed: CUDA out of memory |" in tags["Sup. #1", "mlflow.note.content"]
+    note = tags["Sup. #1", "mlflow.note.content"]
+    assert "| [1](#/experiments/1/runs/Sup. #1 split 1) | failed: CUDA out of memory |" in note
+    assert "| [0](#/experiments/1/runs/Sup. #1 split 0) | 53.00 |" in note
+    assert "[The tables of the study](#/experiments/1/runs/study/artifacts/results.md)" in note
     scores = {row[1]: row[4] for row in found["metrics"] if row[0] == "CSS (mix) #0"}
     assert scores == {"mean": 53.5, "std": 0.7071, "n": 2, "num_splits": 2}
 
@@ -452,7 +462,7 @@ def test_tables_are_attached_to_the_study_and_replaced(uri: str) -> None:
         run_id = tracking.log_tables(uri, "id-1", {"results.md": f"| {word} |", "results.csv": f"{word},1"})
     client = MlflowClient(uri)
     run = client.get_run(run_id)
-    assert run.info.run_name == "study" and run.data.tags["mlflow.note.content"] == "| second |"
+    assert run.info.run_name == "study" and run.data.tags["mlflow.note.content"].startswith("| second |\n\n[All runs, ")
     assert {file.path for file in client.list_artifacts(run_id)} == {"results.md", "results.csv", "study.json"}
     folder = Path(uri.removeprefix("sqlite:///")).parent / "artifacts"
     assert [file.read_text() for file in folder.rglob("results.csv")] == ["second,1"]
