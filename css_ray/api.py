@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from css_ray.audience import Audience
 from css_ray.messages import DEFAULT_STORAGE, study_command
 from css_ray.records import Record, score_text
+from css_ray.reporting import Reported, make_report, scoring, varied, write_figures
 from css_ray.reports import paper, render
 from css_ray.reports.compare import compare, compare_studies, table_against
 from css_ray.reports.printed import printed_table
@@ -322,7 +323,7 @@ class Study:
             try:
                 self._log_tables()
             except Exception as error:
-                audience.warn(f"the tables were not logged to MLflow ({without_secrets(error)}); {later}")
+                audience.warn(f"the tables or the report were not logged to MLflow ({without_secrets(error)}); {later}")
         return outcome
 
     def _tell(self, status: str, audience: Audience, on_finish: str | None, webhook: str | None) -> None:
@@ -368,7 +369,7 @@ class Study:
         return tracking_uri(self._read().definition, self.storage)
 
     def _log_tables(self) -> None:
-        """Attach the tables to the study's run in MLflow, in every format."""
+        """Attach the tables to the study's run in MLflow, in every format, and the report."""
         from css_ray.tracking import log_tables
 
         records = self._records("journal")
@@ -378,7 +379,10 @@ class Study:
         kinds: list[Kind] = ["results", "trials", *(["pseudo_labels"] if scored else [])]  # type: ignore[list-item]
         formats: list[Format] = ["md", "csv", "latex", "html"]
         files = {f"{kind}.{FORMATS[format]}": self.table(format, kind=kind) for kind in kinds for format in formats}
-        log_tables(self.tracking_uri, self._standing.study_id, files)
+        uri, study_id = self.tracking_uri, self._standing.study_id
+        log_tables(uri, study_id, files)
+        if any(record.status == "finished" for record in records):
+            log_tables(uri, study_id, {"report.html": self.report()})  # afterwards: the tables are there if it fails
 
     # -------------------------------------------------------------------------------------------------------------- to read it
 
@@ -451,16 +455,12 @@ class Study:
             LookupError: MLflow does not know the study.
         """
         definition, records = self._read().definition, self._records(source)
-        # The row names the method and its fixed settings; what else the study varies has a column each.
-        listed = (path for point in definition.trials for path in point)
-        varied = dict.fromkeys((*definition.grid, *listed, *definition.space))
-        varied.pop("method", None)
-        shown_params: dict[str, Any] = {"params": list(varied), "labels": paper.SYMBOLS}
+        shown_params: dict[str, Any] = {"params": varied(definition), "labels": paper.SYMBOLS}
         if kind == "pseudo_labels":
             scale: dict[str, Any] = {"at": at or definition.objective.at, "ddof": ddof, "splits": len(definition.splits)}
             names = tuple(self._standing.class_names)
             return render.draw(pseudo_label_table(records, class_names=names, **shown_params, **scale), format, width)
-        settings = _scoring(definition, at, ddof)
+        settings = scoring(definition, at, ddof)
         if kind == "trials":
             return render.draw(trial_table(records, **shown_params, **settings), format, width)
         compared = definition.table.compare_with
@@ -509,13 +509,33 @@ class Study:
             LookupError: MLflow does not know a study.
         """
         definition, records = self._read().definition, self._records(source)
-        settings: dict[str, Any] = {"columns": definition.table.columns, "only": rows, **_scoring(definition, at, ddof)}
+        settings: dict[str, Any] = {"columns": definition.table.columns, "only": rows, **scoring(definition, at, ddof)}
         settings["read"] = matrices_reader(self.folder)
         if other is None:
             return render.draw(compare(records, against, **settings), format, width)
         theirs, other_splits = other._records(source), len(other.standing.definition.splits)
         settings |= {"against": against, "other_splits": other_splits, "read_other": matrices_reader(other.folder)}
         return render.draw(compare_studies(records, theirs, **settings), format, width)
+
+    def report(
+        self,
+        *others: Study,
+        against: str | None = None,
+        at: Literal["last", "best"] | None = None,
+        ddof: int = 1,
+        figures: str | os.PathLike[str] | None = None,
+    ) -> str:
+        """One HTML page of what was found and how sure it is, from the journal, which loads nothing; also of a study that runs.
+
+        others: more studies in the same table, whose rows are named `STUDY: ROW` then. figures: a folder, to write each chart
+        to as SVG and PDF. The other settings are those of `table`.
+        Raises ValueError if a study has no finished run or there is no such row, OSError if the charts cannot be written.
+        """
+        studies = [Reported(each._read(), each.storage) for each in (self, *others)]
+        page = make_report(studies, against=against, at=at, ddof=ddof)
+        if figures is not None:
+            write_figures(page, os.fspath(figures))
+        return page.html
 
     def summary(self) -> dict[str, Any]:
         """The study in one mapping that survives JSON.
@@ -563,14 +583,6 @@ class Study:
 def is_study_file(source: str) -> bool:
     """Whether `source` is a study file, not the name of a study that has begun."""
     return source.endswith((".yaml", ".yml")) or Path(source).is_file()
-
-
-def _scoring(definition: StudyDefinition, at: Literal["last", "best"] | None, ddof: int) -> dict[str, Any]:
-    """How the trials of a study are scored, as the tables take it."""
-    objective = definition.objective
-    weight = {"std_weight": objective.std_weight} if objective.aggregate == "mean_minus_std" else {}
-    scale = {"at": at or objective.at, "ddof": ddof, "splits": len(definition.splits)}
-    return {"metric": objective.metric, "mode": objective.mode, **scale, **weight}
 
 
 def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[str]:

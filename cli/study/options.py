@@ -46,13 +46,13 @@ def _usable_storage(ctx: click.Context, parameter: click.Parameter, value: str) 
     return value
 
 
-def _writable(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+def writable(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """A file that cannot be written is refused before the work."""
     if value is not None:
-        from css_ray.storage import check_writable_file
+        from css_ray.storage import checkwritable_file
 
         try:
-            check_writable_file(value)
+            checkwritable_file(value)
         except OSError as error:
             raise BadInput(f"--out: {os_error_text(error, 'write', value)}") from None
     return value
@@ -96,7 +96,7 @@ source_option = click.option(
 )
 
 out_option = click.option(
-    "--out", type=click.Path(dir_okay=False), callback=_writable, help="Write to a file instead of the terminal."
+    "--out", type=click.Path(dir_okay=False), callback=writable, help="Write to a file instead of the terminal."
 )
 
 address_option = click.option(

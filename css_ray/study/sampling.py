@@ -78,7 +78,7 @@ class Sampling:
         self.space = space
         self.objective = objective or Objective()
         self.feasible = feasible
-        self._distributions = {path: _distribution(distribution) for path, distribution in space.items()}
+        self._distributions = {path: distribution_of(distribution) for path, distribution in space.items()}
         maximize, minimize = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
         directions = [maximize, minimize] if self.objective.aggregate == "mean_and_std" else [maximize]
         self._study = optuna.create_study(directions=directions, sampler=self._sampler(0))
@@ -187,7 +187,8 @@ def _grid_point(space: Mapping[str, Distribution], position: int) -> dict[str, A
     return dict(zip(space, next(itertools.islice(points, position, None)), strict=True))
 
 
-def _distribution(distribution: Distribution) -> optuna.distributions.BaseDistribution:
+def distribution_of(distribution: Distribution) -> optuna.distributions.BaseDistribution:
+    """The same in Optuna."""
     if distribution.kind == "choice":
         return optuna.distributions.CategoricalDistribution(distribution.values)
     low, high = distribution.values
