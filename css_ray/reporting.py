@@ -143,6 +143,7 @@ def _subject(each: Reported) -> Subject:
         standing=standing,
         params=varied(definition),
         labels=paper.SYMBOLS,
+        logarithmic=frozenset(path for path, each in definition.space.items() if each.kind == "loguniform"),
         importance=importance,
         importance_note=note,
         read=matrices_reader(study_folder(each.storage, each.name)),

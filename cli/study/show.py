@@ -1,4 +1,6 @@
-"""`css-ray study status | list | table | compare | report | pseudo-labels | sync | repair`: how far a study is, and what came of it."""
+"""`css-ray study status | list | table | compare | report | pseudo-labels | sync | repair`: how far a study is, and what came
+of it.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,26 +88,41 @@ def _shown(row: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def _by_row(rows: Sequence[Any]) -> tuple[list[str], dict[str, Any]]:
-    """Names of rows in a legend, all different, and what distinguishes them: colour, shape and dashes."""
+def _distinct(texts: Sequence[Any]) -> list[str]:
+    """Texts as charts show them, numbered if they would be the same."""
     names: list[str] = []
-    for row in rows:
-        name, number = _shown(row), 2
+    for text in texts:
+        name, number = _shown(text), 2
         while name in names:
-            name, number = f"{_shown(row)} ({number})", number + 1
+            name, number = f"{_shown(text)} ({number})", number + 1
         names.append(name)
+    return names
+
+
+def _by_row(rows: Sequence[Any]) -> tuple[list[str], dict[str, Any]]:
+    """Names of rows in a legend, all different, and what distinguishes them: colour, shape and dashes.
+
+    A chart of points has a legend by `color` and `shape`, one of lines by `line` and `dash`; `plain` has none.
+    """
+    names = _distinct(rows)
     columns = 1 if max(map(len, names)) > 22 else 2 if max(map(len, names)) > 11 else 3
-    legend = (
-        alt.Legend(title=None, orient="bottom", columns=columns, symbolSize=90, symbolStrokeWidth=2) if len(names) > 1 else None
-    )
 
     def scale(values: Sequence[Any]) -> alt.Scale:
         return alt.Scale(domain=names, range=[values[place % len(values)] for place in range(len(names))])
 
+    def legend(symbol: str) -> alt.Legend | None:
+        if len(names) == 1:
+            return None
+        more = {"symbolType": "stroke", "symbolSize": 500} if symbol == "line" else {"symbolSize": 90}
+        return alt.Legend(title=None, orient="bottom", columns=columns, symbolStrokeWidth=2, symbolOpacity=1, **more)
+
     return names, {
-        "color": alt.Color("row:N", scale=scale(COLOURS), legend=legend),
-        "shape": alt.Shape("row:N", scale=scale(_SHAPES), legend=legend),
-        "strokeDash": alt.StrokeDash("row:N", scale=scale(_DASHES), legend=legend),
+        "plain": alt.Color("row:N", scale=scale(COLOURS), legend=None),
+        "color": alt.Color("row:N", scale=scale(COLOURS), legend=legend("point")),
+        "shape": alt.Shape("row:N", scale=scale(_SHAPES), legend=legend("point")),
+        "line": alt.Color("row:N", scale=scale(COLOURS), legend=legend("line")),
+        "dash": alt.StrokeDash("row:N", scale=scale(_DASHES), legend=legend("line")),
+        "plain dash": alt.StrokeDash("row:N", scale=scale(_DASHES), legend=None),
     }
 
 
@@ -144,9 +159,9 @@ def slopes(name: str, metric: str, scores: Mapping[Any, Mapping[int, float]]) ->
         ),
         y=alt.Y("score:Q", title=f"{metric} in percent", scale=alt.Scale(zero=False, nice=True)),
     )
-    chart = base.mark_line(strokeWidth=2).encode(color=by_row["color"], strokeDash=by_row["strokeDash"]) + base.mark_point(
-        size=70, filled=True, opacity=1
-    ).encode(color=by_row["color"], shape=by_row["shape"])
+    lines = base.mark_line(strokeWidth=2).encode(color=by_row["plain"], strokeDash=by_row["plain dash"])
+    points = base.mark_point(size=70, filled=True, opacity=1).encode(color=by_row["color"], shape=by_row["shape"])
+    chart = alt.layer(lines, points).resolve_scale(color="independent")
     words = "; ".join(
         f"{row}: " + ", ".join(f"split {split} {found[split]:.2f}" for split in splits if split in found)
         for row, found in scores.items()
@@ -177,18 +192,17 @@ def curves(name: str, metric: str, found: Mapping[Any, Curve]) -> Figure:
             band = {} if std is None else {"low": mean - std, "high": mean + std}
             values.append({"row": row, "step": curve.steps[place], "score": mean, **band})
     base = alt.Chart(_data(values), width=_WIDTH, height=260).encode(
-        x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=5, format="~s", grid=False)),
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=5, format="~s", grid=False, labelFlush=False)),
     )
     y = alt.Y("score:Q", title=f"{metric} in percent", scale=alt.Scale(zero=False, nice=True))
     lines = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=18, filled=True)).encode(
-        y=y, color=by_row["color"], strokeDash=by_row["strokeDash"]
+        y=y, color=by_row["line"], strokeDash=by_row["dash"]
     )
     chart: Any = lines
     if any("low" in value for value in values):
-        banded = _data([value for value in values if "low" in value])
-        chart = base.mark_area(opacity=0.15).properties(data=banded).encode(
-            y=alt.Y("low:Q", title=f"{metric} in percent"), y2="high:Q", color=by_row["color"]
-        ) + lines  # fmt: skip
+        bands = base.properties(data=_data([value for value in values if "low" in value])).mark_area(opacity=0.15)
+        bands = bands.encode(y=alt.Y("low:Q", title=f"{metric} in percent"), y2="high:Q", color=by_row["plain"])
+        chart = alt.layer(bands, lines).resolve_scale(color="independent")
     words = "; ".join(
         f"{row}: from {curve.mean[0]:.2f} at step {curve.steps[0]} to {curve.mean[-1]:.2f}"
         + ("" if curve.std[-1] is None else f" ± {curve.std[-1]:.2f}")
@@ -231,9 +245,8 @@ def history(name: str, metric: str, tried: Sequence[Tried]) -> Figure:
             best.append({"trial": each.trial, "mean": so_far})
     kinds = [status for status in _ENDINGS if any(each.status == status for each in shown)]
     legend = alt.Legend(title=None, orient="bottom", symbolSize=90) if len(kinds) > 1 else None
-    x = alt.X(
-        "trial:Q", title="trial", axis=alt.Axis(format="d", tickMinStep=1, grid=False), scale=alt.Scale(zero=False, padding=12)
-    )
+    ends = alt.Scale(domain=[shown[0].trial - 0.5, shown[-1].trial + 0.5], nice=False)
+    x = alt.X("trial:Q", title="trial", axis=alt.Axis(format="d", tickMinStep=1, grid=False, labelFlush=False), scale=ends)
     y = alt.Y("mean:Q", title=f"mean {metric} in percent", scale=alt.Scale(zero=False, nice=True))
     points = alt.Chart(_data(values), width=_WIDTH, height=240).mark_point(size=60, filled=True, opacity=1).encode(
         x=x,
@@ -262,10 +275,17 @@ def history(name: str, metric: str, tried: Sequence[Tried]) -> Figure:
     return _figure(name, "The search, trial by trial", text, line + points if best else points, note)
 
 
-def parallel(name: str, metric: str, tried: Sequence[Tried], params: Sequence[str], labels: Mapping[str, str]) -> Figure | None:
+def parallel(
+    name: str,
+    metric: str,
+    tried: Sequence[Tried],
+    params: Sequence[str],
+    labels: Mapping[str, str],
+    logarithmic: Container[str] = (),
+) -> Figure | None:
     """A line per finished trial across one axis per setting and one for its mean; None below two trials or without a setting.
 
-    An axis is logarithmic if its values are positive and span two decades or more.
+    logarithmic: the settings that are drawn by their logarithm, as their axes are.
     """
     shown = sorted(
         (each for each in tried if each.status == "finished" and each.mean is not None), key=lambda each: each.mean or 0.0
@@ -280,7 +300,7 @@ def parallel(name: str, metric: str, tried: Sequence[Tried], params: Sequence[st
         axis = axis if axis not in axes else param
         axes.append(axis)
         raw = [each.mean if not param else each.params.get(param) for each in shown]
-        heights, low, high = _heights(raw)
+        heights, low, high = _heights(raw, param in logarithmic)
         ends += [{"axis": axis, "height": -0.07, "text": low}, {"axis": axis, "height": 1.07, "text": high}]
         values += [
             {"axis": axis, "height": height, "trial": each.trial, "mean": each.mean}
@@ -303,24 +323,23 @@ def parallel(name: str, metric: str, tried: Sequence[Tried], params: Sequence[st
         scale=alt.Scale(range=["#8fa3b8", "#0b3c6f"], interpolate="rgb", domain=[means[0], means[-1]]),
         legend=None,
     )
-    lines = (
-        alt.Chart(_data(values), width=_WIDTH + 40, height=240)
-        .mark_line(strokeWidth=1.5, opacity=0.8)
-        .encode(x=x, y=y, color=colour, detail="trial:N")
-    )
-    bold = alt.Chart(_data([value for value in values if value["trial"] == best.trial])).mark_line(strokeWidth=3, color=COLOURS[1], point=alt.OverlayMarkDef(color=COLOURS[1], filled=True, size=40)).encode(x=x, y=y)  # fmt: skip
+    lines = alt.Chart(_data(values), width=_WIDTH + 40, height=240).encode(x=x, y=y)
+    best_line = alt.Chart(_data([value for value in values if value["trial"] == best.trial])).encode(x=x, y=y)
+    dots = alt.OverlayMarkDef(color=COLOURS[1], filled=True, size=40)
+    bold = best_line.mark_line(strokeWidth=3, color=COLOURS[1], point=dots)
+    lines = lines.mark_line(strokeWidth=1.5, opacity=0.8).encode(color=colour, detail="trial:N")
     text = alt.Chart(_data(ends)).mark_text(fontSize=12, color="#222").encode(x=x, y=y, text="text:N")
     words = ", ".join(f"{labels.get(param, param)} {param_text(best.params.get(param))}" for param in params)
     return _figure(
         name,
         "Settings and means of the search",
-        f"Parallel coordinates of {len(shown)} finished trials. The best, trial {best.trial} with {best.mean:.2f}, has {words}.",
+        f"Parallel coordinates of {len(shown)} finished trials. The best is trial {best.trial}, {means[-1]:.2f}: {words}.",
         lines + bold + text,
         "The darker a line, the higher its mean; the best trial is orange.",
     )
 
 
-def _heights(raw: Sequence[Any]) -> tuple[list[float], str, str]:
+def _heights(raw: Sequence[Any], logarithmic: bool) -> tuple[list[float], str, str]:
     """Where values are on an axis from 0 to 1, and the texts of its ends."""
     numbers = [value for value in raw if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) < len(raw):
@@ -328,7 +347,7 @@ def _heights(raw: Sequence[Any]) -> tuple[list[float], str, str]:
         places = {kind: place / max(1, len(kinds) - 1) for place, kind in enumerate(kinds)}
         return [places[str(value)] for value in raw], _shown(kinds[0])[:14], _shown(kinds[-1])[:14]
     low, high = min(numbers), max(numbers)
-    move = math.log if low > 0 and high / low >= 100 else float
+    move = math.log if logarithmic and low > 0 else float
     span = move(high) - move(low) or 1.0
     return [(move(value) - move(low)) / span for value in numbers], param_text(low), param_text(high)
 
@@ -361,24 +380,26 @@ def importances(name: str, shares: Mapping[str, float], labels: Mapping[str, str
 def by_class(
     name: str, title: str, scores: Mapping[Any, Mapping[str, tuple[float, float | None]]], class_names: Sequence[str]
 ) -> Figure:
-    """A dot per class and row at its mean IoU in percent, with a bar of one standard deviation to both sides if there is one."""
+    """A dot per class and row at its mean IoU in percent, with a bar of one standard deviation to both sides."""
     names, by_row = _by_row([*scores])
+    classes = _distinct(class_names)
     values = []
     for row, found in zip(names, scores.values(), strict=True):
-        for class_name in class_names:
+        for class_name, shown in zip(class_names, classes, strict=True):
             if class_name in found:
                 mean, std = found[class_name]
                 bar = {} if std is None else {"low": max(0.0, mean - std), "high": min(100.0, mean + std)}
-                values.append({"row": row, "class": _shown(class_name), "iou": mean, **bar})
-    step = max(18, 11 * len(names) + 4)
+                values.append({"row": row, "class": shown, "iou": mean, **bar})
+    step = max(18, 9 * len(names) + 4)
     x = alt.X("iou:Q", title="IoU in percent", scale=alt.Scale(domain=[0, 100]), axis=alt.Axis(tickCount=5))
-    y = alt.Y("class:N", sort=[*map(_shown, class_names)], title=None, axis=alt.Axis(grid=True, labelLimit=150, bandPosition=0))
+    y = alt.Y("class:N", sort=classes, title=None, axis=alt.Axis(grid=True, labelLimit=150, bandPosition=0))
     offset = alt.YOffset("row:N", sort=names, scale=alt.Scale(paddingOuter=0.5))
     base = alt.Chart(_data(values), width=_WIDTH - 70, height=alt.Step(step, **{"for": "position"})).encode(y=y, yOffset=offset)
     chart: Any = base.mark_point(size=45, filled=True, opacity=1).encode(x=x, color=by_row["color"], shape=by_row["shape"])
     if any("low" in value for value in values):
-        banded = _data([value for value in values if "low" in value])
-        chart = base.mark_rule(strokeWidth=1.5).properties(data=banded).encode(x=alt.X("low:Q", title="IoU in percent"), x2="high:Q", color=by_row["color"]) + chart  # fmt: skip
+        bars = base.properties(data=_data([value for value in values if "low" in value])).mark_rule(strokeWidth=1.5)
+        bars = bars.encode(x=alt.X("low:Q", title="IoU in percent"), x2="high:Q", color=by_row["plain"])
+        chart = alt.layer(bars, chart).resolve_scale(color="independent")
     words = "; ".join(
         f"{row}: " + ", ".join(f"{class_name} {found[class_name][0]:.2f}" for class_name in class_names if class_name in found)
         for row, found in scores.items()
@@ -400,7 +421,7 @@ def confusion(name: str, row: Any, counts: NDArray[np.int64], class_names: Seque
     else:
         largest = np.arange(len(class_names))
     totals = counts.sum(axis=1)
-    names = [_shown(class_names[place]) for place in largest]
+    names = _distinct([class_names[place] for place in largest])
     values = [
         {"label": names[i], "predicted": names[j], "share": share, "text": f"{100 * share:.0f}"}
         for i, label in enumerate(largest)
@@ -408,15 +429,16 @@ def confusion(name: str, row: Any, counts: NDArray[np.int64], class_names: Seque
         if totals[label] and (share := float(counts[label, predicted] / totals[label])) > 0
     ]
     size = 40 if len(names) <= 9 else max(11, 380 // len(names))
-    x = alt.X("predicted:N", sort=names, title="predicted", axis=alt.Axis(labelAngle=-90, labelLimit=130, labelFontSize=min(13, size)), scale=alt.Scale(domain=names))  # fmt: skip
-    y = alt.Y("label:N", sort=names, title="label", axis=alt.Axis(labelLimit=130, labelFontSize=min(13, size)), scale=alt.Scale(domain=names))  # fmt: skip
+    labels, scale = {"labelLimit": 130, "labelFontSize": min(13, size)}, alt.Scale(domain=names)
+    x = alt.X("predicted:N", sort=names, title="predicted", axis=alt.Axis(labelAngle=-90, **labels), scale=scale)
+    y = alt.Y("label:N", sort=names, title="label", axis=alt.Axis(**labels), scale=scale)
     base = alt.Chart(_data(values), width=size * len(names), height=size * len(names)).encode(x=x, y=y)
     shade = alt.Color("share:Q", scale=alt.Scale(domain=[0, 1], range=[_PALE, _DARK], interpolate="rgb"), legend=None)
     chart: Any = base.mark_rect().encode(color=shade)
     if size >= 26:
         ink = alt.condition(f"datum.share > {_DARK_FROM}", alt.value("#fff"), alt.value("#000"))
         chart = chart + base.mark_text(fontSize=12).encode(text="text:N", color=ink)
-    text = f"Confusion matrix of {row}: share of each label's pixels by the class that was predicted. Most frequent errors: {words}."
+    text = f"Confusion matrix of {row}, as shares of each label's pixels. Most frequent errors: {words}."
     return _figure(name, f"Confusion matrix of {row}", text, chart, note)
 
 

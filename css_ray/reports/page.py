@@ -39,14 +39,16 @@ _IOU = "val/iou/"
 class Subject:
     """A study as the page needs it.
 
-    standing: of its journal. params: the settings that it varies, and labels: what to call them. importance: of the settings of
-    its search, empty without; importance_note: what it is, or why there is none. read: the matrices of a run. Commands: train,
-    that trains a run of it again; predict, that makes pictures; run, the whole study; table, all its trials.
+    standing: of its journal. params: the settings that it varies; labels: what to call them; logarithmic: those that are drawn
+    by their logarithm. importance: of those of its search, empty without; importance_note: what it is, or why there is none.
+    read: the matrices of a run. Commands: train, that trains a run of it again; predict, that makes pictures; run, the whole
+    study; table, all its trials.
     """
 
     standing: Standing[Any]
     params: Sequence[str]
     labels: Mapping[str, str]
+    logarithmic: frozenset[str]
     importance: Mapping[str, float]
     importance_note: str
     read: Callable[[int, int, At], ImageMatrices | None]
@@ -200,7 +202,9 @@ class _Maker:
             metric, figures = self.table.metric, []
             if any(each.mean is not None for each in tried):
                 figures.append(self._drawn(charts.history(f"history{suffix}", metric, tried)))
-            if lines := charts.parallel(f"parallel{suffix}", metric, tried, subject.params, subject.labels):
+            if lines := charts.parallel(
+                f"parallel{suffix}", metric, tried, subject.params, subject.labels, subject.logarithmic
+            ):
                 figures.append(self._drawn(lines))
             if subject.importance:
                 bars = charts.importances(f"importance{suffix}", subject.importance, subject.labels, subject.importance_note)
@@ -393,7 +397,8 @@ def _unfinished(standing: Standing[Any]) -> str:
     """That more is to come, in words; empty if the study has ended."""
     if standing.status in ("finished", "failed", "budget"):
         return ""
-    return f"{standing.study} is {standing.status}: {standing.runs_ended} of {standing.num_runs} runs have ended, so this is a report of what there is so far."
+    ended = f"{standing.runs_ended} of {standing.num_runs} runs have ended"
+    return f"{standing.study} is {standing.status}: {ended}, so this is a report of what there is so far."
 
 
 def _curve(trial: TrialStanding, ddof: int) -> Curve | None:

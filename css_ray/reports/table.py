@@ -76,8 +76,8 @@ def score_trials(
     """One score per trial, best mean first; trials without a value of every split come last, whatever their mean.
 
     at: the metric at the last step or at the best evaluation. splits: how many splits each trial should have, by study if they
-    differ; by default as many as occur in its records. std_weight: how many standard deviations (ddof 1, as in a search) are taken off the mean
-    before trials are ranked. Raises ValueError if a trial has more splits.
+    differ; by default as many as occur in its records. std_weight: how many standard deviations (ddof 1, as in a search) are
+    taken off the mean before trials are ranked. Raises ValueError if a trial has more splits.
     """
     records = list(records)
     studies: dict[str, set[int]] = {}

@@ -9,9 +9,9 @@ from css_ray.reports.compare import Comparison, Difference
 from css_ray.reports.table import Cell, Table
 
 RULE = (
-    "Rule: of the rows that finished on all their splits, the one with the highest mean, against the base (against the runner-up "
-    "if it is the base itself) on the splits that both have. Two rows are separable if their difference has p < 0.05, by Holm's "
-    "method over all pairs of rows."
+    "Rule: of the rows that finished on all their splits, the one with the best mean, against the base (the runner-up, if it "
+    "is the base itself) on the splits that both have. Two rows are separable if the p of their difference is below 0.05, by "
+    "Holm's method over all pairs of rows."
 )
 
 
