@@ -49,10 +49,10 @@ def _usable_storage(ctx: click.Context, parameter: click.Parameter, value: str) 
 def writable(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """A file that cannot be written is refused before the work."""
     if value is not None:
-        from css_ray.storage import checkwritable_file
+        from css_ray.storage import check_writable_file
 
         try:
-            checkwritable_file(value)
+            check_writable_file(value)
         except OSError as error:
             raise BadInput(f"--out: {os_error_text(error, 'write', value)}") from None
     return value

@@ -85,7 +85,7 @@ def _figure(name: str, title: str, text: str, chart: Any, note: str = "") -> Fig
 
 def _shown(row: Any) -> str:
     text = printable(str(row)).replace("\n", " ")
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 13]}…{text[-12:]}"  # names often differ at their ends
 
 
 def _distinct(texts: Sequence[Any]) -> list[str]:
@@ -102,7 +102,7 @@ def _distinct(texts: Sequence[Any]) -> list[str]:
 def _by_row(rows: Sequence[Any]) -> tuple[list[str], dict[str, Any]]:
     """Names of rows in a legend, all different, and what distinguishes them: colour, shape and dashes.
 
-    A chart of points has a legend by `color` and `shape`, one of lines by `line` and `dash`; `plain` has none.
+    A chart of points has a legend by `color` and `shape`, one of lines by `line` and `dash`; `plain dash` adds none.
     """
     names = _distinct(rows)
     columns = 1 if max(map(len, names)) > 22 else 2 if max(map(len, names)) > 11 else 3
@@ -113,11 +113,10 @@ def _by_row(rows: Sequence[Any]) -> tuple[list[str], dict[str, Any]]:
     def legend(symbol: str) -> alt.Legend | None:
         if len(names) == 1:
             return None
-        more = {"symbolType": "stroke", "symbolSize": 500} if symbol == "line" else {"symbolSize": 90}
+        more = {"symbolType": "stroke", "symbolSize": 500} if symbol == "line" else {"symbolSize": 90, "symbolDash": [1, 0]}
         return alt.Legend(title=None, orient="bottom", columns=columns, symbolStrokeWidth=2, symbolOpacity=1, **more)
 
     return names, {
-        "plain": alt.Color("row:N", scale=scale(COLOURS), legend=None),
         "color": alt.Color("row:N", scale=scale(COLOURS), legend=legend("point")),
         "shape": alt.Shape("row:N", scale=scale(_SHAPES), legend=legend("point")),
         "line": alt.Color("row:N", scale=scale(COLOURS), legend=legend("line")),
@@ -159,9 +158,9 @@ def slopes(name: str, metric: str, scores: Mapping[Any, Mapping[int, float]]) ->
         ),
         y=alt.Y("score:Q", title=f"{metric} in percent", scale=alt.Scale(zero=False, nice=True)),
     )
-    lines = base.mark_line(strokeWidth=2).encode(color=by_row["plain"], strokeDash=by_row["plain dash"])
+    lines = base.mark_line(strokeWidth=2).encode(color=by_row["color"], strokeDash=by_row["plain dash"])
     points = base.mark_point(size=70, filled=True, opacity=1).encode(color=by_row["color"], shape=by_row["shape"])
-    chart = alt.layer(lines, points).resolve_scale(color="independent")
+    chart = lines + points
     words = "; ".join(
         f"{row}: " + ", ".join(f"split {split} {found[split]:.2f}" for split in splits if split in found)
         for row, found in scores.items()
@@ -201,8 +200,8 @@ def curves(name: str, metric: str, found: Mapping[Any, Curve]) -> Figure:
     chart: Any = lines
     if any("low" in value for value in values):
         bands = base.properties(data=_data([value for value in values if "low" in value])).mark_area(opacity=0.15)
-        bands = bands.encode(y=alt.Y("low:Q", title=f"{metric} in percent"), y2="high:Q", color=by_row["plain"])
-        chart = alt.layer(bands, lines).resolve_scale(color="independent")
+        bands = bands.encode(y=alt.Y("low:Q", title=f"{metric} in percent"), y2="high:Q", color=by_row["line"])
+        chart = bands + lines
     words = "; ".join(
         f"{row}: from {curve.mean[0]:.2f} at step {curve.steps[0]} to {curve.mean[-1]:.2f}"
         + ("" if curve.std[-1] is None else f" ± {curve.std[-1]:.2f}")
@@ -398,8 +397,8 @@ def by_class(
     chart: Any = base.mark_point(size=45, filled=True, opacity=1).encode(x=x, color=by_row["color"], shape=by_row["shape"])
     if any("low" in value for value in values):
         bars = base.properties(data=_data([value for value in values if "low" in value])).mark_rule(strokeWidth=1.5)
-        bars = bars.encode(x=alt.X("low:Q", title="IoU in percent"), x2="high:Q", color=by_row["plain"])
-        chart = alt.layer(bars, chart).resolve_scale(color="independent")
+        bars = bars.encode(x=alt.X("low:Q", title="IoU in percent"), x2="high:Q", color=by_row["color"])
+        chart = bars + chart
     words = "; ".join(
         f"{row}: " + ", ".join(f"{class_name} {found[class_name][0]:.2f}" for class_name in class_names if class_name in found)
         for row, found in scores.items()

@@ -335,7 +335,8 @@ def make_table(
             raise ValueError(f"no run has the parameter {name!r}; choose one of {', '.join(['row', *known])}")
     scores = score_trials(records, metric=metric, at=at, ddof=ddof, splits=splits, mode=mode, std_weight=std_weight)
     places: dict[tuple[Any, Any], list[TrialScore]] = {}
-    for score in sorted(scores, key=lambda score: score.trial):
+    studies = list(dict.fromkeys(record.study for record in records))
+    for score in sorted(scores, key=lambda score: (studies.index(score.study), score.trial)):
         place = (_place(score, rows), metric if columns is None else _place(score, columns))
         places.setdefault(place, [])
     for score in scores:

@@ -20,7 +20,8 @@ def verdicts(table: Table, comparison: Comparison | None, unpaired: str = "") ->
 
     comparison: of the table's rows with a base, None if there is no other row or they cannot be paired; unpaired: why not.
     """
-    return [_verdict(table, column, comparison, unpaired) for column in table.columns]
+    # A row's name may end with a full stop.
+    return [f"{_verdict(table, column, comparison, unpaired).rstrip('.')}." for column in table.columns]
 
 
 def ranked(table: Table, column: Any) -> list[Any]:
@@ -39,14 +40,15 @@ def _verdict(table: Table, column: Any, comparison: Comparison | None, unpaired:
     cells, order = _cells(table, column), ranked(table, column)
     extreme = "highest" if table.mode == "max" else "lowest"
     if not order:
+        none = "no row" if where else "No row"
         begun = {row: cell for row, cell in cells.items() if cell.score.mean is not None}
         if not begun:
-            return f"{where}no row has a finished run yet."
+            return f"{where}{none} has a finished run yet"
         sign = 1 if table.mode == "max" else -1
         fullest = max(begun, key=lambda row: (begun[row].score.n, sign * (begun[row].score.mean or 0.0)))
         return (
-            f"{where}no row has finished on all its splits yet; the fullest is {fullest} with a mean {table.metric} of "
-            f"{begun[fullest].score.text}."
+            f"{where}{none} has finished on all its splits yet; the fullest is {fullest} with a mean {table.metric} of "
+            f"{begun[fullest].score.text}"
         )
     best = order[0]
     score, equal = cells[best].score, [row for row in order[1:] if row in table.best(column)]
@@ -55,11 +57,11 @@ def _verdict(table: Table, column: Any, comparison: Comparison | None, unpaired:
     if equal:
         text += f" (equal to two decimals: {', '.join(map(str, equal))})"
     if len(cells) == 1:
-        return f"{text}; there is no other row to compare it with."
+        return f"{text}; there is no other row to compare it with"
     if comparison is None:
-        return f"{text}; it cannot be compared with the other rows: {unpaired}."
+        return f"{text}; it cannot be compared with the other rows: {unpaired}"
     if len(order) == 1:
-        return f"{text}; no other row has finished on all its splits."
+        return f"{text}; no other row has finished on all its splits"
     return text + _against(table, column, comparison, order)
 
 
@@ -74,13 +76,13 @@ def _against(table: Table, column: Any, comparison: Comparison, order: Sequence[
         other, name, sign = base, str(base), 1
         difference = found.get(best)
     if difference is None or difference.mean is None:
-        return f"; it has no split in common with {name}."
+        return f"; it has no split in common with {name}"
     place = (difference.row, column)
     delta, certainty = sign * difference.mean, comparison.certainty
     text = f", {abs(delta):.2f} points {'above' if delta >= 0 else 'below'} {name}"
     if certainty is None or place not in certainty.differences:
         reason = "" if certainty is None else certainty.missing.get(place, "")
-        return f"{text} ({_wins(table, difference, sign)}); there is no interval{f', since {reason}' if reason else ''}."
+        return f"{text} ({_wins(table, difference, sign)}); there is no interval{f', since {reason}' if reason else ''}"
     sure = certainty.differences[place]
     lower, upper = sorted((sign * sure.lower, sign * sure.upper))
     text += f" (95 % interval {lower:+.2f} to {upper:+.2f}"
@@ -95,7 +97,7 @@ def _against(table: Table, column: Any, comparison: Comparison, order: Sequence[
         parts.append(f"separable from {_listed(apart)}")
     if unknown:
         parts.append(f"without an interval to {_listed(unknown)}")
-    return f"{text}; it is {', '.join(parts)}."
+    return f"{text}; it is {', '.join(parts)}"
 
 
 def _wins(table: Table, difference: Difference, sign: int) -> str:
