@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from css_ray.audience import Audience
 from css_ray.messages import DEFAULT_STORAGE, study_command
 from css_ray.records import Record, score_text
-from css_ray.reporting import Reported, make_report, scoring, varied, write_figures
+from css_ray.reporting import Reported, report_html, results_table, scoring, varied
 from css_ray.reports import paper, render
 from css_ray.reports.compare import compare, compare_studies, table_against
-from css_ray.reports.printed import printed_table
 from css_ray.reports.pseudo_labels import pseudo_label_table
-from css_ray.reports.published import Protocol
-from css_ray.reports.table import make_table, trial_table
+from css_ray.reports.table import trial_table
 from css_ray.secrets import credentials_text, shown, without_secrets
 from css_ray.standing import Standing, TrialStanding
 from css_ray.storage import parted
@@ -320,10 +318,12 @@ class Study:
         if outcome.unsent:
             audience.warn(f"MLflow has not taken {outcome.unsent} events; {later}")
         elif outcome.status != "interrupted":
-            try:
-                self._log_tables()
-            except Exception as error:
-                audience.warn(f"the tables or the report were not logged to MLflow ({without_secrets(error)}); {later}")
+            for what, log in (("tables were", self._log_tables), ("report was", self._log_report)):
+                try:
+                    log()
+                except Exception as error:
+                    audience.warn(f"the {what} not logged to MLflow ({without_secrets(error)}); {later}")
+                    break
         return outcome
 
     def _tell(self, status: str, audience: Audience, on_finish: str | None, webhook: str | None) -> None:
@@ -359,6 +359,7 @@ class Study:
         with Journal(self.folder).driving():
             done = sync(Journal(self.folder).events, self.tracking_uri)
             self._log_tables()
+            self._log_report()
         return done
 
     @property
@@ -369,7 +370,7 @@ class Study:
         return tracking_uri(self._read().definition, self.storage)
 
     def _log_tables(self) -> None:
-        """Attach the tables to the study's run in MLflow, in every format, and the report."""
+        """Attach the tables to the study's run in MLflow, in every format."""
         from css_ray.tracking import log_tables
 
         records = self._records("journal")
@@ -379,10 +380,14 @@ class Study:
         kinds: list[Kind] = ["results", "trials", *(["pseudo_labels"] if scored else [])]  # type: ignore[list-item]
         formats: list[Format] = ["md", "csv", "latex", "html"]
         files = {f"{kind}.{FORMATS[format]}": self.table(format, kind=kind) for kind in kinds for format in formats}
-        uri, study_id = self.tracking_uri, self._standing.study_id
-        log_tables(uri, study_id, files)
-        if any(record.status == "finished" for record in records):
-            log_tables(uri, study_id, {"report.html": self.report()})  # afterwards: the tables are there if it fails
+        log_tables(self.tracking_uri, self._standing.study_id, files)
+
+    def _log_report(self) -> None:
+        """Attach the page to the study's run in MLflow, if a run has finished."""
+        from css_ray.tracking import log_tables
+
+        if any(record.status == "finished" for record in self._records("journal")):
+            log_tables(self.tracking_uri, self._standing.study_id, {"report.html": self.report()})
 
     # -------------------------------------------------------------------------------------------------------------- to read it
 
@@ -463,19 +468,10 @@ class Study:
         settings = scoring(definition, at, ddof)
         if kind == "trials":
             return render.draw(trial_table(records, **shown_params, **settings), format, width)
-        compared = definition.table.compare_with
-        columns = definition.table.columns
-        published: dict[str, Any] = {}
-        if compared is not None:
-            protocols = {
-                trial.row: Protocol.of_settings(trial.settings, settings["at"], settings["splits"])
-                for _, trial, _ in definition.known_trials()
-            }
-            published = {"compare_with": printed_table(compared), "protocols": protocols}
-        made = make_table(records, columns=columns, **published, **settings)
+        made = results_table(definition, records, settings)
         if against is None:
             return render.draw(made, format, width)
-        settings |= {"columns": columns, "read": matrices_reader(self.folder)}
+        settings |= {"columns": definition.table.columns, "read": matrices_reader(self.folder)}
         return render.draw(table_against(made, records, against, **settings), format, width)
 
     def compare(
@@ -525,17 +521,13 @@ class Study:
         ddof: int = 1,
         figures: str | os.PathLike[str] | None = None,
     ) -> str:
-        """One HTML page of what was found and how sure it is, from the journal, which loads nothing; also of a study that runs.
+        """One HTML page of what was found and how sure it is, from the journal; it loads nothing. A study may still be running.
 
-        others: more studies in the same table, whose rows are named `STUDY: ROW` then. figures: a folder, to write each chart
-        to as SVG and PDF. The other settings are those of `table`.
-        Raises ValueError if a study has no finished run or there is no such row, OSError if the charts cannot be written.
+        others: more studies for the same table, whose rows are then named `STUDY: ROW`. figures: a folder to write each chart
+        to, as SVG and PDF. Other settings: as of `table`. Raises as `css_ray.reporting.make_report` and `write_figures` do.
         """
         studies = [Reported(each._read(), each.storage) for each in (self, *others)]
-        page = make_report(studies, against=against, at=at, ddof=ddof)
-        if figures is not None:
-            write_figures(page, os.fspath(figures))
-        return page.html
+        return report_html(studies, figures, against=against, at=at, ddof=ddof)
 
     def summary(self) -> dict[str, Any]:
         """The study in one mapping that survives JSON.

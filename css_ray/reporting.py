@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from css_ray.messages import at_storage, command, os_errors_in_words, study_comm
 from css_ray.records import Record
 from css_ray.reports import paper
 from css_ray.reports.compare import Comparison, compare
+from css_ray.reports.printed import printed_table
+from css_ray.reports.published import Protocol
 from css_ray.reports.table import Table, make_table
 from css_ray.standing import Standing
 from css_ray.study.definition import StudyDefinition
@@ -49,6 +52,27 @@ def varied(definition: StudyDefinition) -> list[str]:
     return list(found)
 
 
+def results_table(definition: StudyDefinition, records: Sequence[Record], settings: Mapping[str, Any]) -> Table:
+    """The study's own table, beside the published one if it names one. settings: as `scoring` returns them."""
+    compared = definition.table.compare_with
+    published: dict[str, Any] = {}
+    if compared is not None:
+        protocols = {
+            trial.row: Protocol.of_settings(trial.settings, settings["at"], settings["splits"])
+            for _, trial, _ in definition.known_trials()
+        }
+        published = {"compare_with": printed_table(compared), "protocols": protocols}
+    return make_table(records, columns=definition.table.columns, **published, **settings)
+
+
+def report_html(studies: Sequence[Reported], figures: str | os.PathLike[str] | None = None, **settings: Any) -> str:
+    """The text of `make_report`'s page; with `figures`, its charts are written into that folder."""
+    page = make_report(studies, **settings)
+    if figures is not None:
+        write_figures(page, Path(figures))
+    return page.html
+
+
 def make_report(
     studies: Sequence[Reported], *, against: str | None = None, at: Literal["last", "best"] | None = None, ddof: int = 1
 ) -> Page:
@@ -69,9 +93,13 @@ def make_report(
     several, first = len(studies) > 1, studies[0].standing.definition
     records = [_named(record, several) for each in studies for record in each.standing.records]
     splits = {each.name: len(each.standing.definition.splits) for each in studies}
-    settings = scoring(first, at, ddof) | {"splits": splits, "columns": first.table.columns}
-    name = ", ".join(splits)
-    table = replace(make_table(records, **settings), study=name)
+    settings = scoring(first, at, ddof)
+    if several:
+        settings |= {"splits": splits}
+        table = replace(make_table(records, columns=first.table.columns, **settings), study=", ".join(splits))
+    else:
+        table = results_table(first, records, settings)
+    settings |= {"columns": first.table.columns}
     reads = {each.name: matrices_reader(study_folder(each.storage, each.name)) for each in studies}
     compared, unpaired = _compared(table, records, against, settings | {"read": reads})
     return make_page([_subject(each) for each in studies], table, compared, unpaired=unpaired)

@@ -247,6 +247,21 @@ def test_a_search_shows_its_trials_and_what_pruned_ones_cost() -> None:
     assert "needs 20 finished trials; 1 have finished" in Read(Study.open("few").report()).text
 
 
+def test_the_page_is_logged_to_mlflow_once_a_run_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    from css_ray import tracking
+
+    sent: dict[str, str] = {}
+    monkeypatch.setattr(tracking, "log_tables", lambda uri, study_id, files: sent.update(files))
+    journal = Journal()
+    journal.begin(0)
+    journal.run(0, 0, end="running")
+    Study.open("small")._log_report()
+    assert sent == {}
+    journal.run(0, 1, 60.0)
+    Study.open("small")._log_report()
+    assert sent == {"report.html": Study.open("small").report()}
+
+
 def test_charts_are_files_for_a_paper() -> None:
     small()
     result = call("study", "report", "small", "--figures", "a/charts")
@@ -348,7 +363,7 @@ def test_a_browser_shows_it_without_a_request_or_an_error(width: int, tmp_path: 
     picture = tmp_path / "page.png"
     assert "CONSOLE" not in browse(f"--screenshot={picture}").stderr
     with Image.open(picture) as image:
-        assert image.width == width and len(set(image.convert("L").getdata())) > 50
+        assert image.width == width and len(image.convert("L").getcolors() or ()) > 50
     policy = re.search(r"<meta http-equiv[^>]*>", plain)
     assert policy is not None
     page.write_text(plain.replace(policy[0], "").replace("</body>", f"{probe}</body>"))
