@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from css_ray.audience import Audience
 from css_ray.messages import DEFAULT_STORAGE, study_command
 from css_ray.records import Record, score_text
+from css_ray.reporting import Reported, report_html, results_table, scoring, varied
 from css_ray.reports import paper, render
 from css_ray.reports.compare import compare, compare_studies, table_against
-from css_ray.reports.printed import printed_table
 from css_ray.reports.pseudo_labels import pseudo_label_table
-from css_ray.reports.published import Protocol
-from css_ray.reports.table import make_table, trial_table
+from css_ray.reports.table import trial_table
 from css_ray.secrets import credentials_text, shown, without_secrets
 from css_ray.standing import Standing, TrialStanding
 from css_ray.storage import parted
@@ -319,10 +318,12 @@ class Study:
         if outcome.unsent:
             audience.warn(f"MLflow has not taken {outcome.unsent} events; {later}")
         elif outcome.status != "interrupted":
-            try:
-                self._log_tables()
-            except Exception as error:
-                audience.warn(f"the tables were not logged to MLflow ({without_secrets(error)}); {later}")
+            for what, log in (("tables were", self._log_tables), ("report was", self._log_report)):
+                try:
+                    log()
+                except Exception as error:
+                    audience.warn(f"the {what} not logged to MLflow ({without_secrets(error)}); {later}")
+                    break
         return outcome
 
     def _tell(self, status: str, audience: Audience, on_finish: str | None, webhook: str | None) -> None:
@@ -358,6 +359,7 @@ class Study:
         with Journal(self.folder).driving():
             done = sync(Journal(self.folder).events, self.tracking_uri)
             self._log_tables()
+            self._log_report()
         return done
 
     @property
@@ -379,6 +381,13 @@ class Study:
         formats: list[Format] = ["md", "csv", "latex", "html"]
         files = {f"{kind}.{FORMATS[format]}": self.table(format, kind=kind) for kind in kinds for format in formats}
         log_tables(self.tracking_uri, self._standing.study_id, files)
+
+    def _log_report(self) -> None:
+        """Attach the page to the study's run in MLflow, if a run has finished."""
+        from css_ray.tracking import log_tables
+
+        if any(record.status == "finished" for record in self._records("journal")):
+            log_tables(self.tracking_uri, self._standing.study_id, {"report.html": self.report()})
 
     # -------------------------------------------------------------------------------------------------------------- to read it
 
@@ -459,31 +468,18 @@ class Study:
             LookupError: MLflow does not know the study.
         """
         definition, records = self._read().definition, self._records(source)
-        # The row names the method and its fixed settings; what else the study varies has a column each.
-        listed = (path for point in definition.trials for path in point)
-        varied = dict.fromkeys((*definition.grid, *listed, *definition.space))
-        varied.pop("method", None)
-        shown_params: dict[str, Any] = {"params": list(varied), "labels": paper.SYMBOLS}
+        shown_params: dict[str, Any] = {"params": varied(definition), "labels": paper.SYMBOLS}
         if kind == "pseudo_labels":
             scale: dict[str, Any] = {"at": at or definition.objective.at, "ddof": ddof, "splits": len(definition.splits)}
             names = tuple(self._standing.class_names)
             return render.draw(pseudo_label_table(records, class_names=names, **shown_params, **scale), format, width)
-        settings = _scoring(definition, at, ddof)
+        settings = scoring(definition, at, ddof)
         if kind == "trials":
             return render.draw(trial_table(records, **shown_params, **settings), format, width)
-        compared = definition.table.compare_with
-        columns = definition.table.columns
-        published: dict[str, Any] = {}
-        if compared is not None:
-            protocols = {
-                trial.row: Protocol.of_settings(trial.settings, settings["at"], settings["splits"])
-                for _, trial, _ in definition.known_trials()
-            }
-            published = {"compare_with": printed_table(compared), "protocols": protocols}
-        made = make_table(records, columns=columns, **published, **settings)
+        made = results_table(definition, records, settings)
         if against is None:
             return render.draw(made, format, width)
-        settings |= {"columns": columns, "read": matrices_reader(self.folder)}
+        settings |= {"columns": definition.table.columns, "read": matrices_reader(self.folder)}
         return render.draw(table_against(made, records, against, **settings), format, width)
 
     def compare(
@@ -517,13 +513,29 @@ class Study:
             LookupError: MLflow does not know a study.
         """
         definition, records = self._read().definition, self._records(source)
-        settings: dict[str, Any] = {"columns": definition.table.columns, "only": rows, **_scoring(definition, at, ddof)}
+        settings: dict[str, Any] = {"columns": definition.table.columns, "only": rows, **scoring(definition, at, ddof)}
         settings["read"] = matrices_reader(self.folder)
         if other is None:
             return render.draw(compare(records, against, **settings), format, width)
         theirs, other_splits = other._records(source), len(other.standing.definition.splits)
         settings |= {"against": against, "other_splits": other_splits, "read_other": matrices_reader(other.folder)}
         return render.draw(compare_studies(records, theirs, **settings), format, width)
+
+    def report(
+        self,
+        *others: Study,
+        against: str | None = None,
+        at: Literal["last", "best"] | None = None,
+        ddof: int = 1,
+        figures: str | os.PathLike[str] | None = None,
+    ) -> str:
+        """One HTML page of what was found and how sure it is, from the journal; it loads nothing. A study may still be running.
+
+        others: more studies for the same table, whose rows are then named `STUDY: ROW`. figures: a folder to write each chart
+        to, as SVG and PDF. Other settings: as of `table`. Raises as `css_ray.reporting.make_report` and `write_figures` do.
+        """
+        studies = [Reported(each._read(), each.storage) for each in (self, *others)]
+        return report_html(studies, figures, against=against, at=at, ddof=ddof)
 
     def summary(self) -> dict[str, Any]:
         """The study in one mapping that survives JSON.
@@ -571,14 +583,6 @@ class Study:
 def is_study_file(source: str) -> bool:
     """Whether `source` is a study file, not the name of a study that has begun."""
     return source.endswith((".yaml", ".yml")) or Path(source).is_file()
-
-
-def _scoring(definition: StudyDefinition, at: Literal["last", "best"] | None, ddof: int) -> dict[str, Any]:
-    """How the trials of a study are scored, as the tables take it."""
-    objective = definition.objective
-    weight = {"std_weight": objective.std_weight} if objective.aggregate == "mean_minus_std" else {}
-    scale = {"at": at or objective.at, "ddof": ddof, "splits": len(definition.splits)}
-    return {"metric": objective.metric, "mode": objective.mode, **scale, **weight}
 
 
 def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[str]:

@@ -203,7 +203,8 @@ class Standing(Generic[D]):
 
     Attributes:
         definition: The study as it was begun or last extended.
-        study: Its name, empty before it started. study_id: its id. spec: the whole of it, as the journal has it.
+        study: Its name, empty before it started. study_id: its id. spec: the whole of it, as the journal has it. versions: of
+            the packages that it began with.
         status: new, running, paused (for the reason `pause`), interrupted, or the status of `study_finished`.
         trials: All that began, by index. running: those that have not ended. ended: those that have, in the order in which they
             did. One whose machinery failed has not ended any more once the study is resumed, nor one that lacks splits since
@@ -223,6 +224,7 @@ class Standing(Generic[D]):
         self._definition: D | None = None
         self.study = self.study_id = ""
         self.spec: dict[str, Any] = {}
+        self.versions: dict[str, Any] = {}
         self.status, self.pause = "new", ""
         self.trials: dict[int, TrialStanding] = {}
         self.running: dict[int, TrialStanding] = {}
@@ -267,6 +269,7 @@ class Standing(Generic[D]):
         match event:
             case StudyStarted():
                 self.study, self.study_id, self.spec, self.status = event.study, event.study_id, event.spec, "running"
+                self.versions = event.versions
                 if self._parse is not None:
                     self._define(self._parse(event.spec))
             case StudyExtended():

@@ -230,6 +230,24 @@ def test_tables_that_mlflow_does_not_take_are_a_warning(
     assert audience.warnings == ["the tables were not logged to MLflow (no server); later: css-ray study sync small"]
 
 
+def test_a_report_that_cannot_be_made_is_a_warning_and_the_tables_are_logged(
+    file: Path, runner: type[FakeRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from css_ray import tracking
+
+    def fail(study: Study) -> str:
+        raise RuntimeError("no font")
+
+    sent: dict[str, str] = {}
+    monkeypatch.setattr(runner, "unsent", 0)
+    monkeypatch.setattr(tracking, "log_tables", lambda uri, study_id, files: sent.update(files))
+    monkeypatch.setattr(Study, "report", fail)
+    audience = Listening()
+    assert Study.load(file).run(audience=audience).status == "failed"
+    assert audience.warnings == ["the report was not logged to MLflow (no font); later: css-ray study sync small"]
+    assert "results.md" in sent and "report.html" not in sent
+
+
 def test_the_best_trials_of_a_search_are_confirmed_on_fresh_splits(place: Path) -> None:
     telling = begun(place)
     telling.whole(6, 51.0, 51.0, 51.0)

@@ -83,9 +83,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "execution": (LOWER | {"tracking", "study"}, {"ray", "torch", "pyarrow"}),
     "selection": (LOWER | {"tracking", "study", "prediction"}, {"torch", "pyarrow"}),
     "registration": (LOWER | {"tracking", "study", "prediction", "selection"}, set()),
-    "reports": (WORDS, {"numpy", "pandas", "scipy"}),
+    "reports": (WORDS, {"numpy", "pandas", "scipy", "altair", "vl_convert", "jinja2"}),
+    "reporting": (WORDS | {"study", "reports"}, set()),
     "audience": (WORDS | {"api", "study"}, set()),  # the names of types alone
-    "api": (LOWER | {"tracking", "study", "execution", "reports", "audience"}, {"pandas"}),
+    "api": (LOWER | {"tracking", "study", "execution", "reporting", "reports", "audience"}, {"pandas"}),
 }
 """By layer: the layers of css_ray that it may import besides itself, and the packages of others."""
 
@@ -94,6 +95,7 @@ HOMES = {
     "mlflow": ["css_ray/tracking/"],
     "optuna": [
         "css_ray/study/sampling.py",
+        "css_ray/study/importance.py",
         "css_ray/study/optuna_internals.py",
         "css_ray/study/optuna_file.py",
         "css_ray/study/pruning/optuna_pruner.py",
@@ -101,6 +103,9 @@ HOMES = {
     "pydantic": ["css_ray/study/definition/"],
     "yaml": ["css_ray/study/definition/", "css_ray/data/"],
     "pandas": ["css_ray/api.py", "css_ray/reports/frames.py"],
+    "altair": ["css_ray/reports/charts.py"],
+    "vl_convert": ["css_ray/reports/charts.py"],
+    "jinja2": ["css_ray/reports/page.py"],
     "onnxruntime": ["css_ray/prediction/"],
     "click": ["cli/"],
     "rich": ["cli/"],

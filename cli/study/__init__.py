@@ -1,4 +1,4 @@
-"""`css-ray study`: plan, run, submit, resume, confirm, status, list, stop, logs, table, compare, pseudo-labels, curves,
+"""`css-ray study`: plan, run, submit, resume, confirm, status, list, stop, logs, table, compare, report, pseudo-labels, curves,
 export, sync, repair.
 
 A thin layer over `css_ray.Study` and, if an `--address` is that of a cluster's dashboard, `css_ray.execution.jobs`.
@@ -11,7 +11,7 @@ import click
 from .export import curves, export
 from .remote import drive, logs, stop, submit
 from .run import confirm, plan, resume, run
-from .show import compare, list_, pseudo_labels, repair, status, sync, table
+from .show import compare, list_, pseudo_labels, repair, report, status, sync, table
 
 
 @click.group()
@@ -20,7 +20,7 @@ def study() -> None:
 
 
 for command in (
-    plan, run, submit, resume, confirm, status, list_, stop, logs, drive, table, compare, pseudo_labels, curves, export,
+    plan, run, submit, resume, confirm, status, list_, stop, logs, drive, table, compare, report, pseudo_labels, curves, export,
     sync, repair,
 ):  # fmt: skip
     study.add_command(command)

@@ -46,7 +46,7 @@ def _usable_storage(ctx: click.Context, parameter: click.Parameter, value: str) 
     return value
 
 
-def _writable(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+def writable(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """A file that cannot be written is refused before the work."""
     if value is not None:
         from css_ray.storage import check_writable_file
@@ -96,7 +96,7 @@ source_option = click.option(
 )
 
 out_option = click.option(
-    "--out", type=click.Path(dir_okay=False), callback=_writable, help="Write to a file instead of the terminal."
+    "--out", type=click.Path(dir_okay=False), callback=writable, help="Write to a file instead of the terminal."
 )
 
 address_option = click.option(

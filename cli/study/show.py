@@ -1,4 +1,6 @@
-"""`css-ray study status | list | table | compare | pseudo-labels | sync | repair`: how far a study is, and what came of it."""
+"""`css-ray study status | list | table | compare | report | pseudo-labels | sync | repair`: how far a study is, and what came
+of it.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,7 @@ from .options import (
     source_option,
     storage_option,
     warn,
+    writable,
 )
 from .remote import cluster_answers, cluster_at, remote_status
 
@@ -167,6 +170,49 @@ def compare(
     with table_problems():
         text = study_.compare(there, format_, width=text_width(out), **settings)  # type: ignore[arg-type]
     print_or_write(text, out)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("others", metavar="[OTHER]...", nargs=-1)
+@click.option("--against", metavar="ROW", help="The row to compare with; of several studies STUDY: ROW. By default the first.")
+@storage_option
+@at_option
+@ddof_option
+@click.option(
+    "--out", type=click.Path(dir_okay=False), default="report.html", show_default=True, callback=writable, help="The page."
+)
+@click.option(
+    "--figures",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    help="Write each chart as SVG and PDF, too, into a folder, which is made.",
+)
+def report(
+    name: str,
+    others: tuple[str, ...],
+    against: str | None,
+    storage: str,
+    at: str | None,
+    ddof: int,
+    out: str,
+    figures: str | None,
+) -> None:
+    """Write a page about the study NAME, with OTHER studies in the same table: one HTML file that loads nothing.
+
+    It is made from the journal, also of a study that is still running: the verdict with its interval, the table, each split,
+    learning curves, the search, pseudo-labels, classes, where it comes from and how to reproduce it.
+    """
+    study_, more = open_study(name, storage), [open_study(other, storage) for other in others]
+    settings: dict[str, Any] = {"against": against, "at": at, "ddof": ddof, "figures": figures}
+    try:
+        with table_problems():
+            html = study_.report(*more, **settings)
+    except OSError as error:
+        raise BadInput(f"--figures: {os_error_text(error, 'write', figures)}") from None
+    print_or_write(html, out)
+    if figures is not None:
+        echo(f"wrote the charts to {figures}")
 
 
 @click.command("pseudo-labels")

@@ -281,18 +281,18 @@ def compare(
     metric: str = "val/miou",
     at: At = "last",
     ddof: int = 1,
-    splits: int | None = None,
+    splits: int | Mapping[str, int] | None = None,
     mode: Mode = "max",
     std_weight: float = 0.0,
-    read: Read | None = None,
+    read: Read | Mapping[str, Read] | None = None,
 ) -> Comparison:
     """Compare rows of a study with one of them, split by split; the other settings are those of `make_table`.
 
     Args:
-        records: Of the study.
+        records: Of the study, or of several whose rows have different names.
         base: The row to compare with; the first if not given.
         only: The rows to compare; all others if empty.
-        read: Reads the matrices of a run's validation images; without it there are no intervals.
+        read: Reads the matrices of a run's validation images, by study if there are several; without it there are no intervals.
 
     Raises:
         ValueError: There is no such row, no other row, or a split of two rows has different images.

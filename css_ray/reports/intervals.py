@@ -42,8 +42,8 @@ class Certainty:
     missing: Mapping[Place, str] = field(default_factory=dict)
 
 
-def of_rows(table: Table, base: Any, rows: Sequence[Any], read: Read) -> Certainty:
-    """Of rows of a table against one of them."""
+def of_rows(table: Table, base: Any, rows: Sequence[Any], read: Read | Mapping[str, Read]) -> Certainty:
+    """Of rows of a table against one of them. read: by study if the table is of several."""
     differences: dict[Place, statistics.Difference] = {}
     first: dict[Place, float] = {}
     groups: dict[Any, Sequence[tuple[Any, ...]]] = {}
@@ -52,7 +52,8 @@ def of_rows(table: Table, base: Any, rows: Sequence[Any], read: Read) -> Certain
         cells = {row: table.cells[row, column] for row in (base, *rows) if (row, column) in table.cells}
         if base not in cells:
             continue
-        drawn = _Drawn(table, {row: (cell, read) for row, cell in cells.items()})
+        reads = {row: read[cell.score.study] if isinstance(read, Mapping) else read for row, cell in cells.items()}
+        drawn = _Drawn(table, {row: (cell, reads[row]) for row, cell in cells.items()})
         for row in cells:
             reason = drawn.missing.get(row) or drawn.missing.get(base)
             if row != base and reason:
@@ -96,7 +97,8 @@ class _Drawn:
         for name, (cell, read) in cells.items():
             found: dict[tuple[Hashable, int], statistics.Array] = {}
             for split, value in cell.score.values.items():
-                place = f"trial {cell.score.trial} on split {split}"
+                of = "" if cell.score.study == table.study else f" of {cell.score.study}"
+                place = f"trial {cell.score.trial}{of} on split {split}"
                 try:
                     matrices = read(cell.score.trial, split, table.at)
                 except (MatricesError, OSError) as error:

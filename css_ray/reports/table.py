@@ -30,6 +30,7 @@ class TrialScore:
     split's images, empty if the records have none.
     """
 
+    study: str
     trial: int
     row: str
     params: Mapping[str, Any]
@@ -68,24 +69,26 @@ def score_trials(
     metric: str = "val/miou",
     at: At = "last",
     ddof: int = 1,
-    splits: int | None = None,
+    splits: int | Mapping[str, int] | None = None,
     mode: Mode = "max",
     std_weight: float = 0.0,
 ) -> list[TrialScore]:
     """One score per trial, best mean first; trials without a value of every split come last, whatever their mean.
 
-    at: the metric at the last step or at the best evaluation. splits: how many splits each trial should have; by default as
-    many as occur in the records. std_weight: how many standard deviations (ddof 1, as in a search) are taken off the mean
-    before trials are ranked. Raises ValueError if a trial has more splits.
+    at: the metric at the last step or at the best evaluation. splits: how many splits each trial should have, by study if they
+    differ; by default as many as occur in its records. std_weight: how many standard deviations (ddof 1, as in a search) are
+    taken off the mean before trials are ranked. Raises ValueError if a trial has more splits.
     """
     records = list(records)
-    known = sorted({record.split for record in records})
-    num_splits = splits or len(known)
-    trials: dict[int, dict[int, Record]] = {}
+    studies: dict[str, set[int]] = {}
+    trials: dict[tuple[str, int], dict[int, Record]] = {}
     for record in records:
-        trials.setdefault(record.trial, {})[record.split] = record
+        studies.setdefault(record.study, set()).add(record.split)
+        trials.setdefault((record.study, record.trial), {})[record.split] = record
     scores = []
-    for trial, runs in trials.items():
+    for (study, trial), runs in trials.items():
+        known = sorted(studies[study])
+        num_splits = (splits[study] if isinstance(splits, Mapping) else splits) or len(known)
         scored = {split: run.last if at == "last" else run.best for split, run in sorted(runs.items())}
         values = {
             split: scored[split][metric]
@@ -102,6 +105,7 @@ def score_trials(
         first = next(iter(runs.values()))
         scores.append(
             TrialScore(
+                study=study,
                 trial=trial,
                 row=first.row,
                 params=first.params,
@@ -158,8 +162,8 @@ class Grid:
     header: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...]
-    title: str
-    label: str
+    title: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +237,9 @@ class Table:
     @property
     def caption(self) -> str:
         """What the numbers are: metric, at which step, over how many splits, with which ddof."""
-        text = _caption(self.study, self.metric, self.at, self.num_splits, self.ddof)
+        counts = sorted({cell.score.num_splits for cell in self.cells.values()})
+        num_splits = self.num_splits if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        text = _caption(self.study, self.metric, self.at, num_splits, self.ddof)
         if any(cell.num_trials > 1 for cell in self.cells.values()):
             text += f" {OPTIMISTIC}"
         if self.printed is not None:
@@ -337,7 +343,7 @@ def make_table(
     metric: str = "val/miou",
     at: At = "last",
     ddof: int = 1,
-    splits: int | None = None,
+    splits: int | Mapping[str, int] | None = None,
     mode: Mode = "max",
     std_weight: float = 0.0,
     compare_with: PublishedTable | None = None,
@@ -359,7 +365,8 @@ def make_table(
             raise ValueError(f"no run has the parameter {name!r}; choose one of {', '.join(['row', *known])}")
     scores = score_trials(records, metric=metric, at=at, ddof=ddof, splits=splits, mode=mode, std_weight=std_weight)
     places: dict[tuple[Any, Any], list[TrialScore]] = {}
-    for score in sorted(scores, key=lambda score: score.trial):
+    studies = list(dict.fromkeys(record.study for record in records))
+    for score in sorted(scores, key=lambda score: (studies.index(score.study), score.trial)):
         place = (_place(score, rows), metric if columns is None else _place(score, columns))
         places.setdefault(place, [])
     for score in scores:
@@ -503,7 +510,7 @@ def param_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _caption(study: str, metric: str, at: At, num_splits: int, ddof: int) -> str:
+def _caption(study: str, metric: str, at: At, num_splits: int | str, ddof: int) -> str:
     step = "at the last step" if at == "last" else "at the best evaluation, chosen by the images it is measured on"
     return f"{study}: {metric} in percent {step}; mean ± standard deviation (ddof={ddof}) over n={num_splits} splits."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -30,7 +30,9 @@ STILL = Views(scale=(1.0, 1.0), strong_scale=(1.0, 1.0), flip=False, jitter=0.0,
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("colours", ["strong", "plain"])
-def test_all_methods_see_labelled_images_with_the_colours_that_the_study_asks_for(name: str, colours: str) -> None:
+def test_all_methods_see_labelled_images_with_the_colours_that_the_study_asks_for(
+    name: str, colours: Literal["strong", "plain"]
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         method = enter_stages(make_method(METHODS[name], Views(labelled_colours=colours)))

@@ -184,8 +184,8 @@ def test_one_cross_entropy_over_the_union_and_strong_views_of_the_pseudo_labelle
     for given in (batch, make_batch(kind="labelled")):
         coloured(given, clock_at(0.5, 2))
         assert all(not torch.equal(one, other) for one, other in zip(seen[-1], given.labelled_images, strict=True))
-        plain = slice(None) if given.pseudo is None else ~given.pseudo
-        assert torch.equal(labels[-1][plain], given.labels[plain])
+        own = torch.ones(len(given.labels), dtype=torch.bool) if given.pseudo is None else ~given.pseudo
+        assert torch.equal(labels[-1][own], given.labels[own])
     # `strong: false` leaves all images as they are.
     seen.clear()
     weak = make(2, Views(jitter_probability=1, jitter=0.5), cutout_probability=1.0, strong=False)
