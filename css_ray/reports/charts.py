@@ -45,7 +45,7 @@ class Figure:
     name: str
     title: str
     alt: str
-    spec: Mapping[str, Any]
+    spec: dict[str, Any]
     note: str = ""
 
     def svg(self) -> str:
@@ -113,7 +113,8 @@ def _by_row(rows: Sequence[Any]) -> tuple[list[str], dict[str, Any]]:
     def legend(symbol: str) -> alt.Legend | None:
         if len(names) == 1:
             return None
-        more = {"symbolType": "stroke", "symbolSize": 500} if symbol == "line" else {"symbolSize": 90, "symbolDash": [1, 0]}
+        line, point = {"symbolType": "stroke", "symbolSize": 500}, {"symbolSize": 90, "symbolDash": [1, 0]}
+        more: dict[str, Any] = line if symbol == "line" else point
         return alt.Legend(title=None, orient="bottom", columns=columns, symbolStrokeWidth=2, symbolOpacity=1, **more)
 
     return names, {
@@ -126,7 +127,7 @@ def _by_row(rows: Sequence[Any]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _data(values: Values) -> alt.Data:
-    return alt.Data(values=[dict(value) for value in values])
+    return alt.Data(values=[dict(value) for value in values])  # type: ignore[no-untyped-call]
 
 
 def _left_out(rows: Sequence[Any]) -> str:
@@ -354,7 +355,7 @@ def _heights(raw: Sequence[Any], logarithmic: bool) -> tuple[list[float], str, s
 def importances(name: str, shares: Mapping[str, float], labels: Mapping[str, str], note: str) -> Figure:
     """Bars of how much each setting of a search mattered; shares sum to 1."""
     order = sorted(shares, key=lambda path: -shares[path])
-    values = [
+    values: list[dict[str, Any]] = [
         {"setting": labels.get(path, path), "share": 100 * shares[path], "text": f"{100 * shares[path]:.0f} %"}
         for path in order
     ]
@@ -428,7 +429,8 @@ def confusion(name: str, row: Any, counts: NDArray[np.int64], class_names: Seque
         if totals[label] and (share := float(counts[label, predicted] / totals[label])) > 0
     ]
     size = 40 if len(names) <= 9 else max(11, 380 // len(names))
-    labels, scale = {"labelLimit": 130, "labelFontSize": min(13, size)}, alt.Scale(domain=names)
+    labels: dict[str, Any] = {"labelLimit": 130, "labelFontSize": min(13, size)}
+    scale = alt.Scale(domain=names)
     x = alt.X("predicted:N", sort=names, title="predicted", axis=alt.Axis(labelAngle=-90, **labels), scale=scale)
     y = alt.Y("label:N", sort=names, title="label", axis=alt.Axis(**labels), scale=scale)
     base = alt.Chart(_data(values), width=size * len(names), height=size * len(names)).encode(x=x, y=y)

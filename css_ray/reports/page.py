@@ -312,7 +312,8 @@ class _Maker:
                     yield self._drawn(charts.confusion(name, title, counts, names))
 
     def _counts(self, cell: Cell) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-        total, names = None, ()
+        total: NDArray[np.int64] | None = None
+        names: tuple[str, ...] = ()
         for split in cell.score.values:
             try:
                 found = self.subjects[cell.score.study].read(cell.score.trial, split, self.table.at)
