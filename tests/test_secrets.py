@@ -381,9 +381,9 @@ def _is_harmless(name: str, given: Mapping[str | None, str]) -> bool:
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_nothing_that_is_read_is_run(path: Path) -> None:
-    # The one command that is run by a shell is the user's own, of --on-finish.
-    allowed = ["subprocess.Popen"] if path.name == "hooks.py" else []
-    assert dangers(path.read_text()) == allowed
+    # The one command that is run by a shell is the user's own, of --on-finish. An export tries the file that it has written.
+    allowed = {"css_ray/study/hooks.py": ["subprocess.Popen"], "css_ray/prediction/export.py": ["torch.jit.load"]}
+    assert dangers(path.read_text()) == allowed.get(str(path.relative_to(ROOT)), [])
 
 
 @pytest.mark.parametrize(
