@@ -184,8 +184,8 @@ def test_one_cross_entropy_over_the_union_and_strong_views_of_the_pseudo_labelle
     for given in (batch, make_batch(kind="labelled")):
         coloured(given, clock_at(0.5, 2))
         assert all(not torch.equal(one, other) for one, other in zip(seen[-1], given.labelled_images, strict=True))
-        plain = slice(None) if given.pseudo is None else ~given.pseudo
-        assert torch.equal(labels[-1][plain], given.labels[plain])
+        own = torch.ones(len(given.labels), dtype=torch.bool) if given.pseudo is None else ~given.pseudo
+        assert torch.equal(labels[-1][own], given.labels[own])
     # `strong: false` leaves all images as they are.
     seen.clear()
     weak = make(2, Views(jitter_probability=1, jitter=0.5), cutout_probability=1.0, strong=False)
@@ -200,6 +200,18 @@ def test_labels_of_a_pixelwise_network_are_its_prediction_at_one_scale() -> None
     method.student.predict = lambda images: torch.cat([images, images[:, :1] * 2], dim=1)  # type: ignore[method-assign]
     expected = torch.cat([shown, shown[:, :1] * 2], dim=1).argmax(dim=1)
     assert torch.equal(method.pseudo_labels(shown)["student"], expected)
+
+
+@pytest.mark.parametrize(
+    ("views", "setting", "mirrored"),
+    [(True, None, True), (False, None, False), (False, True, True), (True, False, False)],
+)
+def test_labels_are_of_mirrored_images_if_training_mirrors_them(views: bool, setting: bool | None, mirrored: bool) -> None:
+    method = make(views=Views(flip=views), tta_flip=setting)
+    seen: list[Tensor] = []
+    method.student.predict = lambda images: seen.append(images) or images  # type: ignore[func-returns-value, method-assign]
+    method.pseudo_labels(torch.rand(1, 3, 4, 6))
+    assert len(seen) == 1 + mirrored and torch.equal(seen[-1], seen[0].flip(-1) if mirrored else seen[0])
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
