@@ -58,7 +58,7 @@ class STPP(Method):
         tta_scales: tuple[float, ...] = knob(
             (0.5, 0.75, 1.0, 1.5, 2.0), help="factors of an image's sides that are predicted for its labels", gt=0, le=16
         )
-        tta_flip: bool = knob(True, help="also of the mirrored image")
+        tta_flip: bool | None = knob(None, help="also of the mirrored image; null: if training mirrors images (`views.flip`)")
         strong: bool = knob(True, help="whether pseudo-labelled images get strong colours and CutOut (SDA)")
         cutout_probability: float = knob(0.5, help="share of the pseudo-labelled images with a box", ge=0, le=1)
         cutout_area: tuple[float, float] = knob((0.02, 0.4), help="smallest and largest share of a box", ge=0, le=1)
@@ -133,7 +133,8 @@ class STPP(Method):
     def _label(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> labels [B, H, W] of the student."""
         config = self.config
-        return augmented_probabilities(self.student.predict, images, config.tta_scales, flip=config.tta_flip).argmax(dim=1)
+        flip = self.views.flip if config.tta_flip is None else config.tta_flip
+        return augmented_probabilities(self.student.predict, images, config.tta_scales, flip=flip).argmax(dim=1)
 
     def _reliable(self, labels: PseudoLabels) -> list[str]:
         """The ids of the images that are labelled first; of equal ones the first."""

@@ -135,12 +135,8 @@ def test_killed_between_the_end_of_the_runs_and_that_of_their_trial(place: Place
     journal.write_text("".join(lines[: last + 1]))
     code, output = place.call("study", "resume", "small")
     assert code == 0, output
-    assert [event["event"] for event in place.events()[last + 1 :]] == [
-        "study_resumed",
-        "trial_started",
-        "trial_finished",
-        "study_finished",
-    ]
+    written = [event["event"] for event in place.events()[last + 1 :]]
+    assert written == ["study_resumed", "trial_finished", "study_finished"]
     assert place.table() == undisturbed.table()
     place.check_mlflow()
 

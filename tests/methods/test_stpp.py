@@ -202,6 +202,18 @@ def test_labels_of_a_pixelwise_network_are_its_prediction_at_one_scale() -> None
     assert torch.equal(method.pseudo_labels(shown)["student"], expected)
 
 
+@pytest.mark.parametrize(
+    ("views", "setting", "mirrored"),
+    [(True, None, True), (False, None, False), (False, True, True), (True, False, False)],
+)
+def test_labels_are_of_mirrored_images_if_training_mirrors_them(views: bool, setting: bool | None, mirrored: bool) -> None:
+    method = make(views=Views(flip=views), tta_flip=setting)
+    seen: list[Tensor] = []
+    method.student.predict = lambda images: seen.append(images) or images  # type: ignore[func-returns-value, method-assign]
+    method.pseudo_labels(torch.rand(1, 3, 4, 6))
+    assert len(seen) == 1 + mirrored and torch.equal(seen[-1], seen[0].flip(-1) if mirrored else seen[0])
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_without_a_choice_it_is_plain_self_training(share: float) -> None:
     method, labels = make(reliable=share), LabelsInMemory(images(5))
