@@ -101,9 +101,10 @@ class Segmenter(nn.Module):
 
         Sides that are no multiples of `multiple` are resized to the nearest ones, int(H / multiple + 1/2) * multiple.
         """
-        height, width = (_nearest_multiple(side, self.multiple) for side in images.shape[-2:])
-        if (height, width) != tuple(images.shape[-2:]):
-            images = F.interpolate(images, size=(height, width), mode="bilinear", align_corners=True)
+        if self.multiple > 1:  # else an exported network would be bound to the sizes that it was exported with
+            height, width = (_nearest_multiple(side, self.multiple) for side in images.shape[-2:])
+            if (height, width) != tuple(images.shape[-2:]):
+                images = F.interpolate(images, size=(height, width), mode="bilinear", align_corners=True)
         levels: tuple[Tensor, ...] = self.encoder((images - self.mean) / self.std)
         return levels
 

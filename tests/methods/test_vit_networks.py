@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "unimatch_v2": OPEN,
     "u2pl": CONTRAST | {"queue": 64, "num_new": 16, "low_rank": 1, "class_threshold": 0.0, "warm_up": 0.0},
     "psmt": OPEN | {"top_k": 2, "warm_up": 0.2},
+    "pcr": OPEN | {"warm_up": 0.2},
     "prcl": OPEN | CONTRAST | {"valid_threshold": 0.0, "hard_threshold": 1.0},
     "css": OPEN | CONTRAST | {"valid_threshold": 0.0, "hard_threshold": 1.0, "prototype_warm_up": 0.02},
 }
