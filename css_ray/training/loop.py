@@ -143,7 +143,8 @@ def fit(
                 method.enter(replace(border, seed=Random(f"{seed}/border/{number}").getrandbits(63)))
             if number:
                 _agree_on_buffers(method)
-                optimizer.zero_grad(set_to_none=True)  # what is frozen from now on would keep its last gradients
+                for parameter in method.parameters():
+                    parameter.grad = None  # what is frozen from now on would keep its last gradient
                 optimizer = make_optimizer(method, config)  # without the momentum of the stage before
             if len(stages) > 1:
                 reporter.stage_started(begin, number, stage.name, write if begin else None)

@@ -19,7 +19,6 @@ from css_ray.functional.metrics import mean_iou
 from css_ray.methods import METHODS, CutMix, Method, Supervised
 from css_ray.methods.stages import BatchKind
 from css_ray.models import ModelConfig, Segmenter, make_segmenter
-from css_ray.training import evaluate
 from css_ray.training.loop import Fit, NonFiniteLossError, fit
 from css_ray.training.optimizer import make_optimizer, set_learning_rate
 from css_ray.training.reporter import FolderReporter, SilentReporter
@@ -408,7 +407,7 @@ def test_windows_are_the_training_crop(average: Any, monkeypatch: pytest.MonkeyP
         seen.append((tuple(images.shape), window, average))
         return sliding_window(predict, images, window, average)
 
-    monkeypatch.setattr(evaluate, "sliding_window", watched)
+    monkeypatch.setattr(windows, "sliding_window", watched)
     config = TrainConfig(iterations=1, lr=0.05, evaluation="sliding_window", window_average=average)
     run(make_method("supervised"), config, crop=16)
     assert seen == [((4, 3, 24, 24), 16, average)]
