@@ -45,7 +45,7 @@ def load(model: str, storage: str, trial: int | None, device: str) -> TrainedMod
 
 @contextmanager
 def _model_problems(model: str) -> Iterator[None]:
-    """Report why there is no such model, or why it cannot be read."""
+    """Report why the model is unknown, or why it cannot be read."""
     from css_ray.training.best import BestError
 
     try:

@@ -131,3 +131,10 @@ class Config:
             allowed = choices(hints[field.name])
             if allowed and value not in allowed:
                 yield Problem(field.name, f"must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+    def range_problems(self, *names: str) -> typing.Iterator[Problem]:
+        """Which of these fields are not two numbers, the smaller first."""
+        for name in names:
+            value = getattr(self, name)
+            if len(value) != 2 or value[0] > value[1]:
+                yield Problem(name, f"must be two numbers, the smaller first, got {value!r}")

@@ -41,7 +41,7 @@ def register(
 
     Raises:
         RegistrationError: It is from a search and was not confirmed, or MLflow refuses a name.
-        SelectionError, LookupError: There is no such model of a study, or MLflow does not know its run.
+        SelectionError, LookupError: The model is unknown or is not of a study, or MLflow does not know its run.
         ConnectionError: MLflow does not answer.
     """
     place = os.fspath(storage or os.environ.get("CSS_RAY_STORAGE") or DEFAULT_STORAGE)

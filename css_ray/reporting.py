@@ -85,7 +85,7 @@ def make_report(
         ddof: 1 for the sample std, 0 for the population's.
 
     Raises:
-        ValueError: A study is given twice or has no finished run, the studies have different columns, or there is no such row.
+        ValueError: A study is given twice or has no finished run, the studies have different columns, or the row is unknown.
     """
     _check(studies)
     from css_ray.reports.page import make_page  # Altair

@@ -47,7 +47,4 @@ class Views(Config):
     def problems(self) -> Iterator[Problem]:
         """Adds to the bounds: a range is two numbers, the smaller first."""
         yield from super().problems()
-        for name in ("scale", "strong_scale", "weak_scale", "blur_sigma"):
-            value = getattr(self, name)
-            if len(value) != 2 or value[0] > value[1]:
-                yield Problem(name, f"must be two numbers, the smaller first, got {value!r}")
+        yield from self.range_problems("scale", "strong_scale", "weak_scale", "blur_sigma")

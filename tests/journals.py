@@ -28,6 +28,10 @@ SPEC: dict[str, Any] = {
 }
 
 
+FORMULA = "=cmd|' /C calc'!A0"
+"""A name that a spreadsheet would run."""
+
+
 class Telling:
     """A study's events, a second apart; each method adds some more. path: a journal to write them to as well."""
 
@@ -163,3 +167,8 @@ class FakeRunner:
         if self.error is not None:
             raise self.error
         return Outcome(self.status, self.definition, [], self.unsent)
+
+
+def begun(**sections: Any) -> Telling:
+    """A study in the storage of the current folder, which no event has reached yet."""
+    return Telling(Path("runs/small/journal.jsonl"), **sections)

@@ -1,8 +1,8 @@
 """How often the 95 % interval of a difference covers the true one, by simulation: `python -m benchmarks.simulations.coverage`.
 
-Two rows are evaluated on n splits and the same validation images, again and again, with splits and images drawn anew. The share
-of pixels that a row gets wrong depends on the image, on the split, on the row's luck with the split and with the image, and on
-its luck with both together. The true difference is that of all splits and all images, by numerical integration.
+In each simulated study, two rows are evaluated on n newly drawn splits and the same newly drawn validation images. The share of
+pixels that a row gets wrong depends on the image, on the split, on the row's luck with the split and with the image, and on its
+luck with both together. The true difference is that of all splits and all images, by numerical integration.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Slot:
                 elif message.job == number:
                     events += message.events
                     over, waits = over or message.over, message.waits
-            # Of a job whose runs had all ended before there is no event; but Tune fails a trial that reports nothing.
+            # A job whose runs had all ended has no event to report, and Tune fails a trial that reports nothing.
             if events or waits or over:
                 yield Message(events=events, waits=waits)
             if over:

@@ -1,4 +1,4 @@
-"""Some pixels instead of all: one of each cell of a grid, and up to so many of each class."""
+"""Some pixels instead of all: one of each cell of a grid, and at most a given number of each class."""
 
 from __future__ import annotations
 

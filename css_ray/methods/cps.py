@@ -52,8 +52,7 @@ class CPS(Method):
         def problems(self) -> Iterator[Problem]:
             """Adds to the bounds: a range is two numbers, the smaller first."""
             yield from super().problems()
-            if len(self.cutmix_area) != 2 or self.cutmix_area[0] > self.cutmix_area[1]:
-                yield Problem("cutmix_area", f"must be two numbers, the smaller first, got {self.cutmix_area!r}")
+            yield from self.range_problems("cutmix_area")
 
     config: Config
 

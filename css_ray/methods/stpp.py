@@ -71,10 +71,7 @@ class STPP(Method):
                 yield Problem("shares", f"must be three numbers that add up to 1, got {self.shares!r}")
             if not self.tta_scales:
                 yield Problem("tta_scales", "must have an entry, got none; [1.0] predicts the image as it is")
-            for name in ("cutout_area", "cutout_aspect"):
-                value = getattr(self, name)
-                if len(value) != 2 or value[0] > value[1]:
-                    yield Problem(name, f"must be two numbers, the smaller first, got {value!r}")
+            yield from self.range_problems("cutout_area", "cutout_aspect")
 
     config: Config
 

@@ -50,10 +50,7 @@ class WeakToStrong(Method):
         def problems(self) -> Iterator[Problem]:
             """Adds to the bounds: a range is two numbers, the smaller first."""
             yield from super().problems()
-            for name in ("cutmix_area", "cutmix_aspect"):
-                value = getattr(self, name)
-                if len(value) != 2 or value[0] > value[1]:
-                    yield Problem(name, f"must be two numbers, the smaller first, got {value!r}")
+            yield from self.range_problems("cutmix_area", "cutmix_aspect")
 
     config: Config
 

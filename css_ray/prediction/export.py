@@ -125,7 +125,7 @@ Run = Callable[[Tensor], Sequence[Any]]
 def compare(mapper: ClassMapper, run: Run) -> Difference:
     """What a file computes, beside what torch does, on images of several sizes.
 
-    Raises ExportError if a probability differs by more than MOST_DIFFERENCE, or a class where there is no tie.
+    Raises ExportError if a probability differs by more than MOST_DIFFERENCE, or a class although no other one is as likely.
     """
     generator = torch.Generator().manual_seed(0)
     largest, differing, pixels = 0.0, 0, 0

@@ -151,7 +151,7 @@ class _Drawn:
         return statistics.difference(deltas, draws, without)
 
     def first_shares(self, names: Sequence[Any]) -> dict[Any, float]:
-        """P(rank 1) of cells that have matrices; of none if there is no split that they share."""
+        """P(rank 1) of cells that have matrices; empty if they share no split."""
         if not (splits := self._shared(names)):
             return {}
         scores = self._sign * np.array([[self._scores[name][split] for split in splits] for name in names])

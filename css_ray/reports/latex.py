@@ -68,7 +68,7 @@ def _label(name: str) -> str:
 
 
 def _marked(entry: Entry, before: int, asides: list[str]) -> tuple[Entry, tuple[int, ...]]:
-    """An entry and the numbers of its notes; what stands aside in many cells is one note, added to `asides`."""
+    """An entry and the numbers of its notes; what is beside the score in many cells is one note, added to `asides`."""
     if not entry.aside:
         return entry, entry.notes
     if entry.aside not in asides:

@@ -18,7 +18,7 @@ RULE = (
 def verdicts(table: Table, comparison: Comparison | None, unpaired: str = "") -> list[str]:
     """One sentence per column of the table.
 
-    comparison: of the table's rows with a base, None if there is no other row or they cannot be paired; unpaired: why not.
+    comparison: of the table's rows with a base, None without another row, or if they cannot be paired; unpaired: why not.
     """
     # A row's name may end with a full stop.
     return [f"{_verdict(table, column, comparison, unpaired).rstrip('.')}." for column in table.columns]
@@ -57,7 +57,7 @@ def _verdict(table: Table, column: Any, comparison: Comparison | None, unpaired:
     if equal:
         text += f" (equal to two decimals: {', '.join(map(str, equal))})"
     if len(cells) == 1:
-        return f"{text}; there is no other row to compare it with"
+        return f"{text}; it is the only row, so nothing is compared"
     if comparison is None:
         return f"{text}; it cannot be compared with the other rows: {unpaired}"
     if len(order) == 1:

@@ -51,7 +51,7 @@ class BestDescription:
     batch, threads, workers, channels_last, deterministic: what the last digits of that evaluation depend on: the images of a
     batch, the threads of a CPU, the ranks that shared the images, the memory layout, a GPU's algorithms. image_size: (width,
     height) that all images of the evaluation have, None if they differ. initial_weights: what the encoder began with. Files of
-    earlier versions lack these; None then stands for unknown.
+    earlier versions lack these; None means unknown.
     """
 
     versions: dict[str, str]

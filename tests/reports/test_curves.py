@@ -6,16 +6,14 @@ import csv
 import io
 import math
 from pathlib import Path
-from typing import Any
 
 import pandas
 import pytest
 
 from css_ray import Study
 from tests.cli.made_up import call, refused
-from tests.journals import Telling, mixed
+from tests.journals import FORMULA, Telling, begun, mixed
 
-FORMULA = "=cmd|' /C calc'!A0"
 NAMES = [FORMULA, "<script>alert(1)</script>", "a & b_c", "-x"]
 
 
@@ -23,10 +21,6 @@ NAMES = [FORMULA, "<script>alert(1)</script>", "a & b_c", "-x"]
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CSS_RAY_STORAGE", raising=False)
-
-
-def begun(**sections: Any) -> Telling:
-    return Telling(Path("runs/small/journal.jsonl"), **sections)
 
 
 def two_runs() -> Telling:

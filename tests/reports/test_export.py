@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas
 import pytest
@@ -14,19 +13,13 @@ import pytest
 from css_ray import Study
 from css_ray.reports.numbers import unit_of
 from tests.cli.made_up import call, refused
-from tests.journals import Telling, mixed
-
-FORMULA = "=cmd|' /C calc'!A0"
+from tests.journals import FORMULA, begun, mixed
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CSS_RAY_STORAGE", raising=False)
-
-
-def begun(**sections: Any) -> Telling:
-    return Telling(Path("runs/small/journal.jsonl"), **sections)
 
 
 def exported(format_: str) -> pandas.DataFrame:
