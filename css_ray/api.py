@@ -5,7 +5,6 @@ A `definition` is the checked study file, a `css_ray.study.definition.StudyDefin
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from css_ray.secrets import credentials_text, shown, without_secrets
 from css_ray.standing import Standing, TrialStanding
 from css_ray.storage import parted
 from css_ray.study.begun import begun_definition
-from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits
+from css_ray.study.definition import StudyDefinition, confirmation, extend, fresh_splits, override_texts
 from css_ray.study.journal import Follower, Journal, JournalError, in_order, study_folder
 from css_ray.study.order import Order
 from css_ray.study.upkeep import matrices_reader
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     import pandas
 
     from css_ray.execution.jobs import Submitted
+    from css_ray.illustration import Illustration
     from css_ray.study.driver import Outcome
     from css_ray.study.plan import Plan
     from css_ray.study.repair import Repaired
@@ -103,7 +103,7 @@ class Study:
             from css_ray.study.preflight import read_and_check
 
             # GPUs are counted once it is known where the study runs.
-            return cls(read_and_check(text, _overrides(set), local=False), place)
+            return cls(read_and_check(text, override_texts(set), local=False), place)
         if set:
             raise ValueError(f"set is for a study file; {text} is a study that has begun, with the settings of its journal")
         above, name = parted(text)
@@ -213,7 +213,7 @@ class Study:
         """
         definition = begun_definition(self.name, self.storage)
         if set:
-            definition = extend(definition, _overrides(set))
+            definition = extend(definition, override_texts(set))
         self.definition = definition
         return self._conduct(address, audience or Audience(), on_finish, webhook, resume=True)
 
@@ -246,7 +246,7 @@ class Study:
         paths = list(standing.definition.space)
         tried = {index: {path: drawn[index].params[path] for path in paths} for index in list(drawn)[:top]}
         fresh = fresh_splits(standing.definition) if splits is None else splits
-        return Study(confirmation(standing.definition, tried, fresh, _overrides(set)), self.storage)
+        return Study(confirmation(standing.definition, tried, fresh, override_texts(set)), self.storage)
 
     def _conduct(
         self, address: str | None, audience: Audience, on_finish: str | None, webhook: str | None, *, resume: bool
@@ -528,14 +528,27 @@ class Study:
         at: Literal["last", "best"] | None = None,
         ddof: int = 1,
         figures: str | os.PathLike[str] | None = None,
+        pictures: Illustration | None = None,
     ) -> str:
         """One HTML page of what was found and how sure it is, from the journal; it loads nothing. A study may still be running.
 
         others: more studies for the same table, whose rows are then named `STUDY: ROW`. figures: a folder to write each chart
-        to, as SVG and PDF. Other settings: as of `table`. Raises as `css_ray.reporting.make_report` and `write_figures` do.
+        to, as SVG and PDF. pictures: what `illustrate` returned. Other settings: as of `table`. Raises as
+        `css_ray.reporting.make_report` and `write_figures` do.
         """
         studies = [Reported(each._read(), each.storage) for each in (self, *others)]
-        return report_html(studies, figures, against=against, at=at, ddof=ddof)
+        shown_pictures = [] if pictures is None else pictures.pictures()
+        return report_html(studies, figures, against=against, at=at, ddof=ddof, pictures=shown_pictures)
+
+    def illustrate(self, **settings: Any) -> Illustration:
+        """Figures 3 to 6 of the paper, from the best weights and the images of the study; `write` makes files of them.
+
+        settings: `rows`, `against`, `column`, `split`, `class_name`, `images`, `examine`, `device` and `progress`, as
+        `css_ray.illustration.illustrate` takes them, with what it raises.
+        """
+        from css_ray.illustration import illustrate  # Matplotlib
+
+        return illustrate(self._read(), self.storage, **settings)
 
     def summary(self) -> dict[str, Any]:
         """The study in one mapping that survives JSON.
@@ -583,15 +596,3 @@ class Study:
 def is_study_file(source: str) -> bool:
     """Whether `source` is a study file, not the name of a study that has begun."""
     return source.endswith((".yaml", ".yml")) or Path(source).is_file()
-
-
-def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """The overrides as the command line writes them: KEY=VALUE, the value in YAML, of which JSON is a part."""
-    if isinstance(given, str):
-        raise ValueError(f"set is a mapping or a list of KEY=VALUE, got the text {given!r}")
-    if not isinstance(given, Mapping):
-        return list(given)
-    try:
-        return [f"{key}={json.dumps(value)}" for key, value in given.items()]
-    except TypeError as error:
-        raise ValueError(f"set takes plain values (numbers, text, lists, mappings): {error}") from None

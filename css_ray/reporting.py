@@ -22,6 +22,7 @@ from css_ray.study.upkeep import matrices_reader
 
 if TYPE_CHECKING:
     from css_ray.reports.page import Page, Subject
+    from css_ray.reports.picture import Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,12 @@ def report_html(studies: Sequence[Reported], figures: str | os.PathLike[str] | N
 
 
 def make_report(
-    studies: Sequence[Reported], *, against: str | None = None, at: Literal["last", "best"] | None = None, ddof: int = 1
+    studies: Sequence[Reported],
+    *,
+    against: str | None = None,
+    at: Literal["last", "best"] | None = None,
+    ddof: int = 1,
+    pictures: Sequence[Picture] = (),
 ) -> Page:
     """The page of some studies, in one table; how they are scored is the first one's.
 
@@ -83,6 +89,7 @@ def make_report(
         against: The row that the others are compared with; the first if not given.
         at: The last step or the best evaluation; the first study's own setting if not given.
         ddof: 1 for the sample std, 0 for the population's.
+        pictures: What the models of the studies predict.
 
     Raises:
         ValueError: A study is given twice or has no finished run, the studies have different columns, or the row is unknown.
@@ -102,7 +109,7 @@ def make_report(
     settings |= {"columns": first.table.columns}
     reads = {each.name: matrices_reader(study_folder(each.storage, each.name)) for each in studies}
     compared, unpaired = _compared(table, records, against, settings | {"read": reads})
-    return make_page([_subject(each) for each in studies], table, compared, unpaired=unpaired)
+    return make_page([_subject(each) for each in studies], table, compared, unpaired=unpaired, pictures=pictures)
 
 
 def write_figures(page: Page, folder: str | Path) -> list[Path]:
@@ -177,6 +184,7 @@ def _subject(each: Reported) -> Subject:
         read=matrices_reader(study_folder(each.storage, each.name)),
         train=train,
         predict=command("predict", each.name, "IMAGES", "--out", "predictions", "--overlay", *storage),
+        illustrate=study_command("report", each.name, each.storage, "--pictures"),
         run=command("study", "run", f"{each.name}.yaml", "--storage", "again"),
         table=study_command("table", each.name, each.storage, "--trials"),
     )

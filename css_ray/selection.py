@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -192,7 +192,7 @@ def _of_study(matched: re.Match[str], storage: str, trial: int | None) -> Select
     if index not in standing.trials:
         begun = f"trials 0 to {max(standing.trials)} have begun" if standing.trials else "no trial has begun"
         raise SelectionError(f"{name} has no trial {index}; {begun}")
-    of, folder = standing.trials[index], study_folder(storage, name)
+    of = standing.trials[index]
     origin = origin_of(standing, of)
     if trial is not None:
         splits = [each for each, run in sorted(of.runs.items()) if run.status == "finished"]
@@ -205,8 +205,14 @@ def _of_study(matched: re.Match[str], storage: str, trial: int | None) -> Select
         raise SelectionError(f"trial {index} of {name} has no run on split {split}; it has {_listed(sorted(of.runs))}")
     run = of.runs[split]
     remarks = () if run.status == "finished" else (f"{name}:{index}/{split} is {run.status} at step {run.step}",)
-    place = _weights_of(folder, of, split)
-    return Selected(f"{name}:{index}/{split}", (place,), origin, remarks, (split,))
+    return replace(select_run(standing, index, split, storage), remarks=remarks)
+
+
+def select_run(standing: Standing[StudyDefinition], trial: int, split: int, storage: str) -> Selected:
+    """The best weights of a run of a study whose state has been read. Raises SelectionError if they are not there."""
+    of = standing.trials[trial]
+    place = _weights_of(study_folder(storage, standing.study), of, split)
+    return Selected(f"{standing.study}:{trial}/{split}", (place,), origin_of(standing, of), (), (split,))
 
 
 def _several(

@@ -71,6 +71,25 @@ class Prediction(NamedTuple):
     representations: Tensor | None
 
 
+class BothSpaces(NamedTuple):
+    """What a method that labels in two spaces makes of the pixels of images; each map is [B, H, W].
+
+    confidence: the largest probability of the logits. logit_labels: its class (Eq. 1). logit_mask: whether it passes the
+    threshold of the logit space.
+    similarity: the largest similarity to a prototype, as a softmax over the classes (Eq. 5). representation_labels: its class
+    (Eq. 4). representation_mask: whether it passes the threshold of the representation space.
+    cosine: of the representation and the prototype of the class in logit_labels, in [-1, 1].
+    """
+
+    confidence: Tensor
+    logit_labels: Tensor
+    logit_mask: Tensor
+    similarity: Tensor
+    representation_labels: Tensor
+    representation_mask: Tensor
+    cosine: Tensor
+
+
 class Rate(NamedTuple):
     """A share, such as of the pixels that pass a gate, by its counts: these add up over steps and ranks, shares do not."""
 

@@ -81,12 +81,20 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "tracking": (WORDS, {"mlflow", "numpy"}),
     "study": (LOWER | {"tracking"}, {"torch", "optuna", "pydantic", "yaml", "pyarrow", "scipy"}),
     "execution": (LOWER | {"tracking", "study"}, {"ray", "torch", "pyarrow"}),
+    "figures": (
+        {"types", "messages", "matrices", "data", "methods", "prediction"},
+        {"torch", "numpy", "scipy", "matplotlib"},
+    ),
     "selection": (LOWER | {"tracking", "study", "prediction"}, {"torch", "pyarrow"}),
     "registration": (LOWER | {"tracking", "study", "prediction", "selection"}, set()),
     "reports": (WORDS, {"numpy", "pandas", "scipy", "altair", "vl_convert", "jinja2"}),
     "reporting": (WORDS | {"study", "reports"}, set()),
+    "illustration": (
+        LOWER | {"prediction", "study", "selection", "reports", "reporting", "figures"},
+        {"torch"},
+    ),
     "audience": (WORDS | {"api", "study"}, set()),  # the names of types alone
-    "api": (LOWER | {"tracking", "study", "execution", "reporting", "reports", "audience"}, {"pandas"}),
+    "api": (LOWER | {"tracking", "study", "execution", "reporting", "reports", "illustration", "audience"}, {"pandas"}),
 }
 """By layer: the layers of css_ray that it may import besides itself, and the packages of others."""
 
@@ -105,6 +113,7 @@ HOMES = {
     "pandas": ["css_ray/api.py", "css_ray/reports/frames.py"],
     "altair": ["css_ray/reports/charts.py"],
     "vl_convert": ["css_ray/reports/charts.py"],
+    "matplotlib": ["css_ray/figures/draw.py"],
     "jinja2": ["css_ray/reports/page.py"],
     "onnxruntime": ["css_ray/prediction/"],
     "click": ["cli/"],

@@ -1,5 +1,5 @@
-"""`css-ray study`: plan, run, submit, resume, confirm, status, list, stop, logs, table, compare, report, pseudo-labels, curves,
-export, sync, repair.
+"""`css-ray study`: plan, run, submit, resume, confirm, status, list, stop, logs, table, compare, report, figures,
+pseudo-labels, curves, export, sync, repair.
 
 A thin layer over `css_ray.Study` and, if an `--address` is that of a cluster's dashboard, `css_ray.execution.jobs`.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from .export import curves, export
+from .figures import figures
 from .remote import drive, logs, stop, submit
 from .run import confirm, plan, resume, run
 from .show import compare, list_, pseudo_labels, repair, report, status, sync, table
@@ -20,7 +21,7 @@ def study() -> None:
 
 
 for command in (
-    plan, run, submit, resume, confirm, status, list_, stop, logs, drive, table, compare, report, pseudo_labels, curves, export,
-    sync, repair,
+    plan, run, submit, resume, confirm, status, list_, stop, logs, drive, table, compare, report, figures, pseudo_labels,
+    curves, export, sync, repair,
 ):  # fmt: skip
     study.add_command(command)

@@ -188,6 +188,10 @@ def compare(
     type=click.Path(file_okay=False),
     help="Write each chart as SVG and PDF, too, into a folder, which is made.",
 )
+@click.option(
+    "--pictures", is_flag=True, help="Put the figures of `css-ray study figures` on it: needs the weights and the data."
+)
+@click.option("--device", help="Of --pictures: cpu or cuda; by default cuda if there is one.")
 def report(
     name: str,
     others: tuple[str, ...],
@@ -197,14 +201,21 @@ def report(
     ddof: int,
     out: str,
     figures: str | None,
+    pictures: bool,
+    device: str | None,
 ) -> None:
     """Write a page about the study NAME, with OTHER studies in the same table: one HTML file that loads nothing.
 
     It is made from the journal, also of a study that is still running: the verdict with its interval, the table, each split,
-    learning curves, the search, pseudo-labels, classes, where it comes from and how to reproduce it.
+    learning curves, the search, pseudo-labels, classes, where it comes from and how to reproduce it. With --pictures it also
+    shows what the models of NAME predict.
     """
     study_, more = open_study(name, storage), [open_study(other, storage) for other in others]
     settings: dict[str, Any] = {"against": against, "at": at, "ddof": ddof, "figures": figures}
+    if pictures:
+        from .figures import illustrated
+
+        settings["pictures"] = illustrated(study_, device, against=None if others else against)
     try:
         with table_problems():
             html = study_.report(*more, **settings)

@@ -18,7 +18,7 @@ from css_ray.functional.losses import cross_entropy, ohem_cross_entropy
 from css_ray.functional.resizing import upsample
 from css_ray.methods.stages import WHOLE, Border, Stage
 from css_ray.models import Predictor, Segmenter
-from css_ray.types import IGNORE_INDEX, Batch, Clock, Losses, Prediction
+from css_ray.types import IGNORE_INDEX, Batch, BothSpaces, Clock, Losses, Prediction
 from css_ray.views import Views
 
 
@@ -110,6 +110,22 @@ class Method(nn.Module, ABC):
         The networks are in eval mode and no state changes. A method without pseudo-labels has none.
         """
         return {}
+
+    def space_state(self) -> dict[str, Tensor]:
+        """What `both_spaces` needs besides the evaluated network, such as prototypes; it is kept with the best weights.
+
+        Empty for a method that labels in one space.
+        """
+        return {}
+
+    @classmethod
+    def both_spaces(cls, config: Any, network: Predictor, state: Mapping[str, Tensor], images: Tensor) -> BothSpaces:
+        """What the two spaces make of images [B, 3, H, W] in [0, 1]: what Figures 3 to 5 of the paper show.
+
+        network: what `predictor` returned, in eval mode; state: what `space_state` returned then. Raises NotImplementedError
+        for a method that labels in one space.
+        """
+        raise NotImplementedError(f"{cls.name} labels in one space")
 
     def strong_colours(self, images: Tensor) -> Tensor:
         """Colour jitter, loss of colour and blur on the batch's device, each image its own."""

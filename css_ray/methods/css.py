@@ -30,8 +30,8 @@ from css_ray.methods.base import Method
 from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.strong_view import Partner, strong_view
 from css_ray.methods.teacher import Teacher
-from css_ray.models import Segmenter
-from css_ray.types import IGNORE_INDEX, Batch, Clock, Losses, Prediction, Rate
+from css_ray.models import Predictor, Segmenter
+from css_ray.types import IGNORE_INDEX, Batch, BothSpaces, Clock, Losses, Prediction, Rate
 from css_ray.views import Views
 
 Gate = Literal["confidence", "similarity"]
@@ -324,6 +324,28 @@ class CSS(Method):
                 part.append(each)
         return {source: torch.cat(parts) for source, parts in found.items()}
 
+    def space_state(self) -> dict[str, Tensor]:
+        return {"prototypes": self.prototypes.value, "seen": self.prototypes.seen}
+
+    @classmethod
+    def both_spaces(cls, config: Any, network: Predictor, state: Mapping[str, Tensor], images: Tensor) -> BothSpaces:
+        """The teacher's spaces; a pixel passes by δ_u in the logit space, by δ_w in that of the representations."""
+        assert isinstance(network, Segmenter)  # what `predictor` returns
+        prediction = network(images)
+        cosines = cosine_similarity(_representations(prediction), state["prototypes"])
+        size = (images.shape[2], images.shape[3])
+        candidates = _candidates(state["seen"], config.unseen_prototypes)
+        spaces = _in_both(prediction.logits, cosines, candidates, config.indicator_temperature, size)
+        return BothSpaces(
+            spaces.confidence,
+            spaces.from_logits,
+            spaces.confidence >= config.unsup_threshold,
+            spaces.similarity,
+            spaces.from_representations,
+            spaces.similarity >= config.valid_threshold,
+            at_class(upsample(cosines, size), spaces.from_logits),
+        )
+
     def _spaces(self, prediction: Prediction, at: Tensor) -> Iterator[tuple[_Spaces, Tensor]]:
         """What the teacher predicts in both spaces at the size of `at` [B, H, W] (Eq. 1, 4 and 5), with the part of `at`.
 
@@ -334,11 +356,7 @@ class CSS(Method):
         size = (at.shape[1], at.shape[2])
         images = max(1, _MAP_BYTES // (4 * logits.shape[1] * size[0] * size[1]))
         for some_logits, some_cosines, part in zip(*(torch.split(each, images) for each in (logits, cosines, at)), strict=True):
-            probabilities = upsample(some_logits, size).softmax(dim=1)
-            similarities = softmax_similarity(
-                upsample(some_cosines, size), self._candidates(), self.config.indicator_temperature
-            )
-            yield _Spaces(probabilities, similarities), part
+            yield _in_both(some_logits, some_cosines, self._candidates(), self.config.indicator_temperature, size), part
 
     def _at_stride(self, labels: Tensor, prediction: Prediction) -> Tensor:
         """[B, H, W] -> [B, h, w]: the labels of the cells of a prediction."""
@@ -346,8 +364,7 @@ class CSS(Method):
 
     def _candidates(self) -> Tensor:
         """[C] bool: the classes whose prototypes may win."""
-        seen = self.prototypes.seen
-        return torch.ones_like(seen) if self.config.unseen_prototypes == "zero" else seen
+        return _candidates(self.prototypes.seen, self.config.unseen_prototypes)
 
     def _pseudo_labels(self, weak: Prediction, valid: Tensor, progress: float, logs: dict[str, Tensor | Rate]) -> _Labels:
         """The targets of the losses for the weak view, `valid` [B_u, H, W] bool.
@@ -420,6 +437,17 @@ class _Spaces:
 
     def indicator(self, gate: Gate) -> Tensor:
         return self.confidence if gate == "confidence" else self.similarity
+
+
+def _candidates(seen: Tensor, unseen: Literal["masked", "zero"]) -> Tensor:
+    """[C] bool: the classes whose prototypes may win."""
+    return torch.ones_like(seen) if unseen == "zero" else seen
+
+
+def _in_both(logits: Tensor, cosines: Tensor, candidates: Tensor, temperature: float, size: tuple[int, int]) -> _Spaces:
+    """Logits and cosines [B, C, h, w] at full size: Eq. 1, 4 and 5."""
+    probabilities = upsample(logits, size).softmax(dim=1)
+    return _Spaces(probabilities, softmax_similarity(upsample(cosines, size), candidates, temperature))
 
 
 class _Labels(NamedTuple):

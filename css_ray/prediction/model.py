@@ -72,6 +72,7 @@ class TrainedModel:
     Attributes:
         bests: The description of each run's weights. best: the first, whose evaluation, classes and palette are those of all.
         digests: The SHA-256 of each file of weights.
+        spaces: What each run's method kept for `Method.both_spaces`; empty for a method that labels in one space.
 
     Raises:
         BestError: A folder cannot be used, see `load_best`, or the runs differ in what an ensemble must have in common.
@@ -88,10 +89,11 @@ class TrainedModel:
         read = [read_best(folder) for folder in folders]
         self.name, self.origin, self.device = name, origin, torch.device(device)
         self.folders = tuple(Path(folder) for folder in folders)
-        self.bests: tuple[BestDescription, ...] = tuple(best for _, best, _ in read)
-        self.digests: tuple[str, ...] = tuple(digest for _, _, digest in read)
+        self.bests: tuple[BestDescription, ...] = tuple(each.best for each in read)
+        self.digests: tuple[str, ...] = tuple(each.digest for each in read)
+        self.spaces = tuple({name: tensor.to(self.device) for name, tensor in each.space.items()} for each in read)
         self._check_alike()
-        self.predictor: Predictor = _joined([predictor for predictor, _, _ in read]).eval().to(self.device)
+        self.predictor: Predictor = _joined([each.predictor for each in read]).eval().to(self.device)
         if self.best.channels_last:
             self.predictor.to(memory_format=torch.channels_last)
 

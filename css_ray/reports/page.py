@@ -22,6 +22,7 @@ from css_ray.records import mean_std, score_text
 from css_ray.reports import charts, verdict
 from css_ray.reports.charts import Curve, Figure, Tried
 from css_ray.reports.compare import Comparison, TableAgainst
+from css_ray.reports.picture import Picture
 from css_ray.reports.pseudo_labels import PseudoLabelTable, pseudo_label_table
 from css_ray.reports.table import MISSING, Cell, Entry, Grid, Table, TrialTable, param_text, trial_table
 from css_ray.secrets import without_secrets
@@ -41,8 +42,8 @@ class Subject:
 
     standing: of its journal. params: the settings that it varies; labels: what to call them; logarithmic: those that are drawn
     by their logarithm. importance: of those of its search, empty without; importance_note: what it is, or why there is none.
-    read: the matrices of a run. Commands: train, that trains a run of it again; predict, that makes pictures; run, the whole
-    study; table, all its trials.
+    read: the matrices of a run. Commands: train, that trains a run of it again; predict, that makes masks; illustrate, that
+    makes figures; run, the whole study; table, all its trials.
     """
 
     standing: Standing[Any]
@@ -54,6 +55,7 @@ class Subject:
     read: Callable[[int, int, At], ImageMatrices | None]
     train: Callable[[int, int], str]
     predict: str
+    illustrate: str
     run: str
     table: str
 
@@ -76,6 +78,7 @@ def make_page(
     comparison: Comparison | None,
     *,
     unpaired: str = "",
+    pictures: Sequence[Picture] = (),
 ) -> Page:
     """The page of some studies.
 
@@ -84,8 +87,9 @@ def make_page(
         table: Of all of them.
         comparison: Of the table's rows with a base; None if there is nothing to compare.
         unpaired: Why there is none, if not for lack of another row.
+        pictures: What the models predict. A journal has none.
     """
-    maker = _Maker(subjects, table, comparison, unpaired)
+    maker = _Maker(subjects, table, comparison, unpaired, pictures)
     html = _template().render(maker.context())
     return Page(html, tuple(maker.figures))
 
@@ -114,10 +118,17 @@ class _Drawing:
 class _Maker:
     """Gathers what the template shows, and the figures on the way. missing_matrices: why a confusion matrix is not shown."""
 
-    def __init__(self, subjects: Sequence[Subject], table: Table, comparison: Comparison | None, unpaired: str) -> None:
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        table: Table,
+        comparison: Comparison | None,
+        unpaired: str,
+        pictures: Sequence[Picture],
+    ) -> None:
         self.subjects = {subject.name: subject for subject in subjects}
         self.table, self.comparison, self.unpaired = table, comparison, unpaired
-        self.missing_matrices = ""
+        self.pictures, self.missing_matrices = pictures, ""
         self.figures: list[Figure] = []
         self.several = len(subjects) > 1
 
@@ -139,6 +150,8 @@ class _Maker:
             "classes": [*self._classes()],
             "confusions": [*self._confusions()],
             "missing_matrices": self.missing_matrices,
+            "pictures": self.pictures,
+            "illustrate": [each.illustrate for each in subjects],
             "predict": [each.predict for each in subjects],
             "run": [each.run for each in subjects],
             "provenance": [self._provenance(each) for each in subjects],

@@ -23,7 +23,7 @@ from css_ray.study.inputs import Prepared
 from css_ray.study.job import RunSpec
 from css_ray.study.label_store import LabelStore, WithRoom
 from css_ray.study.paths import absolute_paths
-from css_ray.training.best import BestDescription, describe_best
+from css_ray.training.best import BestDescription, best_tensors, describe_best
 from css_ray.training.loop import Fit, fit
 from css_ray.training.memory import keep_freed_memory
 from css_ray.training.reporter import Reporter
@@ -170,7 +170,7 @@ def execute(
             checkpoint=checkpoint,
             begun=begun,
             keep_best=lambda predictor, step, metrics: keep_best(
-                predictor.state_dict(), _describe(prepared, train, predictor, step, metrics)
+                best_tensors(predictor, method.space_state()), _describe(prepared, train, predictor, step, metrics)
             ),
             keep_matrices=lambda at, cells: keep_matrices(at, _with_ids(prepared, cells)),
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ BEST_FILES = (WEIGHTS_FILE, DESCRIPTION_FILE)
 """The files of the best weights, in the order in which they are replaced."""
 
 Colour = tuple[int, int, int]
+
+_SPACE = "space."
+"""What the names of tensors begin with that are the method's, not the network's."""
 
 
 class BestError(ValueError):
@@ -164,6 +168,11 @@ def _initial_weights(model: ModelConfig) -> str:
     return f"timm's weights of {model.encoder}" if model.pretrained else "random numbers"
 
 
+def best_tensors(predictor: Predictor, space: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `write_best` takes of an evaluation: the network's tensors, and beside them `Method.space_state`."""
+    return {**predictor.state_dict(), **{f"{_SPACE}{name}": tensor for name, tensor in space.items()}}
+
+
 def write_best(folder: Path, weights: dict[str, Tensor], best: BestDescription) -> None:
     """Write both files into `folder`, which is made; each is replaced as a whole, and nothing is if there is no room for both.
 
@@ -204,12 +213,21 @@ def load_best(folder: str | Path) -> tuple[Predictor, BestDescription]:
     Raises:
         BestError: a file is missing, altered or of another format, or the weights do not fit the network.
     """
-    predictor, best, _ = read_best(folder)
-    return predictor, best
+    found = read_best(folder)
+    return found.predictor, found.best
 
 
-def read_best(folder: str | Path) -> tuple[Predictor, BestDescription, str]:
-    """As `load_best`, and the SHA-256 of the weights."""
+class Best(NamedTuple):
+    """What a folder of best weights holds. digest: the SHA-256 of the weights. space: `Method.space_state` of then."""
+
+    predictor: Predictor
+    best: BestDescription
+    digest: str
+    space: dict[str, Tensor]
+
+
+def read_best(folder: str | Path) -> Best:
+    """All that is in a folder of best weights. Raises as `load_best`."""
     folder = Path(folder)
     content = _read_description(folder)
     digest = content.pop("weights_sha256")
@@ -220,7 +238,9 @@ def read_best(folder: str | Path) -> tuple[Predictor, BestDescription, str]:
             "version of css-ray that wrote it, or a newer one"
         )
     best = BestDescription(**{key: _tuples(value) for key, value in content.items()})
-    weights = _read_weights(folder, digest)
+    tensors = _read_weights(folder, digest)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_SPACE)}
+    space = {name.removeprefix(_SPACE): tensor for name, tensor in tensors.items() if name.startswith(_SPACE)}
     try:
         with torch.random.fork_rng(devices=[]):  # drawing the first weights must not change the caller's random numbers
             predictor = _make(best)
@@ -231,7 +251,7 @@ def read_best(folder: str | Path) -> tuple[Predictor, BestDescription, str]:
             f"{folder / WEIGHTS_FILE} does not fit the network of {DESCRIPTION_FILE} (tensors: {differences}); {_remedy(best)}"
         )
     predictor.load_state_dict(weights)
-    return predictor.eval(), best, digest
+    return Best(predictor.eval(), best, digest, space)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ their bounds, so that each bound is written once. The rest (splits, grid, search
 from css_ray.config import Problem
 from css_ray.study.definition.checker import is_study_name
 from css_ray.study.definition.file import check_settings, confirmation, extend, fresh_splits, parse, read, to_yaml
+from css_ray.study.definition.overrides import override_texts
 from css_ray.study.definition.problems import StudyError
 from css_ray.study.definition.sections import Budget, Data, Keep, Objective, Resources, Search, Table, Tracking
 from css_ray.study.definition.space import Distribution, contains, ends, points_of
@@ -33,6 +34,7 @@ __all__ = [
     "extend",
     "fresh_splits",
     "is_study_name",
+    "override_texts",
     "parse",
     "points_of",
     "read",

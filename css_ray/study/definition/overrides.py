@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,3 +133,15 @@ def _set_in_methods(places: Sequence[_Place], key: str, value: Any) -> Iterator[
     if fitting and not free:
         where = " and ".join(dict.fromkeys(place.varied[path] for place in fitting))
         yield Problem(f"--set {path}", f"is varied by {where}, which decides its value; override that, or drop it")
+
+
+def override_texts(given: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """The overrides as the command line writes them: KEY=VALUE, the value in YAML, of which JSON is a part."""
+    if isinstance(given, str):
+        raise ValueError(f"set is a mapping or a list of KEY=VALUE, got the text {given!r}")
+    if not isinstance(given, Mapping):
+        return list(given)
+    try:
+        return [f"{key}={json.dumps(value)}" for key, value in given.items()]
+    except TypeError as error:
+        raise ValueError(f"set takes plain values (numbers, text, lists, mappings): {error}") from None

@@ -1,0 +1,243 @@
+"""The paper's figures for a study: which of its models they are made of, and where their images are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from css_ray.figures import paper as figures
+from css_ray.figures.draw import Drawing
+from css_ray.figures.paper import Candidate, Progress, TwoSpaces
+from css_ray.matrices import MatricesError
+from css_ray.messages import command, os_errors_in_words
+from css_ray.methods import METHODS
+from css_ray.methods.base import Method
+from css_ray.prediction.model import TrainedModel
+from css_ray.reporting import results_table, scoring
+from css_ray.reports.picture import Picture
+from css_ray.reports.table import Cell, Table
+from css_ray.reports.verdict import ranked
+from css_ray.selection import SelectionError, load_selected, select_run
+from css_ray.standing import Standing
+from css_ray.study.definition import StudyDefinition
+from css_ray.study.inputs import Prepared, prepare
+from css_ray.study.journal import study_folder
+from css_ray.study.rerun import run_of_study
+from css_ray.study.run import method_config, run_spec
+from css_ray.study.upkeep import matrices_reader
+from css_ray.training.best import BestError
+
+MOST_ROWS = 5
+"""Rows that Figure 6 shows unless they are chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Illustration:
+    """The figures of a study. remarks: which figures are left out, and why, in sentences. about: what all are made of."""
+
+    drawings: tuple[Drawing, ...]
+    remarks: tuple[str, ...]
+    about: dict[str, str]
+
+    def pictures(self) -> list[Picture]:
+        """The figures for a report page."""
+        return [Picture(each.title, each.caption, each.alt, each.encoded("webp")) for each in self.drawings]
+
+    def write(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write each figure as PNG and PDF, and the captions as captions.md, into a folder, which is made.
+
+        Raises OSError with what to do.
+        """
+        contents = {f"{each.name}.{suffix}": each.encoded(suffix) for each in self.drawings for suffix in ("png", "pdf")}
+        contents["captions.md"] = figures.captions(self.drawings, self.about).encode()
+        paths = [Path(folder, name) for name in contents]
+        with os_errors_in_words("write", Path(folder)):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            for path, content in zip(paths, contents.values(), strict=True):
+                path.write_bytes(content)
+        return paths
+
+
+def illustrate(
+    standing: Standing[StudyDefinition],
+    storage: str,
+    *,
+    rows: Sequence[str] = (),
+    against: str | None = None,
+    column: str | None = None,
+    split: int | None = None,
+    class_name: str | None = None,
+    images: int = 3,
+    examine: int = 200,
+    device: torch.device | str = "cpu",
+    progress: Callable[[str], Progress] = lambda what: lambda done, total: None,
+) -> Illustration:
+    """Figures 3 to 6 of the paper for a study, from its best weights, its matrices and its images.
+
+    Args:
+        standing: Of the study's journal.
+        storage: Where it is kept.
+        rows: Of Figure 6, in this order, the first being the base and the last what is compared with it; by default the base,
+            then the best other rows, the best last.
+        against: The base; by default the first row of the table.
+        column: Of the table, as it is printed; by default the first.
+        split: Whose runs are shown; by default the first on which all rows have finished.
+        class_name: Of Figure 4; by default the class with the second most labelled pixels.
+        images: Rows of each figure.
+        examine: How many images are predicted to choose those that Figures 3 to 5 show.
+        device: Where the networks compute.
+        progress: Gives what is told of each image, for a figure's name.
+
+    Raises:
+        ValueError: No run has finished, a row, column, split or class is unknown, or the data set is not that of the runs.
+        OSError: The data set cannot be read.
+    """
+    definition = standing.definition
+    table = results_table(definition, standing.records, scoring(definition, "best", 1))
+    chosen_column = _column(table, column)
+    cells = _cells(table, chosen_column, standing)
+    shown = _rows(table, chosen_column, cells, rows, against)
+    split = _split({row: cells[row] for row in shown}, split)
+    study = _Models(standing, storage, split, device)
+    prepared = study.prepared(cells[shown[-1]].score.trial)
+    drawings: list[Drawing] = []
+    remarks: list[str] = []
+    last = study.model(cells[shown[-1]])
+    if last.best.content != prepared.dataset.info.content:
+        raise ValueError(
+            f"the data set in {prepared.spec.settings['data']['root']} is not the one that {standing.study} was trained on; "
+            "restore it"
+        )
+
+    try:
+        candidates = [Candidate(row, study.model(cells[row]), study.matrices(cells[row])) for row in shown]
+        drawings.append(figures.qualitative(candidates, prepared.dataset.val, images))
+    except (BestError, SelectionError, MatricesError, ValueError) as error:
+        remarks.append(f"Figure 6 (qualitative) is left out: {error}")
+
+    order = [row for row in reversed(shown) if not rows or row in rows] + [row for row in ranked(table, chosen_column)]
+    spaces, why = study.two_spaces({row: cells[row] for row in dict.fromkeys(order) if row in cells})
+    if spaces is None:
+        remarks.append(f"Figures 3 to 5 (pseudo-labels, similarity-confidence, confusing-regions) are left out: {why}")
+    else:
+        train, val = prepared.dataset.train, prepared.dataset.val
+        unlabelled = train.positions(prepared.split.unlabelled)
+        if unlabelled:
+            told = progress("pseudo-labels")
+            drawings.append(figures.pseudo_labels(spaces, train, unlabelled, images, examine, told))
+        else:
+            remarks.append("Figure 3 (pseudo-labels) is left out: the split has no unlabelled image")
+        try:
+            told = progress("similarity-confidence")
+            drawings.append(figures.similarity_against_confidence(spaces, val, class_name, examine, told))
+        except figures.NoPixelError as error:
+            remarks.append(f"Figure 4 (similarity-confidence) is left out: {error}")
+        drawings.append(figures.confusion(spaces, val, images, examine, progress("confusing-regions")))
+    about = {
+        "study": standing.study,
+        "split": f"{split} ({prepared.split.hash[:12]})",
+        "data set": f"{prepared.dataset.info.name} ({prepared.dataset.info.content[:12]})",
+        "weights": "; ".join(f"{row}: {text}" for row, text in study.used.items()),
+    }
+    order_of_paper = {"pseudo-labels": 3, "similarity-confidence": 4, "confusing-regions": 5, "qualitative": 6}
+    return Illustration(tuple(sorted(drawings, key=lambda each: order_of_paper[each.name])), tuple(remarks), about)
+
+
+def _column(table: Table, column: str | None) -> Any:
+    if column is None:
+        return table.columns[0]
+    for each in table.columns:
+        if str(each) == column:
+            return each
+    raise ValueError(f"{table.study} has no column {column!r}; choose one of {', '.join(map(str, table.columns))}")
+
+
+def _cells(table: Table, column: Any, standing: Standing[StudyDefinition]) -> dict[str, Cell]:
+    cells = {str(row): table.cells[row, column] for row in table.rows if (row, column) in table.cells}
+    finished = {row: cell for row, cell in cells.items() if cell.score.values}
+    if not finished:
+        raise ValueError(f"{standing.study} has no finished run to show (it is {standing.status})")
+    return finished
+
+
+def _rows(table: Table, column: Any, cells: dict[str, Cell], rows: Sequence[str], against: str | None) -> list[str]:
+    """The rows of Figure 6: the base first, the one that is compared with it last."""
+    if unknown := [row for row in (*rows, *([against] if against is not None else [])) if row not in cells]:
+        raise ValueError(f"{table.study} has no row {unknown[0]!r} with a finished run; choose from {', '.join(cells)}")
+    if rows:
+        first = [against] if against is not None else []
+        return list(dict.fromkeys([*first, *rows]))
+    base = against or next(iter(cells))
+    order = [str(row) for row in ranked(table, column) if str(row) in cells]
+    others = [row for row in [*order, *(row for row in cells if row not in order)] if row != base][: MOST_ROWS - 1]
+    return [base, *reversed(others)]
+
+
+def _split(cells: dict[str, Cell], split: int | None) -> int:
+    common = set.intersection(*(set(cell.score.values) for cell in cells.values()))
+    if not common:
+        listed = "; ".join(f"{row}: {', '.join(map(str, cell.score.values))}" for row, cell in cells.items())
+        raise ValueError(f"no split has a finished run of all these rows ({listed}); choose rows that have one")
+    if split is None:
+        return min(common)
+    if split not in common:
+        raise ValueError(
+            f"split {split} has no finished run of all these rows; choose from {', '.join(map(str, sorted(common)))}"
+        )
+    return split
+
+
+class _Models:
+    """The runs of a study on one split. used: what is known of the weights of each row that was read."""
+
+    def __init__(self, standing: Standing[StudyDefinition], storage: str, split: int, device: torch.device | str) -> None:
+        self.standing, self.storage, self.split, self.device = standing, storage, split, device
+        self.read = matrices_reader(study_folder(storage, standing.study))
+        self.used: dict[str, str] = {}
+        self._loaded: dict[int, TrainedModel] = {}
+
+    def prepared(self, trial: int) -> Prepared:
+        known = run_of_study(self.standing, trial, self.split)
+        return prepare(run_spec(self.standing.definition, known.trial, self.split))
+
+    def model(self, cell: Cell) -> TrainedModel:
+        """The best weights of a cell's run. Raises SelectionError, BestError."""
+        trial = cell.score.trial
+        if trial not in self._loaded:
+            self._loaded[trial] = load_selected(select_run(self.standing, trial, self.split, self.storage), self.device)
+        found = self._loaded[trial]
+        self.used[cell.score.row] = f"trial {trial}, step {found.best.step}, SHA-256 {found.digests[0][:12]}"
+        return found
+
+    def matrices(self, cell: Cell) -> Any:
+        return self.read(cell.score.trial, self.split, "best")
+
+    def two_spaces(self, cells: dict[str, Cell]) -> tuple[TwoSpaces | None, str]:
+        """The first row whose method labels in two spaces; why there is none, if so."""
+        lacking: list[str] = []
+        for row, cell in cells.items():
+            if self.split not in cell.score.values:
+                continue
+            settings = run_of_study(self.standing, cell.score.trial, self.split).trial.settings
+            method = METHODS[settings["method"]["name"]]
+            if method.both_spaces.__func__ is Method.both_spaces.__func__:  # type: ignore[attr-defined]
+                continue
+            try:
+                model = self.model(cell)
+            except (SelectionError, BestError) as error:
+                lacking.append(str(error))
+                continue
+            if model.spaces[0]:
+                return TwoSpaces(row, model, method, method_config(settings)), ""
+            again = command("train", self.standing.study, "--trial", str(cell.score.trial), "--split", str(self.split))
+            lacking.append(
+                f"the weights of {model.name} are of an earlier version, which kept no prototypes; train it again: {again}"
+            )
+        if lacking:
+            return None, lacking[0]
+        return None, f"no row that finished on split {self.split} has a method that labels in two spaces, as css does"
