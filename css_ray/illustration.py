@@ -87,7 +87,7 @@ def illustrate(
         against: The base; by default the first row of the table.
         column: Of the table, as it is printed; by default the first.
         split: Whose runs are shown; by default the first on which all rows have finished.
-        class_name: Of Figure 4; by default the class with the second most labelled pixels.
+        class_name: Of Figure 4; by default the class that is predicted second most often.
         images: Rows of each figure.
         examine: How many images are predicted to choose those that Figures 3 to 5 show.
         device: Where the networks compute.
@@ -113,6 +113,8 @@ def illustrate(
             f"the data set in {prepared.spec.settings['data']['root']} is not the one that {standing.study} was trained on; "
             "restore it"
         )
+    if class_name is not None and class_name not in last.best.class_names:
+        raise ValueError(f"unknown class {class_name!r}; the classes are {', '.join(last.best.class_names)}")
 
     try:
         candidates = [Candidate(row, study.model(cells[row]), study.matrices(cells[row])) for row in shown]
@@ -132,12 +134,12 @@ def illustrate(
             drawings.append(figures.pseudo_labels(spaces, train, unlabelled, images, examine, told))
         else:
             remarks.append("Figure 3 (pseudo-labels) is left out: the split has no unlabelled image")
+        examined = figures.examine(spaces, val, examine, progress("confusing-regions"))
         try:
-            told = progress("similarity-confidence")
-            drawings.append(figures.similarity_against_confidence(spaces, val, class_name, examine, told))
+            drawings.append(figures.similarity_against_confidence(spaces, val, examined, class_name))
         except figures.NoPixelError as error:
             remarks.append(f"Figure 4 (similarity-confidence) is left out: {error}")
-        drawings.append(figures.confusion(spaces, val, images, examine, progress("confusing-regions")))
+        drawings.append(figures.confusion(spaces, val, examined, images))
     about = {
         "study": standing.study,
         "split": f"{split} ({prepared.split.hash[:12]})",

@@ -35,6 +35,9 @@ WINDOWS = ((0.80, 0.81), (0.78, 0.83), (0.7, 0.9))
 FEWEST, MOST = 200, 4000
 """Pixels that Figure 4 (a) should have, and those it draws at most."""
 
+PIXELS = 50_000
+"""Of an image, at most, in Figure 4."""
+
 _BINS = 20
 _SHOWN_CLASSES = 18  # in a key
 
@@ -219,10 +222,39 @@ def pseudo_labels(
     return Drawing("pseudo-labels", "Pseudo-labels of the two spaces", caption, alt, figure)
 
 
-def confusion(of: TwoSpaces, val: Shards, images: int, examined: int, progress: Progress) -> Drawing:
-    """Which regions confuse the one space and which the other, on validation images (Figure 5). Arguments: `pseudo_labels`."""
+class Examined(NamedTuple):
+    """What one look at the validation images gives Figures 4 and 5.
+
+    looked_at: the indices of the images. shares: of each, the share of pixels that confuse exactly one space. labels (of the
+    logits), confidence, cosine: of the pixels of all these images, at most `PIXELS` of an image, evenly spaced. every: one of
+    how many pixels these are, at most.
+    """
+
+    looked_at: list[int]
+    shares: list[float]
+    labels: NDArray[np.uint8]
+    confidence: NDArray[np.float32]
+    cosine: NDArray[np.float32]
+    every: int
+
+
+def examine(of: TwoSpaces, val: Shards, examined: int, progress: Progress) -> Examined:
+    """Look at up to `examined` validation images, evenly spaced; progress is told of each."""
     looked_at = evenly_spaced(len(val), examined)
-    shares = [of.maps(val.sample(index, mask=False).image).confusing_in_one for index in _counted(looked_at, progress)]
+    shares, parts, every = [], [], 1
+    for index in _counted(looked_at, progress):
+        maps = of.maps(val.sample(index, mask=False).image)
+        shares.append(maps.confusing_in_one)
+        step = -(-maps.confidence.size // PIXELS)
+        every = max(every, step)
+        parts.append([each.ravel()[::step] for each in (maps.logit_labels, maps.confidence, maps.cosine)])
+    labels, confidence, cosine = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Examined(looked_at, shares, labels.astype(np.uint8), confidence, cosine, every)
+
+
+def confusion(of: TwoSpaces, val: Shards, found: Examined, images: int) -> Drawing:
+    """Which regions confuse the one space and which the other, on validation images (Figure 5); images: how many are shown."""
+    looked_at, shares = found.looked_at, found.shares
     chosen = evenly_ranked(shares, images)
     rows, seen = [], set()
     for place in chosen:
@@ -254,61 +286,51 @@ def confusion(of: TwoSpaces, val: Shards, images: int, examined: int, progress: 
     return Drawing("confusing-regions", "Confusing regions of the two spaces", caption, alt, figure)
 
 
-def similarity_against_confidence(
-    of: TwoSpaces, val: Shards, class_name: str | None, examined: int, progress: Progress
-) -> Drawing:
+def similarity_against_confidence(of: TwoSpaces, val: Shards, found: Examined, class_name: str | None) -> Drawing:
     """How the similarity of pixels to the prototype of a class varies with the confidence in that class (Figure 4).
 
-    Args:
-        of: The row.
-        val: The validation images.
-        class_name: By default the class with the second most labelled pixels among the images that are looked at, which is the
-            most frequent one beside a background.
-        examined: How many images are looked at at most, evenly spaced among all.
-        progress: Told of each image.
+    class_name: by default the class that the row predicts second most often, the first beside a background.
 
-    Raises:
-        ValueError: There is no class of that name.
-        NoPixelError: The row predicts the class nowhere.
+    Raises NoPixelError if the row predicts the class nowhere.
     """
-    names, looked_at = of.model.best.class_names, evenly_spaced(len(val), examined)
-    if class_name is not None and class_name not in names:
-        raise ValueError(f"unknown class {class_name!r}; the classes are {', '.join(names)}")
-    index = _second(val, looked_at, len(names)) if class_name is None else names.index(class_name)
-    confidences, cosines = [], []
-    for each in _counted(looked_at, progress):
-        maps = of.maps(val.sample(each, mask=False).image)
-        chosen = maps.logit_labels == index
-        confidences.append(maps.confidence[chosen])
-        cosines.append(maps.cosine[chosen])
-    confidence, cosine = np.concatenate(confidences), np.concatenate(cosines)
-    if not len(confidence):
-        raise NoPixelError(f"{of.row} predicts no pixel of the {len(looked_at)} images as {names[index]}; choose another class")
+    names = of.model.best.class_names
+    index = _second(found.labels) if class_name is None else names.index(class_name)
+    chosen = found.labels == index
+    if not chosen.any():
+        raise NoPixelError(
+            f"{of.row} predicts no pixel of the images that were looked at as {names[index]}; choose another class"
+        )
+    confidence, cosine = found.confidence[chosen], found.cosine[chosen]
     window, inside = _window(confidence)
     drawn = inside[evenly_spaced(len(inside), MOST)]
     bins = binned(confidence, cosine, _BINS)
-    rule = " It has the second most labelled pixels among these images." if class_name is None else ""
+    rule = f", the class that it predicts {_ordinal(found.labels, index)}most often," if class_name is None else ""
     some = f" ({len(drawn):,} of them are drawn, evenly spaced)" if len(drawn) < len(inside) else ""
     spread = f": their similarity is from {cosine[inside].min():.2f} to {cosine[inside].max():.2f}" if len(inside) else ""
+    looked_at = f"the {len(val)} validation images"
+    if len(found.looked_at) < len(val):
+        looked_at = f"{len(found.looked_at)} of {looked_at}, evenly spaced"
+    every = f" (at least one pixel of {found.every})" if found.every > 1 else ""
     caption = (
-        f"Cosine similarity to the prototype against confidence, for the pixels that {of.row} predicts as {names[index]} in "
-        f"{len(looked_at)} of {len(val)} validation images, evenly spaced.{rule} (a) The {len(inside):,} pixels with a "
-        f"confidence from {window[0]:.2f} to {window[1]:.2f}{some}{spread}. (b) Mean and standard deviation of the similarity "
-        f"in {_BINS} intervals of the confidence, and the share of the {len(confidence):,} pixels in each."
-        f"{_correlation(confidence, cosine)}"
+        f"Cosine similarity to the prototype against confidence, for the pixels that {of.row} predicts as {names[index]}{rule} "
+        f"in {looked_at}{every}. (a) The {len(inside):,} pixels with a confidence from {window[0]:.2f} to {window[1]:.2f}{some}"
+        f"{spread}. (b) Mean and standard deviation of the similarity in {_BINS} intervals of the confidence, and the share of "
+        f"the {len(confidence):,} pixels in each.{_correlation(confidence, cosine)}"
     )
     alt = f"Similarity of {of.row} to the prototype of {names[index]} over its confidence: {caption}"
     figure = draw.relation(window, confidence[drawn], cosine[drawn], bins)
     return Drawing("similarity-confidence", f"Similarity against confidence of {names[index]}", caption, alt, figure)
 
 
-def _second(val: Shards, looked_at: Sequence[int], num_classes: int) -> int:
-    """The class with the second most labelled pixels; the most frequent one if there is no other."""
-    counts = np.zeros(256, np.int64)
-    for index in looked_at:
-        counts += np.bincount(_truth(val.sample(index)).ravel(), minlength=256)
-    order = np.argsort(-counts[:num_classes], kind="stable")
-    return int(order[1] if num_classes > 1 and counts[order[1]] else order[0])
+def _second(labels: NDArray[np.uint8]) -> int:
+    """The second most frequent class; the most frequent one if there is no other."""
+    counts = np.bincount(labels)
+    order = np.argsort(-counts, kind="stable")
+    return int(order[1] if len(counts) > 1 and counts[order[1]] else order[0])
+
+
+def _ordinal(labels: NDArray[np.uint8], index: int) -> str:
+    return "second " if (np.bincount(labels) > 0).sum() > 1 else ""
 
 
 def _window(confidence: NDArray[Any]) -> tuple[tuple[float, float], NDArray[np.intp]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from css_ray.events import RunEvaluated, RunFinished, RunStarted, TrialFinished
+from css_ray.matrices import write_matrices
 from css_ray.records import mean_std
 from css_ray.study.inputs import prepare
 from css_ray.study.run import execute, run_spec
-from css_ray.study.upkeep import models_of
+from css_ray.study.upkeep import matrices_of, models_of
 from css_ray.training.best import write_best
 from css_ray.training.reporter import SilentReporter
 from tests.cli.made_up import Journal
@@ -31,10 +33,12 @@ def train_study(storage: Path, root: Path, trials: tuple[int, ...] = (0, 1), **s
             place: dict[str, Any] = {"time": journal.time, "trial": index, "split": split}
             journal.write(RunStarted(**place, **prepared.started(), workers=1))
             folder = Path(models_of(str(journal.path.parent), index)) / f"split_{split}"
+            matrices = Path(matrices_of(str(journal.path.parent), index)) / f"split_{split}"
             fit = execute(
                 prepared,
                 SilentReporter(),
                 keep_best=lambda weights, best, folder=folder: write_best(folder, weights, best),  # type: ignore[misc]
+                keep_matrices=partial(write_matrices, matrices),
             )
             journal.write(RunEvaluated(**place, step=fit.step, metrics=fit.last))
             journal.write(
