@@ -14,7 +14,7 @@ from css_ray.figures import paper as figures
 from css_ray.figures.draw import Drawing
 from css_ray.figures.paper import Candidate, Progress, TwoSpaces
 from css_ray.matrices import MatricesError
-from css_ray.messages import command, os_errors_in_words
+from css_ray.messages import os_errors_in_words
 from css_ray.methods import METHODS
 from css_ray.methods.base import Method
 from css_ray.prediction.model import TrainedModel
@@ -236,10 +236,7 @@ class _Models:
                 continue
             if model.spaces[0]:
                 return TwoSpaces(row, model, method, method_config(settings)), ""
-            again = command("train", self.standing.study, "--trial", str(cell.score.trial), "--split", str(self.split))
-            lacking.append(
-                f"the weights of {model.name} are of an earlier version, which kept no prototypes; train it again: {again}"
-            )
+            lacking.append(f"{model.name} was trained by an earlier version, which kept no prototypes; run the study again")
         if lacking:
             return None, lacking[0]
         return None, f"no row that finished on split {self.split} has a method that labels in two spaces, as css does"

@@ -122,7 +122,7 @@ def panels(columns: Sequence[str], rows: Sequence[Row], keys: Sequence[Key] = ()
                 title = "\n".join(_lines(columns[column]))
                 axes.set_title(title, fontsize=_FONT, pad=3, parse_math=False)
             if column == 0:
-                characters = max(int(each * 16), 6)
+                characters = max(int(each * 22), 8)
                 axes.set_ylabel(_short(row.name, characters), fontsize=_FONT - 1.5, labelpad=3, parse_math=False)
         top += each + gap
     if image is not None:

@@ -176,8 +176,7 @@ def test_what_is_missing_is_left_out_and_named(here: Path) -> None:
     result = call("study", "figures", "small", "--examine", "4")
     assert result.exit_code == 1 and "no figure could be drawn" in result.output
     said = " ".join(result.output.split())
-    assert "small:1/0 was trained by a version that kept no prototypes" in said
-    assert "train it again: css-ray train small --trial 1 --split 0" in said
+    assert "small:1/0 was trained by an earlier version, which kept no prototypes; run the study again" in said
 
 
 def test_weights_that_are_gone_or_damaged(here: Path) -> None:
