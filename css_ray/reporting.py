@@ -59,7 +59,7 @@ def results_table(definition: StudyDefinition, records: Sequence[Record], settin
     published: dict[str, Any] = {}
     if compared is not None:
         protocols = {
-            trial.row: Protocol.of_settings(trial.settings, settings["at"], settings["splits"])
+            trial.row: Protocol.of_settings(trial.settings, trial.output_stride, settings["at"], settings["splits"])
             for _, trial, _ in definition.known_trials()
         }
         published = {"compare_with": printed_table(compared), "protocols": protocols}

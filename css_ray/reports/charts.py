@@ -341,15 +341,149 @@ def parallel(
 
 def _heights(raw: Sequence[Any], logarithmic: bool) -> tuple[list[float], str, str]:
     """Where values are on an axis from 0 to 1, and the texts of its ends."""
-    numbers = [value for value in raw if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) < len(raw):
-        kinds = sorted({str(value) for value in raw})
+    if kinds := _kinds(raw):
         places = {kind: place / max(1, len(kinds) - 1) for place, kind in enumerate(kinds)}
         return [places[str(value)] for value in raw], _shown(kinds[0])[:14], _shown(kinds[-1])[:14]
-    low, high = min(numbers), max(numbers)
+    low, high = min(raw), max(raw)
     move = math.log if logarithmic and low > 0 else float
     span = move(high) - move(low) or 1.0
-    return [(move(value) - move(low)) / span for value in numbers], param_text(low), param_text(high)
+    return [(move(value) - move(low)) / span for value in raw], param_text(low), param_text(high)
+
+
+def _kinds(raw: Sequence[Any]) -> list[str]:
+    """The values of a setting as texts, numbers first and by size; empty if all are numbers, which have an axis."""
+    found = {str(value): value for value in raw}
+    numbers = [text for text, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) == len(found):
+        return []
+    return [*sorted(numbers, key=lambda text: float(found[text])), *sorted(found.keys() - set(numbers))]
+
+
+_MOST_DOTS = 2000  # of all slices of a search together
+_GAP = 14  # between two slices, in pixels
+
+
+def slices(
+    name: str,
+    metric: str,
+    tried: Sequence[Tried],
+    params: Sequence[str],
+    labels: Mapping[str, str],
+    logarithmic: Container[str] = (),
+) -> Figure | None:
+    """A small chart per setting of a search with a dot per trial that has a mean; None if no setting has two values.
+
+    logarithmic: the settings that have a logarithmic axis, as their ranges are.
+    """
+    scored = [each for each in tried if each.mean is not None]
+    searched = [param for param in params if any(param in each.params for each in scored)]
+    params = [param for param in searched if len({repr(each.params.get(param)) for each in scored}) > 1]
+    if not params:
+        return None
+    finished = [each for each in scored if each.status == "finished"]
+    best = max(finished, key=lambda each: each.mean or 0.0, default=None)  # the first of equal ones, as in the history
+    stride = math.ceil(len(scored) * len(params) / _MOST_DOTS)
+    shown = [each for place, each in enumerate(scored) if place % stride == 0 or each is best]
+
+    columns = min(3, len(params))
+    size = {"width": (_WIDTH - _GAP * (columns - 1)) // columns, "height": {1: 240, 2: 170}.get(columns, 120)}
+    means = [each.mean or 0.0 for each in shown]
+    room = 0.05 * (max(means) - min(means)) or 1.0
+    ends = alt.Scale(domain=[min(means) - room, max(means) + room], nice=False, zero=False)
+    panels: list[Any] = []
+    titles: list[str] = []
+    for place, param in enumerate(params):
+        title = labels.get(param, param.rpartition(".")[2])
+        titles.append(title if title not in titles else param)
+        x, values = _slice([each.params.get(param) for each in shown], titles[-1], param in logarithmic, size["width"])
+        left = place % columns == 0
+        axis = alt.Axis(tickCount=4, labels=left, ticks=left, domain=left, titleLimit=size["height"] + 20)
+        y = alt.Y("mean:Q", title=f"mean {metric}" if left else None, scale=ends, axis=axis)
+        panels.append(_dots(shown, values, best).properties(**size).encode(x=x, y=y))
+    chart = alt.concat(*panels, columns=columns, spacing=_GAP)
+    counted = ", ".join(f"{number} {kind}" for kind in _ENDINGS if (number := sum(each.status == kind for each in scored)))
+    words = ", ".join(_range(labels.get(param, param), [each.params.get(param) for each in scored]) for param in params)
+    text = f"Dots of the mean of {len(scored)} trials ({counted}) by each setting: {words}."
+    notes = []
+    if best is not None:
+        found = ", ".join(f"{labels.get(param, param)} {param_text(best.params.get(param))}" for param in params)
+        text += f" The best mean, {best.mean:.2f}, is that of trial {best.trial}: {found}."
+        notes.append("The best finished trial has a ring.")
+    if len(finished) < len(scored):
+        notes.append("Trials that are not finished are hollow; their mean is over the splits that they finished.")
+    if stride > 1:
+        notes.append(f"Shown are {len(shown):,} of {len(scored):,} trials, evenly spaced in their order, and the best.")
+    if alike := [labels.get(param, param) for param in searched if param not in params]:
+        notes.append(f"All trials have the same value of {', '.join(alike)}.")
+    return _figure(name, f"Mean {metric} in percent by setting", text, chart, " ".join(notes))
+
+
+def _slice(raw: Sequence[Any], title: str, logarithmic: bool, width: int) -> tuple[alt.X, list[Any]]:
+    """The axis of a setting, and where its values are on it."""
+    style: dict[str, Any] = {"grid": False, "titleLimit": width + _GAP}
+    if kinds := _kinds(raw):
+        names = dict(zip(kinds, _distinct(kinds), strict=True))
+        order = [*names.values()]
+        angle = -45 if max(map(len, order)) * len(order) > width // 9 else 0
+        axis = alt.Axis(labelAngle=angle, labelLimit=70, **style)
+        x = alt.X("x:O", title=title, sort=order, scale=alt.Scale(domain=order, padding=0.5), axis=axis)
+        return x, [names[str(value)] for value in raw]
+    low, high = min(raw), max(raw)
+    style |= {"labelOverlap": "greedy", "labelSeparation": 6, "labelFlush": False, "format": "~g"}
+    if logarithmic and low > 0:
+        factor = (high / low) ** 0.06
+        ends = low / factor, high * factor
+        scale = alt.Scale(type="log", domain=ends, nice=False)
+        style["values"] = _log_ticks(*ends)
+    else:
+        room = 0.06 * (high - low) or 1.0
+        scale = alt.Scale(domain=[low - room, high + room], nice=False, zero=False)
+        whole = all(isinstance(value, int) for value in raw)
+        style |= {"values": sorted({*raw})} if whole and high - low < 4 else {"tickCount": 3}
+        if whole:
+            style |= {"tickMinStep": 1, "labelExpr": f"format(datum.value, '{'~s' if high >= 10_000 else 'd'}')"}
+    return alt.X("x:Q", title=title, scale=scale, axis=alt.Axis(**style)), [*raw]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Two or three of the powers of ten from low to high; if they are fewer, also of their double and fivefold, or the ends."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 2, 5)):
+        found = [float(f"{digit}e{power}") for power in powers for digit in digits if low <= float(f"{digit}e{power}") <= high]
+        if len(found) > 1:
+            return found[:: math.ceil(len(found) / 3)]
+    return [low, high]
+
+
+def _dots(shown: Sequence[Tried], values: Sequence[Any], best: Tried | None) -> Any:
+    """The trials of a slice, filled if they are finished, and a ring around the best; `values` are their places."""
+    kinds = [status for status in _ENDINGS if any(each.status == status for each in shown)]
+    legend = alt.Legend(title=None, orient="bottom", symbolSize=90, symbolStrokeWidth=1.5) if len(kinds) > 1 else None
+    colours = [_ENDINGS[kind][0] for kind in kinds]
+    fills = [colour if kind == "finished" else "white" for kind, colour in zip(kinds, colours, strict=True)]
+    shapes = [_ENDINGS[kind][1] for kind in kinds]
+    drawn = [
+        {"trial": each.trial, "x": value, "mean": each.mean, "ended": each.status}
+        for each, value in zip(shown, values, strict=True)
+    ]
+    drawn.sort(key=lambda dot: bool(dot["ended"] == "finished"))  # finished trials are above the others
+    dots = alt.Chart(_data(drawn)).mark_point(size=30, strokeWidth=1.2, opacity=1)
+    dots = dots.encode(
+        fill=alt.Fill("ended:N", scale=alt.Scale(domain=kinds, range=fills), legend=legend),
+        stroke=alt.Stroke("ended:N", scale=alt.Scale(domain=kinds, range=colours), legend=legend),
+        shape=alt.Shape("ended:N", scale=alt.Scale(domain=kinds, range=shapes), legend=legend),
+    )
+    if best is None:
+        return dots
+    ring = alt.Chart(_data([dot for dot in drawn if dot["trial"] == best.trial]))
+    return dots + ring.mark_point(shape="circle", size=130, strokeWidth=2, stroke="#222", filled=False, opacity=1)
+
+
+def _range(label: str, raw: Sequence[Any]) -> str:
+    """`label from 0.1 to 0.9`, or the values of a setting that has others than numbers."""
+    if kinds := _kinds(raw):
+        return f"{label} {' / '.join(kinds)}"
+    return f"{label} from {param_text(min(raw))} to {param_text(max(raw))}"
 
 
 def importances(name: str, shares: Mapping[str, float], labels: Mapping[str, str], note: str) -> Figure:

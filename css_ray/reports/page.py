@@ -222,6 +222,8 @@ class _Maker:
             if subject.importance:
                 bars = charts.importances(f"importance{suffix}", subject.importance, subject.labels, subject.importance_note)
                 figures.append(self._drawn(bars))
+            if dots := charts.slices(f"slices{suffix}", metric, tried, subject.params, subject.labels, subject.logarithmic):
+                figures.append(self._drawn(dots))
             listed = self._trials(subject)
             yield {
                 "name": subject.name,

@@ -17,11 +17,11 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Protocol:
-    """How a score was measured. What is None is not known.
+    """How a score was measured. What is None is not known, or is not of its network.
 
-    splits: which images are labelled: the lists of a published family, or `drawn` at random by a seed. crop: side of the
-    training crops in pixels. at: which evaluation the score is of; `best` is chosen on the images that it is measured on.
-    n: over how many splits the mean is.
+    splits: which images are labelled: the lists of a published family, or `drawn` at random by a seed. output_stride: of a
+    convolutional encoder; a ViT has none. crop: side of the training crops in pixels. at: which evaluation the score is of;
+    `best` is chosen on the images that it is measured on. n: over how many splits the mean is.
     """
 
     splits: str | None = None
@@ -33,13 +33,15 @@ class Protocol:
     n: int = 1
 
     @classmethod
-    def of_settings(cls, settings: Mapping[str, Mapping[str, Any]], at: Literal["last", "best"], n: int) -> Protocol:
-        """That of a trial, from its settings by section and key."""
+    def of_settings(
+        cls, settings: Mapping[str, Mapping[str, Any]], output_stride: int | None, at: Literal["last", "best"], n: int
+    ) -> Protocol:
+        """That of a trial, from its settings by section and key. output_stride: of its network, None if it has none."""
         data, model = settings["data"], settings["model"]
         return cls(
             splits=data["labelled_list"] or "drawn",
             encoder=model["encoder"].partition(".")[0],
-            output_stride=model["output_stride"],
+            output_stride=output_stride,
             crop=data["crop"],
             evaluation=settings["train"]["evaluation"],
             at=at,
@@ -47,7 +49,7 @@ class Protocol:
         )
 
     def differences(self, ours: Protocol) -> list[str]:
-        """What differs from ours, as `crop 513 (here 321)`; nothing of what is not known."""
+        """What differs from ours, as `crop 513 (here 321)`; nothing of what is None in one of both."""
         found = []
         for each in dataclasses.fields(self):
             theirs, here = getattr(self, each.name), getattr(ours, each.name)

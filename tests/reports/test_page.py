@@ -18,7 +18,8 @@ import pytest
 from css_ray import Study
 from css_ray.events import StudyFinished
 from css_ray.matrices import ImageMatrices, write_matrices
-from css_ray.reports.charts import COLOURS, confusion, confusions
+from css_ray.reports import charts
+from css_ray.reports.charts import COLOURS, Figure, Tried, confusion, confusions
 from css_ray.study.definition import read
 from tests.cli.made_up import SEARCH, SPEC, Journal, call, refused
 
@@ -240,11 +241,119 @@ def test_a_search_shows_its_trials_and_what_pruned_ones_cost() -> None:
     assert "Scatter plot of 24 trials (24 finished, 1 pruned). The best mean, 60.00, is that of trial 12." in labels
     assert "Parallel coordinates of 24 finished trials. The best is trial 12, 60.00: τ 0.46." in labels
     assert "Bar chart of the importance of each setting: τ 100 %." in labels  # there is one setting
+    assert "Dots of the mean of 24 trials (24 finished) by each setting: τ from 0.13 to 0.82. The best mean" in labels
     # 24 trials of two splits of 6 steps, and 3 steps of the pruned one.
     assert "1 of 25 trials were pruned; they cost 3 of the 291 steps" in found.text
     few = Journal(study="few", grid={"method": SPEC["grid"]["method"][:1]}, search=SEARCH)
     few.whole(1, {0: 40.0, 1: 60.0}, {"method.temperature": 0.2})
-    assert "needs 20 finished trials; 1 have finished" in Read(Study.open("few").report()).text
+    found = Read(Study.open("few").report())
+    assert "needs 20 finished trials; 1 have finished" in found.text and "Dots of" not in " ".join(found.values("aria-label"))
+
+
+SPACE = {
+    "method.temperature": {"loguniform": [0.01, 10.0]},
+    "method.valid_threshold": {"uniform": [0.1, 0.9]},
+    "train.nesterov": {"choice": [True, False]},
+    "model.head_convs": {"choice": [1, 2]},
+}
+
+
+def drawn_dots(svg: str) -> list[list[tuple[float, float, str]]]:
+    """The dots of each small chart, the highest first: x and y in pixels, and what fills them."""
+    panels = []
+    for group in ElementTree.fromstring(svg).iter():
+        if re.fullmatch(r".* concat_\d+_group", group.get("class", "")):
+            dots = []
+            for path in group.iter():
+                place = re.fullmatch(r"translate\((.+),(.+)\)", path.get("transform", ""))
+                if place and path.tag.endswith("path"):
+                    dots.append((float(place[1]), float(place[2]), path.get("fill") or "none"))
+            panels.append(sorted(dots, key=lambda dot: dot[1]))
+    return panels
+
+
+def test_slices_draw_each_tried_value() -> None:
+    """The oracle is what the journal holds: places in pixels are linear in the values, or in their logarithms."""
+    journal = Journal(grid=None, search={**SEARCH, "trials": 12, "space": SPACE})
+    tried: list[tuple[dict[str, Any], float]] = []
+    for trial in range(12):
+        values = (0.01 * 1.7**trial, 0.1 + 0.37 * trial % 0.8, trial % 3 == 0, 1 + trial % 2)
+        mean = 40.0 + 7 * trial % 11 + trial / 100
+        drawn = dict(zip(SPACE, values, strict=True))
+        tried.append((drawn, mean))
+        if trial == 7:  # with one split that finished before it was pruned
+            journal.begin(trial, **drawn)
+            journal.run(trial, 0, mean)
+            journal.run(trial, 1, end="pruned")
+            journal.end(trial, {0: mean}, "pruned", "3.1 below the best trial")
+        else:
+            journal.whole(trial, {0: mean - 10, 1: mean + 10}, drawn)
+    Study.open("small").report(figures="charts")
+    panels = drawn_dots(Path("charts/slices.svg").read_text())
+    tried.sort(key=lambda each: -each[1])
+    means = [mean for _, mean in tried]
+    assert len(panels) == len(SPACE)
+    for path, panel in zip(SPACE, panels, strict=True):
+        ring, dots = [dot for dot in panel if dot[2] == "none"], [dot for dot in panel if dot[2] != "none"]
+        assert len(dots) == 12 and [dot[:2] for dot in ring] == [dots[0][:2]]
+        assert [mean for dot, mean in zip(dots, means, strict=True) if dot[2] == "white"] == [45.07]  # 40 + 49 % 11 + 0.07
+        settings = [drawn[path] for drawn, _ in tried]
+        numbers = np.log(settings) if path == "method.temperature" else np.array(settings, float)
+        for pixels, measured in ((1, means), (0, numbers)):
+            found = np.array([dot[pixels] for dot in dots])
+            slope, offset = np.polyfit(measured, found, 1)
+            assert np.allclose(found, slope * np.array(measured) + offset, atol=1e-3) and (slope < 0) == (pixels == 1)
+
+
+def test_slices_of_several_searches() -> None:
+    for name in ("one", "other"):
+        journal = Journal(study=name, grid=None, search=SEARCH)
+        for trial, temperature in enumerate((0.2, 0.8)):
+            journal.whole(trial, {0: 40.0 + trial, 1: 60.0}, {"method.temperature": temperature})
+    found = check_self_contained(Study.open("one").report(Study.open("other"), figures="charts"))
+    assert " ".join(found.values("aria-label")).count("by each setting: τ from 0.2 to 0.8. The best mean, 50.50,") == 2
+    assert {path.name for path in Path("charts").glob("slices*.svg")} == {"slices-0.svg", "slices-1.svg"}
+
+
+def slices(tried: list[Tried], *params: str) -> Figure | None:
+    return charts.slices("slices", "val/miou", tried, params, {})
+
+
+def test_slices_without_two_values_or_a_score() -> None:
+    assert slices([], "a") is None
+    assert slices([Tried(0, "failed", None, {"a": 1.0}), Tried(1, "failed", None, {"a": 2.0})], "a") is None
+    assert slices([Tried(0, "finished", 50.0, {"a": 1.0})], "a") is None
+    one = [Tried(trial, "finished", 50.0, {"a": 1.0, "b": trial}) for trial in range(3)]
+    found = slices(one, "a", "b", "of the grid")
+    assert found is not None and found.note == "The best finished trial has a ring. All trials have the same value of a."
+    ((ring, *_),) = drawn_dots(found.svg())  # one chart; the means are equal, and so the first trial is the best
+    assert "The best mean, 50.00, is that of trial 0: b 0." in found.alt and ring[1] > 0
+    pruned = slices([Tried(trial, "pruned", 40.0 + trial, {"a": trial}) for trial in range(3)], "a")
+    assert (
+        pruned is not None
+        and "best" not in pruned.alt + pruned.note
+        and "(3 pruned) by each setting: a from 0 to 2." in pruned.alt
+    )
+    assert [fill for _, _, fill in drawn_dots(pruned.svg())[0]] == ["white"] * 3
+
+
+def test_slices_of_choices_are_in_order_and_text() -> None:
+    kinds = [None, 10, 2, MARKUP, "\u202emoc", 10.5]
+    found = slices([Tried(trial, "finished", 50.0 + trial, {MARKUP: kind}) for trial, kind in enumerate(kinds)], MARKUP)
+    assert found is not None and f"{MARKUP} 2 / 10 / 10.5 / {MARKUP} / None / \\u202emoc." in found.alt
+    root = ElementTree.fromstring(found.svg())
+    assert {element.tag.rpartition("}")[2] for element in root.iter()} == {"svg", "rect", "g", "path", "line", "text"}
+    (panel,) = drawn_dots(found.svg())
+    places = {kinds[place]: x for place, (x, _, _) in enumerate(reversed([dot for dot in panel if dot[2] != "none"]))}
+    assert sorted(places, key=lambda kind: places[kind]) == [2, 10, 10.5, MARKUP, None, "\u202emoc"]
+
+
+def test_slices_of_a_long_search_show_some_of_its_trials() -> None:
+    tried = [Tried(trial, "finished", 50 - abs(trial - 1234) / 100, {"a": trial, "b": -trial}) for trial in range(4000)]
+    found = slices(tried, "a", "b")
+    assert found is not None and "Shown are 1,001 of 4,000 trials, evenly spaced in their order, and the best." in found.note
+    assert "Dots of the mean of 4000 trials" in found.alt and "is that of trial 1234: a 1234, b -1234." in found.alt
+    assert [len(panel) for panel in drawn_dots(found.svg())] == [1002, 1002] and len(found.svg()) < 1e6
 
 
 def test_the_page_is_logged_to_mlflow_once_a_run_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +447,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def test_a_browser_shows_it_without_a_request_or_an_error(width: int, tmp_path: Path) -> None:
     from PIL import Image
 
-    small(description=MARKUP)
+    journal = small(description=MARKUP, search={**SEARCH, "trials": 4, "space": SPACE})
+    for trial, values in enumerate([(0.01, 0.1, True, 1), (0.1, 0.3, False, 2), (1.0, 0.5, True, 2), (10.0, 0.9, False, 1)], 2):
+        journal.whole(trial, {0: 40.0 + trial, 1: 60.0}, dict(zip(SPACE, values, strict=True)))
     page = tmp_path / "page.html"
     # A script of the test's own asks the browser how wide the page is, and what it has loaded.
     probe = (

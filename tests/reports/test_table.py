@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from css_ray.records import Record, Status
+from css_ray.reporting import results_table, scoring
 from css_ray.reports.printed import printed_table
 from css_ray.reports.published import Protocol
 from css_ray.reports.render import to_csv, to_html, to_latex, to_markdown, to_text
 from css_ray.reports.table import Table, make_table, score_trials, trial_table
+from css_ray.study.definition import read
+
+STUDIES = Path(__file__).parents[2] / "studies"
 
 
 def run(
@@ -227,6 +233,27 @@ def test_published_scores_name_their_source_and_where_their_protocol_differs() -
     assert "- [1] paper, CSS (mix): measured with splits u2pl" in text and "- [3] paper, CPS: score of CPS; " in text
     line = next(line for line in csv.DictReader(io.StringIO(to_csv(made))) if line["row"] == "U2PL")
     assert line["paper_mean"] == "80.5" and line["paper_caveat"] == made.caveat("U2PL")
+
+
+@pytest.mark.parametrize(
+    ("settings", "theirs"),
+    [
+        ([], ""),
+        (["model.output_stride=4"], ""),
+        (["model.encoder=vit_base_patch14_dinov2.lvd142m", "model.decoder=auto"], ""),
+        (["model.encoder=resnet101s", "model.decoder=auto"], "output stride 16 (here 8)"),
+        (["model.encoder=resnet101s", "model.decoder=auto", "model.output_stride=16"], ""),
+    ],
+)
+def test_a_vit_has_no_output_stride_to_differ(settings: list[str], theirs: str) -> None:
+    study = read(STUDIES / "table2_dinov2.yaml", ["table.compare_with=field/voc_blender_u2pl", *settings])
+    trials = study.grid_trials()
+    records = [run(trial.index, 0, 70.0, trial.row, labelled=trial.params["data.labelled"]) for trial in trials]
+    caveat = results_table(study, records, scoring(study, None, 1)).caveat("UniMatch")
+    encoder = study.model.encoder.partition(".")[0]
+    assert (f"encoder resnet101s (here {encoder})" in caveat) == (encoder != "resnet101s")
+    assert caveat.startswith("score of UniMatch; measured with splits u2pl (here drawn)") and "n 1 (here 3)" in caveat
+    assert re.findall(r"output stride[^,]*", caveat) == ([theirs] if theirs else [])
 
 
 def test_rows_that_differ_alike_share_a_note() -> None:

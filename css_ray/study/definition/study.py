@@ -41,6 +41,13 @@ class TrialSpec:
     params: dict[str, Any]
     settings: dict[str, dict[str, Any]]
 
+    @property
+    def output_stride(self) -> int | None:
+        """That of the network; None if its encoder is a ViT, which does not read the setting."""
+        model = self.settings["model"]
+        stride: int = model["output_stride"]
+        return stride if patch_size(model["encoder"]) is None else None
+
 
 @dataclass(frozen=True, slots=True)
 class StudyDefinition:
