@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
 import shutil
@@ -18,8 +19,10 @@ import pytest
 from css_ray import Study
 from css_ray.events import StudyFinished
 from css_ray.matrices import ImageMatrices, write_matrices
+from css_ray.reporting import Reported, report_html
 from css_ray.reports import charts
 from css_ray.reports.charts import COLOURS, Figure, Tried, confusion, confusions
+from css_ray.reports.picture import Picture
 from css_ray.study.definition import read
 from tests.cli.made_up import SEARCH, SPEC, Journal, call, refused
 
@@ -454,11 +457,15 @@ def test_a_browser_shows_it_without_a_request_or_an_error(width: int, tmp_path: 
     # A script of the test's own asks the browser how wide the page is, and what it has loaded.
     probe = (
         "<script>addEventListener('load', () => { document.title = JSON.stringify({wide: document.documentElement.scrollWidth, "
-        "inner: innerWidth, loaded: performance.getEntriesByType('resource').length, "
+        "inner: innerWidth, loaded: performance.getEntriesByType('resource').filter(each => !each.name.startsWith('data:')).length, "
+        "pictures: [...document.images].map(each => [each.naturalWidth, each.clientWidth, each.alt]), "
         "small: Math.min(...[...document.querySelectorAll('svg text')].filter(each => each.textContent)"
         ".map(each => each.getBoundingClientRect().height))}) })</script>"
     )
-    plain = Study.open("small").report()
+    encoded = io.BytesIO()
+    Image.new("RGB", (1074, 500), (200, 40, 40)).save(encoded, "webp")
+    shown = Picture("Predictions", 'Of <b>all</b> "images"', 'a "red" <area>', encoded.getvalue())
+    plain = report_html([Reported(Study.open("small").standing, "runs")], pictures=[shown])
     page.write_text(plain)
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -483,3 +490,5 @@ def test_a_browser_shows_it_without_a_request_or_an_error(width: int, tmp_path: 
     seen = json.loads(html.unescape(title[1]))
     assert seen["loaded"] == 0 and seen["wide"] <= seen["inner"], seen
     assert seen["small"] >= 9, seen  # pixels of the smallest text of a chart
+    ((natural, wide, alt),) = seen["pictures"]
+    assert natural == 1074 and min(natural, width) * 0.8 <= wide <= width and alt == 'a "red" <area>'
