@@ -35,9 +35,10 @@ from css_ray.events import (
     StageStarted,
     from_json,
 )
+from css_ray.methods.stages import ends
 from css_ray.study.inputs import prepare
 from css_ray.study.job import RunSpec
-from css_ray.study.run import execute
+from css_ray.study.run import build_method, execute
 from css_ray.training.loop import NonFiniteLossError
 from css_ray.training.reporter import Metrics, SilentReporter
 
@@ -233,14 +234,63 @@ def _with_steps_that_fit(
 @click.argument("events", type=click.Path(exists=True), nargs=-1, required=True)
 @click.option("--plan", type=click.Path(exists=True), required=True)
 @click.option("--metric", default="val/miou", show_default=True)
-def show(events: Sequence[str], plan: str, metric: str) -> None:
+@click.option("--costs", is_flag=True, help="Print what each row cost instead: hours, and the images that a run saw.")
+def show(events: Sequence[str], plan: str, metric: str, costs: bool) -> None:
     """Print each row's last and best value by split."""
-    rows = {each["run"]["trial"]: each["row"] for each in json.loads(Path(plan).read_text())}
+    planned = json.loads(Path(plan).read_text())
+    rows = {each["run"]["trial"]: each["row"] for each in planned}
+    if costs:
+        _show_costs({each["run"]["trial"]: RunSpec.from_json(each["run"]) for each in planned}, rows, _by_run(events))
+        return
     for (trial, split), of_run in sorted(_by_run(events).items()):
         for event in of_run:
             if isinstance(event, RunFinished):
                 last, best = event.last[metric], event.best[metric]
                 click.echo(f"{rows[trial]:28} split {split}: {last:6.2f}, best {best:6.2f}, {event.seconds:6.1f} s")
+
+
+def _show_costs(
+    specs: Mapping[int, RunSpec], rows: Mapping[int, str], by_run: Mapping[tuple[int, int], list[RunEvent]]
+) -> None:
+    """One line per row: its finished runs, the hours of their training, and the images that one of them saw."""
+    for trial, spec in sorted(specs.items()):
+        ended = [
+            event for (of, _), events in by_run.items() if of == trial for event in events if isinstance(event, RunFinished)
+        ]
+        if ended:
+            (classes,) = {
+                len(each.class_names) for (of, _), events in by_run.items() if of == trial for each in _started(events)
+            }
+            hours = sum(event.seconds for event in ended) / 3600
+            labelled, unlabelled = images_seen(spec, classes)
+            click.echo(
+                f"{rows[trial]:28} {len(ended)} runs, {hours:.2f} h, {labelled:,} labelled and {unlabelled:,} unlabelled images"
+            )
+
+
+def _started(events: Sequence[RunEvent]) -> list[RunStarted]:
+    return [event for event in events if isinstance(event, RunStarted)]
+
+
+def images_seen(spec: RunSpec, num_classes: int) -> tuple[int, int]:
+    """How many labelled and unlabelled images the batches of a run hold, each counted as often as it is drawn.
+
+    A union batch counts as half of each: its list repeats the labelled images until they are as many as the others. What a
+    method reads at a border between two stages is not counted.
+    """
+    data, train = spec.settings["data"], spec.settings["train"]
+    method = build_method(spec.settings, num_classes)
+    labelled = unlabelled = 0.0
+    stages, begin = method.stages(), 0
+    for stage, end in zip(stages, ends(stages, train["iterations"]), strict=True):
+        steps, begin = end - begin, end
+        first, second = data["labelled_batch"], data["unlabelled_batch"]
+        if stage.batch == "union":
+            first = second = (first + second) / 2
+        labelled += steps * first
+        if stage.batch != "labelled" and method.needs_unlabelled:
+            unlabelled += steps * second
+    return round(labelled), round(unlabelled)
 
 
 @main.command()

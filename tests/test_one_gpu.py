@@ -77,6 +77,10 @@ def test_plan_train_and_collect(study: Path, tmp_path: Path, monkeypatch: pytest
     assert [(event.step, event.metrics) for event in of_run] == reporter.evaluations
     assert sum(isinstance(event, RunFinished) for event in events_of) == 4
     assert len(run("show", "--plan", plan, *events).splitlines()) == 4
+    first, second = run("show", "--costs", "--plan", plan, *events).splitlines()
+    steps, batch = definition.train.iterations, definition.data
+    assert first.startswith("Sup. ") and f" {steps * batch.labelled_batch} labelled and 0 unlabelled images" in first
+    assert second.startswith("FixMatch ") and f" and {steps * batch.unlabelled_batch} unlabelled images" in second
 
     with pytest.raises(click.ClickException) as refused:
         run("collect", study, *events, "--storage", tmp_path / "other", "--set", "train.iterations=40")
