@@ -22,6 +22,7 @@ from css_ray.reporting import results_table, scoring
 from css_ray.reports.picture import Picture
 from css_ray.reports.table import Cell, Table
 from css_ray.reports.verdict import ranked
+from css_ray.secrets import shown as shown_place
 from css_ray.selection import SelectionError, load_selected, select_run
 from css_ray.standing import Standing
 from css_ray.study.definition import StudyDefinition
@@ -31,6 +32,15 @@ from css_ray.study.rerun import run_of_study
 from css_ray.study.run import method_config, run_spec
 from css_ray.study.upkeep import matrices_reader
 from css_ray.training.best import BestError
+
+_UNUSABLE = (BestError, SelectionError, MatricesError, ValueError)
+"""Why a row cannot be shown."""
+
+_OF_A_METHOD = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError, MemoryError)
+"""What `both_spaces` of a method of another package may raise; and an image that cannot be decoded."""
+
+NAMES = ("pseudo-labels", "similarity-confidence", "confusing-regions", "qualitative")
+"""Of all figures, in the order of the paper."""
 
 MOST_ROWS = 5
 """Rows that Figure 6 shows unless they are chosen."""
@@ -51,13 +61,15 @@ class Illustration:
     def write(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write each figure as PNG and PDF, and the captions as captions.md, into a folder, which is made.
 
-        Raises OSError with what to do.
+        Files of a figure that is left out are removed, for the captions would not be theirs. Raises OSError with what to do.
         """
         contents = {f"{each.name}.{suffix}": each.encoded(suffix) for each in self.drawings for suffix in ("png", "pdf")}
         contents["captions.md"] = figures.captions(self.drawings, self.about).encode()
         paths = [Path(folder, name) for name in contents]
         with os_errors_in_words("write", Path(folder)):
             Path(folder).mkdir(parents=True, exist_ok=True)
+            for name in {f"{each}.{suffix}" for each in NAMES for suffix in ("png", "pdf")} - contents.keys():
+                Path(folder, name).unlink(missing_ok=True)
             for path, content in zip(paths, contents.values(), strict=True):
                 path.write_bytes(content)
         return paths
@@ -83,7 +95,8 @@ def illustrate(
         standing: Of the study's journal.
         storage: Where it is kept.
         rows: Of Figure 6, in this order, the first being the base and the last what is compared with it; by default the base,
-            then the best other rows, the best last.
+            then the best other rows, the best last. Figures 3 to 5 are of the last of them whose method labels in two spaces,
+            otherwise of the best such row of the table.
         against: The base; by default the first row of the table.
         column: Of the table, as it is printed; by default the first.
         split: Whose runs are shown; by default the first on which all rows have finished.
@@ -98,7 +111,9 @@ def illustrate(
         OSError: The data set cannot be read.
     """
     definition = standing.definition
-    table = results_table(definition, standing.records, scoring(definition, "best", 1))
+    if images < 1 or examine < 1:
+        raise ValueError(f"images and examine must be at least 1, got {images} and {examine}")
+    table = results_table(definition, standing.records, scoring(definition, None, 1))
     chosen_column = _column(table, column)
     cells = _cells(table, chosen_column, standing)
     shown = _rows(table, chosen_column, cells, rows, against)
@@ -107,47 +122,51 @@ def illustrate(
     prepared = study.prepared(cells[shown[-1]].score.trial)
     drawings: list[Drawing] = []
     remarks: list[str] = []
-    last = study.model(cells[shown[-1]])
-    if last.best.content != prepared.dataset.info.content:
-        raise ValueError(
-            f"the data set in {prepared.spec.settings['data']['root']} is not the one that {standing.study} was trained on; "
-            "restore it"
-        )
-    if class_name is not None and class_name not in last.best.class_names:
-        raise ValueError(f"unknown class {class_name!r}; the classes are {', '.join(last.best.class_names)}")
+    classes = prepared.dataset.info.class_names
+    if class_name is not None and class_name not in classes:
+        raise ValueError(f"unknown class {class_name!r}; the classes are {', '.join(classes)}")
 
     try:
-        candidates = [Candidate(row, study.model(cells[row]), study.matrices(cells[row])) for row in shown]
+        candidates = study.candidates({row: cells[row] for row in shown}, remarks)
         drawings.append(figures.qualitative(candidates, prepared.dataset.val, images))
-    except (BestError, SelectionError, MatricesError, ValueError) as error:
+    except _UNUSABLE as error:
         remarks.append(f"Figure 6 (qualitative) is left out: {error}")
 
-    order = [row for row in reversed(shown) if not rows or row in rows] + [row for row in ranked(table, chosen_column)]
-    spaces, why = study.two_spaces({row: cells[row] for row in dict.fromkeys(order) if row in cells})
-    if spaces is None:
-        remarks.append(f"Figures 3 to 5 (pseudo-labels, similarity-confidence, confusing-regions) are left out: {why}")
-    else:
+    order = [*(reversed(rows) if rows else ()), *map(str, ranked(table, chosen_column)), *cells]
+    spaces = study.two_spaces({row: cells[row] for row in dict.fromkeys(order)}, remarks)
+    if spaces is not None:
+        prepared = study.prepared(cells[spaces.row].score.trial)  # a row may have other labels
         train, val = prepared.dataset.train, prepared.dataset.val
         unlabelled = train.positions(prepared.split.unlabelled)
-        if unlabelled:
-            told = progress("pseudo-labels")
-            drawings.append(figures.pseudo_labels(spaces, train, unlabelled, images, examine, told))
-        else:
-            remarks.append("Figure 3 (pseudo-labels) is left out: the split has no unlabelled image")
-        examined = figures.examine(spaces, val, examine, progress("confusing-regions"))
         try:
+            if unlabelled:
+                told = progress("pseudo-labels")
+                drawings.append(figures.pseudo_labels(spaces, train, unlabelled, images, examine, told))
+            else:
+                remarks.append("Figure 3 (pseudo-labels) is left out: the split has no unlabelled image")
+            examined = figures.examine(spaces, val, examine, progress("confusing-regions"))
+            drawings.append(figures.confusion(spaces, val, examined, images))
             drawings.append(figures.similarity_against_confidence(spaces, val, examined, class_name))
         except figures.NoPixelError as error:
             remarks.append(f"Figure 4 (similarity-confidence) is left out: {error}")
-        drawings.append(figures.confusion(spaces, val, examined, images))
+        except _OF_A_METHOD as error:
+            remarks.append(_failed(spaces, error))
     about = {
         "study": standing.study,
+        **({} if table.column_name is None else {table.column_name: str(chosen_column)}),
         "split": f"{split} ({prepared.split.hash[:12]})",
         "data set": f"{prepared.dataset.info.name} ({prepared.dataset.info.content[:12]})",
         "weights": "; ".join(f"{row}: {text}" for row, text in study.used.items()),
     }
-    order_of_paper = {"pseudo-labels": 3, "similarity-confidence": 4, "confusing-regions": 5, "qualitative": 6}
-    return Illustration(tuple(sorted(drawings, key=lambda each: order_of_paper[each.name])), tuple(remarks), about)
+    return Illustration(tuple(sorted(drawings, key=lambda each: NAMES.index(each.name))), tuple(remarks), about)
+
+
+def _failed(spaces: TwoSpaces, error: Exception) -> str:
+    """That the method could not show its spaces, and what to do."""
+    reason = f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__} (no message)"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        reason = "whole images need more memory than there is; use --device cpu, or a machine with more"
+    return f"Figures 3 to 5 are not all drawn ({spaces.row}, method {spaces.method.name}): {reason}"
 
 
 def _column(table: Table, column: str | None) -> Any:
@@ -202,26 +221,57 @@ class _Models:
         self.read = matrices_reader(study_folder(storage, standing.study))
         self.used: dict[str, str] = {}
         self._loaded: dict[int, TrainedModel] = {}
+        self._prepared: dict[int, Prepared] = {}
 
     def prepared(self, trial: int) -> Prepared:
-        known = run_of_study(self.standing, trial, self.split)
-        return prepare(run_spec(self.standing.definition, known.trial, self.split))
+        """The data of a trial's run."""
+        if trial not in self._prepared:
+            known = run_of_study(self.standing, trial, self.split)
+            self._prepared[trial] = prepare(run_spec(self.standing.definition, known.trial, self.split))
+        return self._prepared[trial]
 
     def model(self, cell: Cell) -> TrainedModel:
-        """The best weights of a cell's run. Raises SelectionError, BestError."""
+        """The best weights of a cell's run. Raises SelectionError, BestError, ValueError if the data are not its data."""
         trial = cell.score.trial
         if trial not in self._loaded:
             self._loaded[trial] = load_selected(select_run(self.standing, trial, self.split, self.storage), self.device)
-        found = self._loaded[trial]
+        found, prepared = self._loaded[trial], self.prepared(trial)
+        if found.best.content != prepared.dataset.info.content:
+            root = prepared.spec.settings["data"]["root"]
+            raise ValueError(f"the data set in {shown_place(root)} is not the one that {found.name} was trained on; restore it")
+        if found.best.split_hash != prepared.split.hash:
+            raise ValueError(
+                f"split {self.split} no longer has the images that {found.name} was trained on "
+                f"({prepared.split.hash[:12]}, was {found.best.split_hash[:12]}); restore the lists of the split"
+            )
         self.used[cell.score.row] = f"trial {trial}, step {found.best.step}, SHA-256 {found.digests[0][:12]}"
         return found
 
-    def matrices(self, cell: Cell) -> Any:
-        return self.read(cell.score.trial, self.split, "best")
+    def candidates(self, cells: dict[str, Cell], remarks: list[str]) -> list[Candidate]:
+        """The rows of Figure 6. One between the base and the last that cannot be used is left out, with a remark.
 
-    def two_spaces(self, cells: dict[str, Cell]) -> tuple[TwoSpaces | None, str]:
-        """The first row whose method labels in two spaces; why there is none, if so."""
-        lacking: list[str] = []
+        Raises one of _UNUSABLE if the base or the last cannot be used.
+        """
+        found: list[Candidate] = []
+        first, last = next(iter(cells)), [*cells][-1]
+        for row, cell in cells.items():
+            try:
+                model = self.model(cell)
+            except _UNUSABLE as error:
+                if row in (first, last):
+                    raise
+                remarks.append(f"{row} is not in Figure 6: {error}")
+                continue
+            if row in (first, last):
+                miou = self.standing.trials[cell.score.trial].runs[self.split].best.get("val/miou")
+                found.append(Candidate(row, model, self.read(cell.score.trial, self.split, "best"), miou))
+            else:
+                found.append(Candidate(row, model))
+        return found
+
+    def two_spaces(self, cells: dict[str, Cell], remarks: list[str]) -> TwoSpaces | None:
+        """The first row whose method labels in two spaces and whose weights can be used; what is passed over is a remark."""
+        passed_over = False
         for row, cell in cells.items():
             if self.split not in cell.score.values:
                 continue
@@ -231,12 +281,16 @@ class _Models:
                 continue
             try:
                 model = self.model(cell)
-            except (SelectionError, BestError) as error:
-                lacking.append(str(error))
-                continue
-            if model.spaces[0]:
-                return TwoSpaces(row, model, method, method_config(settings)), ""
-            lacking.append(f"{model.name} was trained by an earlier version, which kept no prototypes; run the study again")
-        if lacking:
-            return None, lacking[0]
-        return None, f"no row that finished on split {self.split} has a method that labels in two spaces, as css does"
+                if model.spaces[0]:
+                    return TwoSpaces(row, model, method, method_config(settings))
+                why = f"{model.name} was trained by an earlier version, which kept no prototypes; run the study again"
+            except _UNUSABLE as error:
+                why = str(error)
+            remarks.append(f"Figures 3 to 5 are not of {row}: {why}")
+            passed_over = True
+        if not passed_over:
+            remarks.append(
+                f"Figures 3 to 5 ({', '.join(NAMES[:3])}) are left out: no row that finished on split {self.split} has a "
+                "method that labels in two spaces, as css does"
+            )
+        return None

@@ -21,9 +21,29 @@ if TYPE_CHECKING:
     from css_ray.illustration import Illustration
 
 
+def _writable_folder(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A folder that cannot be written is refused before the work."""
+    from css_ray.storage import check_writable_folder, is_url
+
+    if not value or is_url(value):
+        raise BadInput("--out: must be a folder of this machine, such as figures")
+    try:
+        check_writable_folder(value)
+    except OSError as error:
+        raise BadInput(f"--out: {os_error_text(error, 'write', value)}") from None
+    return value
+
+
 @click.command()
 @click.argument("name")
-@click.option("--out", metavar="DIR", default="figures", show_default=True, help="Folder of the figures, which is made.")
+@click.option(
+    "--out",
+    metavar="DIR",
+    default="figures",
+    show_default=True,
+    callback=_writable_folder,
+    help="Folder of the figures, which is made.",
+)
 @click.option(
     "--row",
     "rows",
@@ -49,7 +69,7 @@ def figures(name: str, storage: str, out: str, device: str | None, **settings: A
     """Draw the paper's Figures 3 to 6 for the study NAME: PNG and PDF files, and their captions.
 
     \b
-    pseudo-labels          of the logit and the representation space, with the pixels that each keeps
+    pseudo-labels          of the logit and the representation space, with the pixels that pass each threshold
     similarity-confidence  similarity to the prototype of a class against the confidence in it
     confusing-regions      where one space is unsure, and where the other is
     qualitative            predictions of several rows, differences to the base marked

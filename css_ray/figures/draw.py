@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import textwrap
 import warnings
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -33,10 +35,15 @@ UNLABELLED = (200, 200, 200)
 _LINE, _BAR, _POINT, _BOX = "#0072b2", "#d9d9d9", "#d55e00", "#ffd400"
 _FONT = 7.0
 _DPI = 200
-_NAME = 22  # characters of a line of a panel's title
-_KEY_CHARACTERS = 150  # of a line of a key
+_TITLE_CHARACTERS = 17  # of a line of a panel's title, per inch
+_KEY_CHARACTERS, _KEY_NAME = 120, 40  # of a line of a key, and of a name in it
+_TALLEST, _ROW = 3.0, 0.45  # inches that a panel has at most, and a row at least
 
 Suffix = Literal["png", "pdf", "webp"]
+
+
+_plain = functools.partial(matplotlib.rc_context, matplotlib.rcParamsDefault)
+"""A context without the settings of the user's matplotlibrc, with which figures would differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ class Drawing:
         stream = io.BytesIO()
         about: dict[str, Any] = {"CreationDate": None} if suffix == "pdf" else {}
         options: dict[str, Any] = {"pil_kwargs": {"quality": 85, "method": 6}} if suffix == "webp" else {"metadata": about}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _plain():
             warnings.filterwarnings("ignore", message="Glyph")  # of a script that the font lacks: drawn as a box
             self.figure.savefig(stream, format=suffix, dpi=_DPI if suffix == "png" else 150, **options)
         return stream.getvalue()
@@ -94,6 +101,7 @@ def black_and_white(mask: NDArray[np.bool_]) -> Pixels:
     return np.repeat((mask.astype(np.uint8) * 255)[..., None], 3, axis=2)
 
 
+@_plain()
 def panels(columns: Sequence[str], rows: Sequence[Row], keys: Sequence[Key] = ()) -> Figure:
     """A figure of panels.
 
@@ -103,28 +111,31 @@ def panels(columns: Sequence[str], rows: Sequence[Row], keys: Sequence[Key] = ()
         keys: Names of colours, drawn below the panels, one below the other.
     """
     beside = 0.2  # inches for the names of the rows
-    above = 0.07 + 0.12 * max(len(_lines(title)) for title in columns)
     gap = 0.04
     wide = (WIDTH - beside - gap * len(columns)) / len(columns)
-    tall = [wide * row.panels[0].pixels.shape[0] / row.panels[0].pixels.shape[1] for row in rows]
+    titles = [_lines(title, int(wide * _TITLE_CHARACTERS)) for title in columns]
+    above = 0.07 + 0.12 * max(map(len, titles))
+    shapes = [row.panels[0].pixels.shape for row in rows]
+    tall = [min(wide * shape[0] / shape[1], _TALLEST) for shape in shapes]
+    pitch = [max(each, _ROW) + gap for each in tall]
     scale = 0.32 if any(panel.is_scale for row in rows for panel in row.panels) else 0.0
     below = 0.05 + sum(_key_height(key) for key in keys)
-    height = above + sum(tall) + gap * len(rows) + scale + below
+    height = above + sum(pitch) + scale + below
     figure = _new_figure(height)
     top, image = above, None
-    for row, each in zip(rows, tall, strict=True):
+    for row, shape, each, whole in zip(rows, shapes, tall, pitch, strict=True):
+        broad = each * shape[1] / shape[0]
         for column, panel in enumerate(row.panels):
-            left = beside + column * (wide + gap)
-            axes = figure.add_axes((left / WIDTH, 1 - (top + each) / height, wide / WIDTH, each / height))
+            left = beside + column * (wide + gap) + (wide - broad) / 2
+            axes = figure.add_axes((left / WIDTH, 1 - (top + each) / height, broad / WIDTH, each / height))
             drawn = _image(axes, panel)
             image = drawn if panel.is_scale else image
             if row is rows[0]:
-                title = "\n".join(_lines(columns[column]))
-                axes.set_title(title, fontsize=_FONT, pad=3, parse_math=False)
+                axes.set_title("\n".join(titles[column]), fontsize=_FONT, pad=3, parse_math=False)
             if column == 0:
-                characters = max(int(each * 22), 8)
+                characters = max(int(max(each, _ROW) * 22), 8)
                 axes.set_ylabel(_short(row.name, characters), fontsize=_FONT - 1.5, labelpad=3, parse_math=False)
-        top += each + gap
+        top += whole
     if image is not None:
         bar = figure.add_axes((0.3, (below + 0.2) / height, 0.4, 0.07 / height))
         scale_bar = figure.colorbar(image, cax=bar, orientation="horizontal", ticks=[0, 0.5, 1])
@@ -136,6 +147,7 @@ def panels(columns: Sequence[str], rows: Sequence[Row], keys: Sequence[Key] = ()
     return figure
 
 
+@_plain()
 def relation(
     window: tuple[float, float],
     confidences: NDArray[np.floating],
@@ -163,6 +175,7 @@ def relation(
     shares.bar(centres, 100 * bins.share, width=0.92 * wide, color=_BAR, zorder=1)
     shares.set_ylabel("pixels in % (bars)", fontsize=_FONT)
     shares.set_yscale("log")
+    shares.set_ylim(top=100)
     right.set_zorder(shares.get_zorder() + 1)
     right.patch.set_visible(False)
     filled = ~np.isnan(bins.mean)
@@ -189,7 +202,7 @@ def _new_figure(height: float) -> Figure:
 
 def _per_line(key: Key) -> int:
     """How many names of a key fit beside each other."""
-    longest = max(len(name) for name, _ in key)
+    longest = max(min(len(name), _KEY_NAME) for name, _ in key)
     return max(1, min(len(key), _KEY_CHARACTERS // (longest + 6)))
 
 
@@ -235,10 +248,10 @@ def _image(axes: Any, panel: Panel) -> Any:
     return drawn
 
 
-def _lines(title: str) -> list[str]:
+def _lines(title: str, characters: int) -> list[str]:
     """A title in at most three lines."""
-    lines = textwrap.wrap(printable(title), _NAME) or [""]
-    return lines if len(lines) <= 3 else [*lines[:2], _short(" ".join(lines[2:]), _NAME)]
+    lines = textwrap.wrap(printable(title), max(characters, 4)) or [""]
+    return lines if len(lines) <= 3 else [*lines[:2], _short(" ".join(lines[2:]), max(characters, 4))]
 
 
 def _short(text: str, characters: int) -> str:
@@ -249,5 +262,5 @@ def _short(text: str, characters: int) -> str:
 
 def _literal(name: str) -> str:
     """A name in a key: Matplotlib leaves out those that begin with an underscore."""
-    text = printable(name)
+    text = _short(name, _KEY_NAME)
     return f"\u200a{text}" if text.startswith("_") else text

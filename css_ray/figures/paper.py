@@ -29,7 +29,7 @@ from css_ray.methods.base import Method
 from css_ray.prediction.model import TrainedModel
 from css_ray.types import IGNORE_INDEX
 
-WINDOWS = ((0.80, 0.81), (0.78, 0.83), (0.7, 0.9))
+WINDOWS = ((0.80, 0.81), (0.78, 0.83), (0.7, 0.9), (0.0, 1.0))
 """Intervals of the confidence in Figure 4 (a): the paper's, and wider ones if too few pixels are in it."""
 
 FEWEST, MOST = 200, 4000
@@ -39,7 +39,7 @@ PIXELS = 50_000
 """Of an image, at most, in Figure 4."""
 
 _BINS = 20
-_SHOWN_CLASSES = 18  # in a key
+_SHOWN_CLASSES = 40  # in a key
 
 _CONFUSING: draw.Key = (
     ("in neither space", (240, 240, 240)),
@@ -57,11 +57,15 @@ class NoPixelError(LookupError):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Candidate:
-    """A row of the table: its best weights on the split that is shown, and the matrices of their evaluation, if kept."""
+    """A row of the table and its best weights on the split that is shown.
+
+    matrices: of the best evaluation, None if none are kept or needed. miou: what the journal has of it, in percent.
+    """
 
     row: str
     model: TrainedModel
-    matrices: ImageMatrices | None
+    matrices: ImageMatrices | None = None
+    miou: float | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -121,7 +125,9 @@ def qualitative(candidates: Sequence[Candidate], val: Shards, images: int) -> Dr
     scores = {each.row: _scores(each, val) for each in {id(each): each for each in (base, best)}.values()}
     alone = base is best
     values = scores[best.row] if alone else scores[best.row] - scores[base.row]
-    chosen = evenly_ranked(values, images)
+    chosen, ranked = evenly_ranked(values, images), int(np.isfinite(values).sum())
+    if not chosen:
+        raise ValueError("no validation image has a label")
     rows, seen = [], set()
     for index in chosen:
         sample = val.sample(index)
@@ -145,13 +151,15 @@ def qualitative(candidates: Sequence[Candidate], val: Shards, images: int) -> Dr
     measure, unit = "the mean IoU over the classes in the image's label", "percent"
     if not alone:
         measure, unit = f"the difference of {best.row} to {base.row} in {measure}", "points"
-    caption = f"Predictions of the best weights of each row. {_rule(len(chosen), len(val), measure, unit)}"
+    rule = _rule(len(chosen), ranked, measure, unit, what="labelled validation image")
+    caption = f"Predictions of the best weights of each row. {rule}"
     if not alone:
         caption += (
-            " Boxes mark the largest regions in which exactly one of these two is right; those of less than "
+            " Boxes mark the two largest regions of an image in which exactly one of these two is right; those of less than "
             f"{100 * SMALLEST:g} % of the image are left out."
         )
-    alt = f"{len(chosen)} validation images with their ground truth and the predictions of {_listed(candidates)}."
+    caption += _ids([val.ids[index] for index in chosen])
+    alt = f"{_number(len(chosen), 'validation image')} with their ground truth and the predictions of {_listed(candidates)}."
     return Drawing("qualitative", "Qualitative results", caption, alt, figure)
 
 
@@ -160,7 +168,17 @@ def _scores(of: Candidate, val: Shards) -> Scores:
         raise ValueError(f"{of.row} has kept no confusion matrices of its validation images")
     if of.matrices.ids != val.ids:
         raise ValueError(f"{of.row} was evaluated on other images than the data set has now; restore the data set")
+    right, labelled, predicted = of.matrices.class_pixels().sum(axis=1).astype(np.float64)
+    union = labelled + predicted - right
+    miou = 100 * float(np.mean(right[union > 0] / union[union > 0])) if union.any() else None
+    if of.matrices.class_names != of.model.best.class_names or not _equal(miou, of.miou):
+        raise ValueError(f"the confusion matrices of {of.row} are of another evaluation; restore them, or train the run again")
     return image_scores(of.matrices)
+
+
+def _equal(found: float | None, recorded: float | None) -> bool:
+    """Whether two scores in percent differ by rounding alone."""
+    return found is not None and recorded is not None and abs(found - recorded) < 1e-6
 
 
 def _predicted(model: TrainedModel, sample: Sample) -> NDArray[Any]:
@@ -212,12 +230,16 @@ def pseudo_labels(
         "(e) mask, representations",
         "(f) labels, representations",
     ]
-    measure, what = "the share of pixels to which the spaces give different classes", "unlabelled images"
+    measure, what = "the share of pixels to which the spaces give different classes", "unlabelled image"
     caption = (
         f"Pseudo-labels of {of.row} in the logit space and in the representation space. White pixels of a mask pass the "
         f"threshold of its space. {_rule(len(chosen), len(looked_at), measure, 'percent', of=len(unlabelled), what=what)}"
     )
-    alt = f"{len(chosen)} unlabelled images with the pseudo-labels of both spaces of {of.row} and the pixels that they keep."
+    caption += _ids([train.ids[looked_at[place]] for place in chosen])
+    alt = (
+        f"{_number(len(chosen), 'unlabelled image')} with the pseudo-labels of both spaces of {of.row} and the pixels that pass "
+        "the thresholds."
+    )
     figure = draw.panels(columns, rows, [_key(seen, of.model)])
     return Drawing("pseudo-labels", "Pseudo-labels of the two spaces", caption, alt, figure)
 
@@ -247,9 +269,11 @@ def examine(of: TwoSpaces, val: Shards, examined: int, progress: Progress) -> Ex
         shares.append(maps.confusing_in_one)
         step = -(-maps.confidence.size // PIXELS)
         every = max(every, step)
-        parts.append([each.ravel()[::step] for each in (maps.logit_labels, maps.confidence, maps.cosine)])
+        labels = maps.logit_labels.astype(np.uint8)
+        # Copies: a view of every few pixels would keep the whole map.
+        parts.append([each.ravel()[::step].copy() for each in (labels, maps.confidence, maps.cosine)])
     labels, confidence, cosine = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Examined(looked_at, shares, labels.astype(np.uint8), confidence, cosine, every)
+    return Examined(looked_at, shares, labels, confidence, cosine, every)
 
 
 def confusion(of: TwoSpaces, val: Shards, found: Examined, images: int) -> Drawing:
@@ -281,7 +305,11 @@ def confusion(of: TwoSpaces, val: Shards, found: Examined, images: int) -> Drawi
         "a softmax over the classes). A pixel is confusing in a space if it does not pass its threshold. "
         f"{_rule(len(chosen), len(looked_at), measure, 'percent', of=len(val))}"
     )
-    alt = f"{len(chosen)} validation images with the confidence and the similarity of {of.row} and the regions that confuse it."
+    caption += _ids([val.ids[looked_at[place]] for place in chosen])
+    alt = (
+        f"{_number(len(chosen), 'validation image')} with the confidence and the similarity of {of.row} and the regions that "
+        "confuse it."
+    )
     figure = draw.panels(columns, rows, [_key(seen, of.model), _CONFUSING])
     return Drawing("confusing-regions", "Confusing regions of the two spaces", caption, alt, figure)
 
@@ -291,7 +319,7 @@ def similarity_against_confidence(of: TwoSpaces, val: Shards, found: Examined, c
 
     class_name: by default the class that the row predicts second most often, the first beside a background.
 
-    Raises NoPixelError if the row predicts the class nowhere.
+    Raises NoPixelError if the row predicts the class nowhere, or it has no prototype.
     """
     names = of.model.best.class_names
     index = _second(found.labels) if class_name is None else names.index(class_name)
@@ -301,21 +329,23 @@ def similarity_against_confidence(of: TwoSpaces, val: Shards, found: Examined, c
             f"{of.row} predicts no pixel of the images that were looked at as {names[index]}; choose another class"
         )
     confidence, cosine = found.confidence[chosen], found.cosine[chosen]
+    if not np.isfinite(cosine).all() or not cosine.any():
+        raise NoPixelError(f"{of.row} has no prototype of {names[index]}; choose another class")
     window, inside = _window(confidence)
     drawn = inside[evenly_spaced(len(inside), MOST)]
     bins = binned(confidence, cosine, _BINS)
     rule = f", the class that it predicts {_ordinal(found.labels, index)}most often," if class_name is None else ""
     some = f" ({len(drawn):,} of them are drawn, evenly spaced)" if len(drawn) < len(inside) else ""
     spread = f": their similarity is from {cosine[inside].min():.2f} to {cosine[inside].max():.2f}" if len(inside) else ""
-    looked_at = f"the {len(val)} validation images"
+    looked_at = f"the {_number(len(val), 'validation image')}"
     if len(found.looked_at) < len(val):
         looked_at = f"{len(found.looked_at)} of {looked_at}, evenly spaced"
     every = f" (at least one pixel of {found.every})" if found.every > 1 else ""
     caption = (
         f"Cosine similarity to the prototype against confidence, for the pixels that {of.row} predicts as {names[index]}{rule} "
-        f"in {looked_at}{every}. (a) The {len(inside):,} pixels with a confidence from {window[0]:.2f} to {window[1]:.2f}{some}"
-        f"{spread}. (b) Mean and standard deviation of the similarity in {_BINS} intervals of the confidence, and the share of "
-        f"the {len(confidence):,} pixels in each.{_correlation(confidence, cosine)}"
+        f"in {looked_at}{every}. (a) The {_number(len(inside), 'pixel')} with a confidence from {window[0]:.2f} to "
+        f"{window[1]:.2f}{some}{spread}. (b) Mean and standard deviation of the similarity in {_BINS} intervals of the "
+        f"confidence, and the share of the {_number(len(confidence), 'pixel')} in each.{_correlation(confidence, cosine)}"
     )
     alt = f"Similarity of {of.row} to the prototype of {names[index]} over its confidence: {caption}"
     figure = draw.relation(window, confidence[drawn], cosine[drawn], bins)
@@ -336,7 +366,7 @@ def _ordinal(labels: NDArray[np.uint8], index: int) -> str:
 def _window(confidence: NDArray[Any]) -> tuple[tuple[float, float], NDArray[np.intp]]:
     """The narrowest of `WINDOWS` with enough pixels, and the indices of its pixels; else the widest."""
     for low, high in WINDOWS:
-        inside = np.flatnonzero((confidence >= low) & (confidence < high))
+        inside = np.flatnonzero((confidence >= low) & ((confidence < high) | (high == 1)))
         if len(inside) >= FEWEST:
             break
     return (low, high), inside
@@ -359,15 +389,24 @@ def _counted(indices: Sequence[int], progress: Progress) -> Iterator[int]:
     progress(len(indices), len(indices))
 
 
-def _rule(
-    count: int, looked_at: int, measure: str, unit: str, *, of: int | None = None, what: str = "validation images"
-) -> str:
+def _rule(count: int, looked_at: int, measure: str, unit: str, *, of: int | None = None, what: str = "validation image") -> str:
     """How the images that are shown were chosen: by their ranks in `measure`, among those that were looked at."""
-    among = f"the {looked_at} {what}" if of in (None, looked_at) else f"{looked_at} of the {of} {what}, evenly spaced"
+    among = f"the {_number(looked_at, what)}"
+    if of not in (None, looked_at):
+        among = f"{looked_at} of the {_number(of or 0, what)}, evenly spaced"
     ranks = "The image is at the middle rank"
     if count > 1:
         ranks = f"The {count} images are at evenly spaced ranks, from the highest to the lowest,"
     return f"{ranks} of {measure} (in {unit} beside each), among {among}."
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def _ids(ids: Sequence[str]) -> str:
+    """Which images are shown, so that they can be found again."""
+    return f" From the top: {', '.join(ids)}."
 
 
 def _listed(candidates: Sequence[Candidate]) -> str:

@@ -114,7 +114,7 @@ class Method(nn.Module, ABC):
     def space_state(self) -> dict[str, Tensor]:
         """What `both_spaces` needs besides the evaluated network, such as prototypes; it is kept with the best weights.
 
-        Empty for a method that labels in one space.
+        Empty for a method that labels in one space, and for no other.
         """
         return {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -105,3 +106,21 @@ def test_the_relation_draws_each_pixel_and_each_mean() -> None:
     assert line.get_xdata() == pytest.approx([0.125, 0.875]) and line.get_ydata() == pytest.approx([0.3, 0.8])
     heights = [bar.get_height() for bar in shares.patches]
     assert heights == pytest.approx([200 / 3, 0, 0, 100 / 3])
+
+
+def test_the_users_own_settings_of_matplotlib_do_not_matter() -> None:
+    before = drawing().encoded("png")
+    with matplotlib.rc_context({"image.origin": "lower", "font.size": 30, "axes.facecolor": "red", "savefig.bbox": "tight"}):
+        assert drawing().encoded("png") == before
+
+
+def test_extreme_shapes_make_a_figure_that_can_be_read() -> None:
+    tall, flat = np.zeros((1000, 20), np.uint8), np.zeros((20, 1000), np.uint8)
+    rows = [Row("tall", [Panel(coloured(tall, PALETTE))] * 2), Row("flat", [Panel(coloured(flat, PALETTE))] * 2)]
+    figure = panels(["one", "two"], rows)
+    assert figure.get_figheight() < 5
+    first, other = figure.axes[0].get_position(), figure.axes[2].get_position()
+    assert first.height * figure.get_figheight() == pytest.approx(3)
+    assert first.width * figure.get_figwidth() == pytest.approx(3 / 50)
+    assert other.width * 7.16 / (other.height * figure.get_figheight()) == pytest.approx(50)
+    assert Drawing("some", "", "", "", figure).encoded("webp")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from css_ray.methods.css import CSS
 from css_ray.selection import load_model
 from css_ray.study.inputs import prepare
 from css_ray.study.run import method_config, run_spec
-from css_ray.training.best import read_best, write_best
+from css_ray.training.best import best_tensors, read_best, write_best
 from tests.cli.made_up import Journal, call, refused
 from tests.prediction.trained import train_study
 
@@ -132,6 +133,8 @@ def test_rows_split_and_class_are_chosen(here: Path) -> None:
         ({"against": "Oops"}, "small has no row 'Oops' with a finished run; choose from Sup., CSS (mix)"),
         ({"split": 7}, "split 7 has no finished run of all these rows; choose from 0, 1"),
         ({"column": "x"}, "small has no column 'x'"),
+        ({"images": 0}, "images and examine must be at least 1, got 0 and 12"),
+        ({"examine": 0}, "images and examine must be at least 1, got 3 and 0"),
         ({"class_name": "nine"}, "unknown class 'nine'; the classes are background"),
     ],
 )
@@ -186,14 +189,20 @@ def test_weights_that_are_gone_or_damaged(here: Path) -> None:
     of = illustrate()
     assert [each.name for each in of.drawings] == NAMES[:3] and "has the SHA-256" in of.remarks[0]
     shutil.rmtree("runs/small/models")
-    assert "are not in" in refused("study", "figures", "small", "--examine", "4")
+    result = call("study", "figures", "small", "--examine", "4")
+    assert result.exit_code == 1 and "are not in" in result.output and "no figure could be drawn" in result.output
 
 
 def test_other_data_is_refused(here: Path, data: Path, tmp_path: Path) -> None:
     folder = Path("runs/small/models/trial_0001/split_0")
     kept = read_best(folder)
-    write_best(folder, kept.predictor.state_dict(), dataclasses.replace(kept.best, content="0" * 64))
-    assert "is not the one that small was trained on; restore it" in refused("study", "figures", "small", "--examine", "4")
+    for split in (0, 1):
+        write_best(
+            folder.parent / f"split_{split}", kept.predictor.state_dict(), dataclasses.replace(kept.best, content="0" * 64)
+        )
+    result = call("study", "figures", "small", "--examine", "4")
+    assert result.exit_code == 1 and "no figure could be drawn" in result.output
+    assert "is not the one that small:1/0 was trained on; restore it" in result.output
 
 
 def test_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
@@ -219,3 +228,60 @@ def test_the_report_page_takes_the_figures(here: Path) -> None:
     page = Path("page.html").read_text()
     assert page.count('<img src="data:image/webp;base64,') == 4 and page.count("alt=") >= 4
     assert "img-src data:" in page and "study report small --pictures" not in page
+
+
+def test_a_split_that_changed_since_is_not_shown(here: Path) -> None:
+    folder = Path("runs/small/models/trial_0001/split_0")
+    kept = read_best(folder)
+    write_best(folder, best_tensors(kept.predictor, kept.space), dataclasses.replace(kept.best, split_hash="1" * 64))
+    of = illustrate()
+    assert of.drawings == () and "split 0 no longer has the images that small:1/0 was trained on" in of.remarks[0]
+
+
+def test_matrices_of_another_evaluation_choose_no_images(here: Path) -> None:
+    shutil.copy("runs/small/matrices/trial_0001/split_0/best.npz", "runs/small/matrices/trial_0000/split_0/best.npz")
+    of = illustrate()
+    assert [each.name for each in of.drawings] == NAMES[:3]
+    assert "the confusion matrices of Sup. are of another evaluation" in of.remarks[0]
+
+
+def test_the_spaces_are_those_of_the_best_row_that_has_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    """Also if it is the base, has other labels than the last row, or the better one cannot be used."""
+    monkeypatch.chdir(tmp_path)
+    css = {"name": "css", "num_queries": 8, "num_negatives": 8}
+    grid = {"method": [{**css, "row": "CSS A"}, {**css, "row": "CSS B", "contrast_weight": 0.0}]}
+    journal = train_study(tmp_path / "runs", data, grid=grid, splits=[0])
+    scores = {trial: metrics["val/miou"] for trial, metrics in _last(journal).items()}
+    better, worse = ("CSS A", "CSS B") if scores[0] >= scores[1] else ("CSS B", "CSS A")
+    for settings, row in (({}, better), ({"rows": ["CSS A", "CSS B"]}, "CSS B"), ({"rows": ["CSS B", "CSS A"]}, "CSS A")):
+        assert illustrate(**settings).drawings[0].caption.startswith(f"Pseudo-labels of {row} ")
+    shutil.rmtree(f"runs/small/models/trial_000{'AB'.index(better[-1])}")
+    of = illustrate()
+    assert of.drawings[0].caption.startswith(f"Pseudo-labels of {worse} ")
+    assert any(remark.startswith(f"Figures 3 to 5 are not of {better}: the weights of") for remark in of.remarks)
+
+
+def _last(journal: Journal) -> dict[int, dict[str, float]]:
+    events = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    return {event["trial"]: event["last"] for event in events if event["event"] == "run_finished"}
+
+
+def test_figures_that_are_left_out_leave_no_file_of_before(here: Path) -> None:
+    assert Path("figures/qualitative.png") in illustrate().write("figures")
+    shutil.rmtree("runs/small/matrices")
+    illustrate().write("figures")
+    assert {path.name for path in Path("figures").iterdir() if path.stem == "qualitative"} == set()
+
+
+@pytest.mark.parametrize("error", [KeyError("memory"), RuntimeError("boom"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_method_that_fails_to_show_its_spaces_leaves_the_rest(
+    here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(CSS, "both_spaces", classmethod(fails))
+    of = illustrate()
+    assert [each.name for each in of.drawings] == ["qualitative"]
+    assert of.remarks[0].startswith("Figures 3 to 5 are not all drawn (CSS (mix), method css): ")
+    assert ("--device cpu" in of.remarks[0]) == isinstance(error, torch.OutOfMemoryError)
