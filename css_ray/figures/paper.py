@@ -237,8 +237,8 @@ def pseudo_labels(
     )
     caption += _ids([train.ids[looked_at[place]] for place in chosen])
     alt = (
-        f"{_number(len(chosen), 'unlabelled image')} with the pseudo-labels of both spaces of {of.row} and the pixels that pass "
-        "the thresholds."
+        f"{_number(len(chosen), 'unlabelled image')} with the pseudo-labels of both spaces of {of.row} and the pixels that "
+        "pass the thresholds."
     )
     figure = draw.panels(columns, rows, [_key(seen, of.model)])
     return Drawing("pseudo-labels", "Pseudo-labels of the two spaces", caption, alt, figure)
