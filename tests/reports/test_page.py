@@ -491,4 +491,4 @@ def test_a_browser_shows_it_without_a_request_or_an_error(width: int, tmp_path: 
     assert seen["loaded"] == 0 and seen["wide"] <= seen["inner"], seen
     assert seen["small"] >= 9, seen  # pixels of the smallest text of a chart
     ((natural, wide, alt),) = seen["pictures"]
-    assert natural == 1074 and min(natural, width) * 0.8 <= wide <= width and alt == 'a "red" <area>'
+    assert natural == 1074 and min(natural, seen["inner"]) * 0.8 <= wide <= seen["inner"] and alt == 'a "red" <area>'
