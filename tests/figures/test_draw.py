@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,7 +26,7 @@ def drawing(keys: list[draw.Key] | None = None, name: str = "image", columns: tu
     return Drawing("some", "Some", "A caption.", "alt", panels(columns, rows, keys or []))
 
 
-def pixels(of: Drawing) -> np.ndarray:  # type: ignore[type-arg]
+def pixels(of: Drawing) -> np.ndarray:
     with Image.open(io.BytesIO(of.encoded("png"))) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -61,7 +62,7 @@ def test_a_box_is_where_its_pixels_are() -> None:
 
 def test_equal_figures_make_equal_bytes() -> None:
     for suffix in ("png", "pdf", "webp"):
-        first, second = drawing().encoded(suffix), drawing().encoded(suffix)  # type: ignore[arg-type]
+        first, second = drawing().encoded(suffix), drawing().encoded(suffix)
         assert first == second and len(first) > 500
 
 
@@ -98,7 +99,8 @@ def test_the_relation_draws_each_pixel_and_each_mean() -> None:
     confidence = np.array([0.801, 0.805, 0.809])
     cosine = np.array([0.1, 0.9, 0.5])
     bins = binned(np.array([0.1, 0.1, 0.9]), np.array([0.2, 0.4, 0.8]), 4)
-    left, right, shares = relation((0.8, 0.81), confidence, cosine, bins).axes
+    axes: Any = relation((0.8, 0.81), confidence, cosine, bins).axes
+    left, right, shares = axes
     (points,) = left.lines
     assert points.get_xdata().tolist() == confidence.tolist() and points.get_ydata().tolist() == cosine.tolist()
     assert left.get_xlim() == (0.8, 0.81)

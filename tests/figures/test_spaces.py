@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,15 +20,19 @@ from css_ray.study.run import execute, run_spec
 from css_ray.testing import make_method
 from css_ray.training.best import read_best, write_best
 from css_ray.training.reporter import SilentReporter
-from tests.cli.made_up import SPEC
-from tests.prediction.trained import Journal
+from tests.cli.made_up import SPEC, Journal
 
 
 @pytest.mark.parametrize("unseen", ["masked", "zero"])
 def test_both_spaces_by_a_plain_loop(unseen: str) -> None:
     torch.manual_seed(0)
-    settings = {"similarity_temperature": 0.2, "unsup_threshold": 0.278, "valid_threshold": 0.4, "unseen_prototypes": unseen}
-    method = make_method(CSS, **settings).eval()
+    settings: dict[str, Any] = {
+        "similarity_temperature": 0.2,
+        "unsup_threshold": 0.278,
+        "valid_threshold": 0.4,
+        "unseen_prototypes": unseen,
+    }
+    method: Any = make_method(CSS, **settings).eval()
     num_classes, channels = method.prototypes.value.shape
     method.prototypes.value.copy_(torch.randn(num_classes, channels))
     method.prototypes.value[2] = 0
@@ -72,7 +77,7 @@ def test_both_spaces_by_a_plain_loop(unseen: str) -> None:
 
 def test_the_maps_are_what_the_pseudo_labels_are_made_of() -> None:
     torch.manual_seed(1)
-    method = make_method(CSS, similarity_temperature=0.1, unsup_threshold=0.3, valid_threshold=0.5).eval()
+    method: Any = make_method(CSS, similarity_temperature=0.1, unsup_threshold=0.3, valid_threshold=0.5).eval()
     method.prototypes.value.normal_()
     method.prototypes.seen.fill_(True)
     images = torch.rand(2, 3, 16, 16)
@@ -94,7 +99,7 @@ def test_the_best_weights_keep_the_prototypes_of_their_step(
     monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
 ) -> None:
     definition = parse({**SPEC, "data": {**SPEC["data"], "root": str(data)}, "train": {**SPEC["train"], "evaluate_every": 6}})
-    made = []
+    made: list[Any] = []
     build = study_run.build_method
 
     def building(*arguments: object, **options: object) -> object:
