@@ -464,7 +464,7 @@ class Study:
             width: Characters of a caption's line, in the format `text`.
 
         Raises:
-            ValueError: There is no run to show, or the row is unknown.
+            ValueError: No run has begun, or the row is unknown.
             LookupError: MLflow does not know the study.
         """
         definition, records = self._read().definition, self._records(source)

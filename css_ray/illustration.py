@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def illustrate(
     images: int = 3,
     examine: int = 200,
     device: torch.device | str = "cpu",
-    progress: Callable[[str], Progress] = lambda what: lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Illustration:
     """Figures 3 to 6 of the paper for a study, from its best weights, its matrices and its images.
 
@@ -104,7 +104,7 @@ def illustrate(
         images: Rows of each figure.
         examine: How many images are predicted to choose those that Figures 3 to 5 show.
         device: Where the networks compute.
-        progress: Gives what is told of each image, for a figure's name.
+        progress: Called with the number of images predicted and of all, for each of two passes over images.
 
     Raises:
         ValueError: No run has finished, a row, column, split or class is unknown, or the data set is not that of the runs.
@@ -140,11 +140,10 @@ def illustrate(
         unlabelled = train.positions(prepared.split.unlabelled)
         try:
             if unlabelled:
-                told = progress("pseudo-labels")
-                drawings.append(figures.pseudo_labels(spaces, train, unlabelled, images, examine, told))
+                drawings.append(figures.pseudo_labels(spaces, train, unlabelled, images, examine, progress))
             else:
                 remarks.append("Figure 3 (pseudo-labels) is left out: the split has no unlabelled image")
-            examined = figures.examine(spaces, val, examine, progress("confusing-regions"))
+            examined = figures.examine(spaces, val, examine, progress)
             drawings.append(figures.confusion(spaces, val, examined, images))
             drawings.append(figures.similarity_against_confidence(spaces, val, examined, class_name))
         except figures.NoPixelError as error:

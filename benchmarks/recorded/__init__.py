@@ -1,4 +1,8 @@
-"""Recorded trainings: `record` adds to `recorded.jsonl`, `replay` runs studies over it. Both are commands."""
+"""Recorded trainings: `record` adds to `recorded.jsonl`, `replay` runs studies over it. Both are commands.
+
+`digits_all.jsonl` and `camvid_all_h200.jsonl` are what `benchmarks.one_gpu train` wrote, for its `collect`; the first without
+the points of the curves between two evaluations (`run_logged`), which no table needs.
+"""
 
 from __future__ import annotations
 

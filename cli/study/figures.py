@@ -90,7 +90,7 @@ def illustrated(study: Study, device: str | None, **settings: Any) -> Illustrati
     """The figures of a study; what is left out is a warning. Exits with 1 if all are."""
     where = chosen_device(device)
     with _problems(), images_progress("drawing") as told:
-        drawn = study.illustrate(device=where, progress=lambda what: told, **settings)
+        drawn = study.illustrate(device=where, progress=told, **settings)
     for remark in drawn.remarks:
         warn(remark)
     if not drawn.drawings:
@@ -100,13 +100,10 @@ def illustrated(study: Study, device: str | None, **settings: Any) -> Illustrati
 
 @contextmanager
 def _problems() -> Iterator[None]:
-    from css_ray.selection import SelectionError
-    from css_ray.training.best import BestError
-
     try:
         with bad_input():
             yield
-    except (ValueError, SelectionError, BestError) as error:
+    except ValueError as error:
         raise BadInput(str(error)) from None
     except OSError as error:
         raise BadInput(os_error_text(error, "read", error.filename)) from None

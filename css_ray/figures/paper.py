@@ -52,7 +52,7 @@ Progress = Callable[[int, int], None]
 
 
 class NoPixelError(LookupError):
-    """A class that is predicted nowhere."""
+    """A class of which no pixel can be compared with a prototype."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -334,7 +334,7 @@ def similarity_against_confidence(of: TwoSpaces, val: Shards, found: Examined, c
     window, inside = _window(confidence)
     drawn = inside[evenly_spaced(len(inside), MOST)]
     bins = binned(confidence, cosine, _BINS)
-    rule = f", the class that it predicts {_ordinal(found.labels, index)}most often," if class_name is None else ""
+    rule = f", the class that it predicts {_ordinal(found.labels)}most often," if class_name is None else ""
     some = f" ({len(drawn):,} of them are drawn, evenly spaced)" if len(drawn) < len(inside) else ""
     spread = f": their similarity is from {cosine[inside].min():.2f} to {cosine[inside].max():.2f}" if len(inside) else ""
     looked_at = f"the {_number(len(val), 'validation image')}"
@@ -353,13 +353,13 @@ def similarity_against_confidence(of: TwoSpaces, val: Shards, found: Examined, c
 
 
 def _second(labels: NDArray[np.uint8]) -> int:
-    """The second most frequent class; the most frequent one if there is no other."""
+    """The second most frequent class, or the only one."""
     counts = np.bincount(labels)
     order = np.argsort(-counts, kind="stable")
     return int(order[1] if len(counts) > 1 and counts[order[1]] else order[0])
 
 
-def _ordinal(labels: NDArray[np.uint8], index: int) -> str:
+def _ordinal(labels: NDArray[np.uint8]) -> str:
     return "second " if (np.bincount(labels) > 0).sum() > 1 else ""
 
 
@@ -391,7 +391,7 @@ def _counted(indices: Sequence[int], progress: Progress) -> Iterator[int]:
 
 def _rule(count: int, looked_at: int, measure: str, unit: str, *, of: int | None = None, what: str = "validation image") -> str:
     """How the images that are shown were chosen: by their ranks in `measure`, among those that were looked at."""
-    among = f"the {_number(looked_at, what)}"
+    among = f"the {_number(looked_at, what)}" if looked_at > 1 else f"the only {what}"
     if of not in (None, looked_at):
         among = f"{looked_at} of the {_number(of or 0, what)}, evenly spaced"
     ranks = "The image is at the middle rank"

@@ -358,7 +358,7 @@ def make_table(
     """
     records = list(records)
     if not records:
-        raise ValueError("there is no run to make a table of; run the study first")
+        raise ValueError("no run has begun, so a table would be empty; run the study first")
     for name in (rows, columns):
         known = sorted({key for record in records for key in record.params})
         if name not in ("row", None, *known):
@@ -479,7 +479,7 @@ def trial_table(
     """
     records = list(records)
     if not records:
-        raise ValueError("there is no run to make a table of; run the study first")
+        raise ValueError("no run has begun, so a table would be empty; run the study first")
     scores = score_trials(records, metric=metric, at=at, ddof=ddof, splits=splits, mode=mode, std_weight=std_weight)
     if params is None:
         names = dict.fromkeys(name for score in scores for name in score.params)

@@ -15,8 +15,17 @@ import torch
 from css_ray import Study
 from css_ray.data.shards import open_dataset
 from css_ray.figures.draw import coloured
-from css_ray.figures.paper import captions
+from css_ray.figures.paper import (
+    Candidate,
+    Examined,
+    NoPixelError,
+    TwoSpaces,
+    captions,
+    qualitative,
+    similarity_against_confidence,
+)
 from css_ray.illustration import Illustration
+from css_ray.matrices import ImageMatrices
 from css_ray.methods.css import CSS
 from css_ray.selection import load_model
 from css_ray.study.inputs import prepare
@@ -163,7 +172,7 @@ def test_a_study_without_a_finished_run(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     journal = Journal()
     journal.begin(0)
-    assert "there is no run to make a table of" in refused("study", "figures", "small")
+    assert "no run has begun, so a table would be empty; run the study first" in refused("study", "figures", "small")
     journal.run(0, 0, end="failed")
     assert "small has no finished run to show (it is " in refused("study", "figures", "small")
 
@@ -285,3 +294,63 @@ def test_a_method_that_fails_to_show_its_spaces_leaves_the_rest(
     assert [each.name for each in of.drawings] == ["qualitative"]
     assert of.remarks[0].startswith("Figures 3 to 5 are not all drawn (CSS (mix), method css): ")
     assert ("--device cpu" in of.remarks[0]) == isinstance(error, torch.OutOfMemoryError)
+
+
+def examined(labels: list[int], confidence: list[float], cosine: list[float], every: int = 1) -> Examined:
+    given = (np.array(values, kind) for values, kind in ((labels, np.uint8), (confidence, np.float32), (cosine, np.float32)))
+    return Examined([0, 1], [0.0, 0.0], *given, every)  # type: ignore[call-arg, arg-type]
+
+
+def of_css(here: Path, data: Path) -> tuple[TwoSpaces, Any]:
+    model, trial = load_model("small:1/0"), Study.open("small").definition.grid_trials()[1]
+    return TwoSpaces("CSS", model, CSS, method_config(trial.settings)), open_dataset(data).val
+
+
+def test_the_relation_is_of_the_class_that_is_predicted_second_most_often(here: Path, data: Path) -> None:
+    of, val = of_css(here, data)
+    names = of.model.best.class_names
+    found = examined(
+        [0] * 5 + [2] * 3 + [1] * 2, [0.9] * 5 + [0.2, 0.8, 0.6] + [0.5] * 2, [0.0] * 5 + [0.1, 0.7, 0.4] + [0.3] * 2, 4
+    )
+    drawn = similarity_against_confidence(of, val, found, None)
+    assert f"predicts as {names[2]}, the class that it predicts second most often, in 2 of the 200" in drawn.caption
+    # Fewer than FEWEST pixels in every window: the widest has them all.
+    assert "(a) The 3 pixels with a confidence from 0.00 to 1.00: their similarity is from 0.10 to 0.70." in drawn.caption
+    assert "(at least one pixel of 4)" in drawn.caption
+    assert f"correlation over all these pixels is {np.corrcoef([0.2, 0.8, 0.6], [0.1, 0.7, 0.4])[0, 1]:.2f}." in drawn.caption
+    only = similarity_against_confidence(of, val, examined([1], [0.5], [0.3]), None)
+    assert (
+        f"predicts as {names[1]}, the class that it predicts most often, in" in only.caption
+        and "The 1 pixel with" in only.caption
+    )
+
+
+@pytest.mark.parametrize(
+    ("cosines", "message"),
+    [
+        ([0.5, 0.4], "predicts no pixel of the images that were looked at as"),
+        ([0.0, 0.0], "has no prototype of"),
+        ([float("nan"), 0.3], "has no prototype of"),
+    ],
+)
+def test_a_class_that_cannot_be_compared_is_named(here: Path, data: Path, cosines: list[float], message: str) -> None:
+    of, val = of_css(here, data)
+    names = of.model.best.class_names
+    wanted = names[3] if cosines[0] == 0.5 else names[2]
+    with pytest.raises(NoPixelError, match=f"CSS {message} {wanted}; choose another class"):
+        similarity_against_confidence(of, val, examined([2, 2], [0.5, 0.6], cosines), wanted)
+
+
+def test_validation_images_without_any_label_are_not_ranked(here: Path, data: Path) -> None:
+    val, models = open_dataset(data).val, [load_model(f"small:{trial}/0") for trial in (0, 1)]
+    names = models[0].best.class_names
+    void = ImageMatrices(val.ids, names, *(np.empty(0, np.int64) for _ in range(3)))
+    candidates = [Candidate(row, model, void, None) for row, model in zip("ab", models, strict=True)]
+    with pytest.raises(ValueError, match="another evaluation"):
+        qualitative(candidates, val, 3)
+    one = ImageMatrices(val.ids, names, np.array([7]), np.array([0]), np.array([9]))
+    candidates = [Candidate(row, model, one, 100.0) for row, model in zip("ab", models, strict=True)]
+    drawn = qualitative(candidates, val, 3)
+    assert "among the only labelled validation image. " in drawn.caption and drawn.caption.endswith(
+        f"From the top: {val.ids[7]}."
+    )
