@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from benchmarks import Row, compare
 from benchmarks.workloads import contrast, pil_views
 from benchmarks.workloads.peak_memory import peak_above_inputs
-from benchmarks.workloads.steps import MIDDLE, Steps
+from benchmarks.workloads.steps import MIDDLE, PRESENT, Pairs, Steps
 from css_ray.methods import CCT, CPS, CSS, PCR, PRCL, PSMT, STPP, U2PL, FixMatch, Supervised, UniMatch, UniMatchV2
 from css_ray.methods.strong_view import strong_view
 from css_ray.models import ModelConfig, make_segmenter
@@ -28,8 +28,9 @@ def rows() -> Iterator[Row]:
     steps = Steps(RESNET18, 128, 4, TrainConfig())
     torch.set_num_threads(1)  # what a worker has by default, and steadier than two on a machine that does other things
     yield _step(steps)
-    for method in (FixMatch, UniMatch, CPS, CCT, U2PL, PSMT, PRCL, PCR, STPP, UniMatchV2):
+    for method in (FixMatch, UniMatch, CPS, CCT, U2PL, PSMT, PCR, STPP, UniMatchV2):
         yield _step(Steps(RESNET18, 128, 4, TrainConfig(), method=method))
+    yield from _pairs_rows()
     torch.set_num_threads(2)
     yield _update(steps)
     yield from _contrast_rows()
@@ -51,6 +52,21 @@ def _contrast_rows() -> Iterator[Row]:
     yield compare(f"{name} shared, vs published", lambda: contrast.ours(given, "shared"), published, 1 / 40, repeats=3)
 
 
+def _pairs_rows() -> Iterator[Row]:
+    """PRCL scores pairs channel by channel, which no pass through a network does: beside its passes, and alone."""
+    steps = Steps(RESNET18, 128, 4, TrainConfig(), method=PRCL)
+    pairs = Pairs(PRCL.Config())
+
+    def passes() -> None:
+        steps.passes()
+        for _ in range(PRESENT):
+            pairs.one_by_one()
+
+    yield _step(steps, passes, "passes and scores one anchor at a time", 1.10)
+    yield _step(steps, steps.passes, "passes without scores", 1.75)
+    yield compare("prcl's scores of a class, one thread, vs autograd through all pairs", pairs.ours, pairs.together, 1 / 5)
+
+
 def _augmentation() -> Row:
     """The unlabelled batch with its pseudo-labels and their confidence, against PIL image by image (in one thread)."""
     tiny = ModelConfig(encoder="tiny", output_stride=4, pretrained=False)
@@ -67,11 +83,11 @@ def _augmentation() -> Row:
     return compare("strong view of 8 images of 512 x 512, vs PIL image by image", ours, through_pil, 1 / 2, repeats=9)
 
 
-def _step(steps: Steps) -> Row:
+def _step(steps: Steps, passes: Callable[[], None] | None = None, other: str = "passes", target: float = 1.10) -> Row:
     for _ in range(3):  # prototypes, momentum, and a teacher unlike the student
         steps.whole()
-    name = f"{steps.method.name} step, resnet18, 4 + 4 of 128 x 128, one thread, vs passes"
-    return compare(name, steps.whole, steps.passes, 1.10, repeats=9)
+    name = f"{steps.method.name} step, resnet18, 4 + 4 of 128 x 128, one thread, vs {other}"
+    return compare(name, steps.whole, passes or steps.passes, target, repeats=9)
 
 
 def _update(steps: Steps) -> Row:

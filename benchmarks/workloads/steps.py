@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from css_ray.functional.gaussians import LEAST_VARIANCE, mutual_likelihood, separation
 from css_ray.functional.resizing import upsample
 from css_ray.methods import CCT, CPS, CSS, PCR, PRCL, PSMT, STPP, U2PL, FixMatch, Method, UniMatch, UniMatchV2
 from css_ray.methods.stages import longest
@@ -146,6 +149,39 @@ def _prcl(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]
     student = method.student
     features = student.decode(student.encode(torch.cat([labelled, unlabelled])))
     return [student.classify(features), Prediction(method.variance_head(features), None)]
+
+
+class Pairs:
+    """Gaussians of one class's anchors and of its keys, as PRCL scores them at its defaults."""
+
+    def __init__(self, config: PRCL.Config, channels: int = 256) -> None:
+        self.config = config
+        self.anchors, self.keys = (
+            (F.normalize(torch.randn(count, channels), dim=1), torch.rand(count, channels).clamp(min=LEAST_VARIANCE))
+            for count in (config.num_queries, 1 + config.num_negatives)
+        )
+        for tensor in self.anchors:
+            tensor.requires_grad_()
+
+    def ours(self) -> None:
+        """The loss, forward and back."""
+        loss = separation(*self.anchors, *self.keys, self.config.reduce, self.config.temperature)
+        torch.autograd.grad(loss, self.anchors)
+
+    def one_by_one(self) -> None:
+        """The scores alone, forward and back, an anchor at a time, so that its table stays in the cache."""
+        for row in range(self.config.num_queries):
+            anchor = [tensor[row].detach().requires_grad_() for tensor in self.anchors]
+            torch.autograd.grad(mutual_likelihood(*anchor, *self.keys, self.config.reduce).sum(), anchor)
+
+    def together(self) -> None:
+        """The loss through the table of all pairs, which is computed a second time backward instead of being kept."""
+        loss: Tensor = checkpoint(self._plain, *self.anchors, use_reentrant=False)
+        torch.autograd.grad(loss, self.anchors)
+
+    def _plain(self, means: Tensor, variances: Tensor) -> Tensor:
+        scores = mutual_likelihood(means[:, None], variances[:, None], *self.keys, self.config.reduce)
+        return F.cross_entropy(scores / self.config.temperature, torch.zeros(len(scores), dtype=torch.long))
 
 
 def _stpp(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:

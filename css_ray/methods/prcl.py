@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from css_ray.config import knob
 from css_ray.distributed import all_reduce_sum, share_of_rank
 from css_ray.functional.contrast import PixelsByClass, draw_classes
-from css_ray.functional.gaussians import Reduce, fuse, fusion_sums, mutual_likelihood, variance_of
+from css_ray.functional.gaussians import Reduce, fuse, fusion_sums, mutual_likelihood, separation, variance_of
 from css_ray.functional.losses import UnsupReduction, unsupervised_cross_entropy
 from css_ray.functional.precision import at_least_float32
 from css_ray.functional.pseudo_labels import at_class, most_likely
@@ -175,23 +174,17 @@ class PRCL(Method):
             total = 0 * (rows.sum() + spread_rows.sum())
             for place, label in enumerate(numbers):
                 keys = drawn[place]
-                loss: Tensor = checkpoint(  # scores have D numbers each before they are added up: one class of them at a time
-                    self._separate,
+                loss = separation(
                     rows[chosen[place]],
                     spread_rows[chosen[place]],
                     torch.cat([centres[label, None], rows[keys].detach()]),
                     torch.cat([spreads[label, None], spread_rows[keys].detach()]),
-                    use_reentrant=False,
-                    preserve_rng_state=False,  # nothing is drawn in it
+                    config.reduce,
+                    config.temperature,
                 )
                 total = total + torch.where(active[label], loss, 0)
             mean: Tensor = total / present.sum().clamp(min=1)
             return mean
-
-    def _separate(self, anchors: Tensor, spreads: Tensor, keys: Tensor, key_spreads: Tensor) -> Tensor:
-        """[Q, D] twice, [1 + N, D] twice, the positive first -> the mean cross entropy."""
-        scores = mutual_likelihood(anchors[:, None], spreads[:, None], keys, key_spreads, self.config.reduce)
-        return F.cross_entropy(scores / self.config.temperature, scores.new_zeros(len(scores), dtype=torch.long))
 
 
 class VarianceHead(nn.Module):

@@ -8,8 +8,18 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from css_ray.functional.gaussians import fuse, fusion_sums, mutual_likelihood, variance_of
+from css_ray.functional.gaussians import (
+    _CHUNK,
+    LEAST_VARIANCE,
+    Reduce,
+    fuse,
+    fusion_sums,
+    mutual_likelihood,
+    separation,
+    variance_of,
+)
 from css_ray.methods import PRCL
 from css_ray.methods.prcl import VarianceHead
 from css_ray.testing import MethodContract, clock_at, make_batch, make_method
@@ -85,6 +95,49 @@ def test_the_head_is_the_students_alone_and_learns_slowly() -> None:
     with torch.no_grad():
         head.first.weight *= 3  # its rows are taken at unit length
     torch.testing.assert_close(head(features), variances)
+
+
+def gaussians(*shape: int, double: bool = True) -> tuple[Tensor, Tensor]:
+    dtype = torch.double if double else torch.float
+    return torch.randn(shape, dtype=dtype), torch.rand(shape, dtype=dtype).clamp(min=LEAST_VARIANCE)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize("channels", [1, 2, 6, 7, 16])  # logarithms are of one, two or four channels
+@pytest.mark.parametrize("anchors_together", [1, 3, 5, 100])  # of five
+def test_separation_is_the_cross_entropy_of_the_scores(
+    reduce: Reduce, channels: int, anchors_together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oracle is autograd through the table of all scores, in double precision."""
+    torch.manual_seed(0)
+    monkeypatch.setitem(_CHUNK, "cpu", anchors_together * 4 * channels + 1)
+    anchors, keys = gaussians(5, channels), gaussians(4, channels)
+    for tensor in anchors:
+        tensor.requires_grad_()
+    table = mutual_likelihood(anchors[0][:, None], anchors[1][:, None], *keys, reduce)
+    expected = F.cross_entropy(table / 0.7, torch.zeros(5, dtype=torch.long))
+    found = separation(*anchors, *keys, reduce, 0.7)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(3 * loss, anchors) for loss in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(separation(*anchors, *keys, reduce, 0.7), expected)
+
+
+def test_separation_of_the_surest_and_of_one_key() -> None:
+    """Products of four variances stay above the least float; a fused class may be surer than any pixel."""
+    torch.manual_seed(0)
+    means, _ = gaussians(3, 8, double=False)
+    keys, least = gaussians(4, 8, double=False)[0], torch.full((3, 8), LEAST_VARIANCE).requires_grad_()
+    key_variances = torch.full((4, 8), LEAST_VARIANCE)
+    key_variances[0] = 1e-12
+    double = [tensor.detach().double() for tensor in (means, least, keys, key_variances)]
+    table = mutual_likelihood(double[0][:, None], double[1][:, None], *double[2:], "sum")
+    found = separation(means, least, keys, key_variances, "sum", 1.0)
+    assert found.item() == pytest.approx(F.cross_entropy(table, torch.zeros(3, dtype=torch.long)).item(), rel=1e-5)
+    alone = separation(means, least, keys[:1], key_variances[:1], "sum", 1.0)
+    (gradient,) = torch.autograd.grad(alone, least)
+    assert alone.item() == 0 and not gradient.any()
 
 
 def alike(num_pixels: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
