@@ -50,7 +50,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "room": ({"secrets", "storage"}, set()),
     "clocks": ({"events"}, set()),
     "standing": ({"events", "clocks", "records"}, set()),
-    "functional": ({"types", "views"}, {"torch"}),
+    "functional": ({"types", "views"}, {"torch", "torchvision"}),
     "models": ({"types", "config", "messages"}, {"torch", "timm", "safetensors"}),
     "data": (
         {"types", "config", "views", "messages", "secrets", "storage"},

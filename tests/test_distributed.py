@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from css_ray import distributed
 from css_ray.functional.contrast import Ranks, contrastive_loss
 from css_ray.functional.similarity import class_means, class_sums
-from css_ray.methods import CCT, CPS, CSS, PSMT, STPP, FixMatch, MeanTeacher, Method, Supervised, UniMatch, UniMatchV2
+from css_ray.methods import CCT, CPS, CSS, PSMT, STPP, AugSeg, FixMatch, MeanTeacher, Method, Supervised, UniMatch, UniMatchV2
 from css_ray.methods.prototypes import Prototypes
 from css_ray.methods.queue import FeatureQueue
 from css_ray.models import ModelConfig
@@ -62,6 +62,7 @@ WITHOUT_CHANCE: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "unimatch": (UniMatch, {"unsup_threshold": 0.3, "cutmix_probability": 0.0, "feature_dropout": 0.0}),
     "unimatch_v2": (UniMatchV2, {"unsup_threshold": 0.3, "cutmix_probability": 0.0, "complementary": False}),
     "unimatch_v2, ViT": (UniMatchV2, {"unsup_threshold": 0.26, "cutmix_probability": 0.0, "complementary": False}),
+    "augseg": (AugSeg, {"unsup_threshold": 0.26, "adaptive": False, "operations": (0, 0)}),
     "cps": (CPS, {"cutmix": False, "on_labelled": True}),
     "psmt": (PSMT, {"unsup_threshold": 0.26, "top_k": 2, "cutmix": False, "vat_radius": 0.0}),
     "stpp": (STPP, {"cutout_probability": 0.0, "tta_scales": (1.0,)}),
@@ -92,6 +93,8 @@ def other_steps(rank: int, world_size: int) -> dict[str, dict[str, Any]]:
         torch.manual_seed(0)
         network = VIT if name.endswith("ViT") else MODEL
         method = enter_stages(make_method(method_class, STILL, network=network, **settings))
+        if isinstance(method, AugSeg):
+            method.__dict__["_boxes"] = lambda maps, concentration: torch.zeros_like(maps, dtype=torch.bool)
         method.eval()  # BatchNorm by its running statistics, which ranks do not share on a CPU
         wrapped = DistributedDataParallel(method) if world_size > 1 else method
         losses = wrapped(batch, clock_at(0.5, method.stage))

@@ -11,7 +11,7 @@ from benchmarks import Row, compare
 from benchmarks.workloads import contrast, pil_views
 from benchmarks.workloads.peak_memory import peak_above_inputs
 from benchmarks.workloads.steps import MIDDLE, PRESENT, Pairs, Steps
-from css_ray.methods import CCT, CPS, CSS, PCR, PRCL, PSMT, STPP, U2PL, FixMatch, Supervised, UniMatch, UniMatchV2
+from css_ray.methods import CCT, CPS, CSS, PCR, PRCL, PSMT, STPP, U2PL, AugSeg, FixMatch, Supervised, UniMatch, UniMatchV2
 from css_ray.methods.strong_view import strong_view
 from css_ray.models import ModelConfig, make_segmenter
 from css_ray.training.memory import keep_freed_memory
@@ -28,7 +28,7 @@ def rows() -> Iterator[Row]:
     steps = Steps(RESNET18, 128, 4, TrainConfig())
     torch.set_num_threads(1)  # what a worker has by default, and steadier than two on a machine that does other things
     yield _step(steps)
-    for method in (FixMatch, UniMatch, CPS, CCT, U2PL, PSMT, PCR, STPP, UniMatchV2):
+    for method in (FixMatch, UniMatch, CPS, CCT, U2PL, PSMT, PCR, STPP, UniMatchV2, AugSeg):
         yield _step(Steps(RESNET18, 128, 4, TrainConfig(), method=method))
     yield from _pairs_rows()
     torch.set_num_threads(2)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from css_ray.functional.gaussians import LEAST_VARIANCE, mutual_likelihood, separation
 from css_ray.functional.resizing import upsample
-from css_ray.methods import CCT, CPS, CSS, PCR, PRCL, PSMT, STPP, U2PL, FixMatch, Method, UniMatch, UniMatchV2
+from css_ray.methods import CCT, CPS, CSS, PCR, PRCL, PSMT, STPP, U2PL, AugSeg, FixMatch, Method, UniMatch, UniMatchV2
 from css_ray.methods.stages import longest
 from css_ray.methods.teacher import eval_mode
 from css_ray.models import ModelConfig, make_segmenter
@@ -97,7 +97,7 @@ def _u2pl(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]
 
 
 def _fixmatch(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:
-    """The teacher forward on the unlabelled images, the student on both batches together. PCR does the same."""
+    """The teacher forward on the unlabelled images, the student on both batches together. PCR and AugSeg do the same."""
     method.teacher(unlabelled)
     return [method.student(torch.cat([labelled, unlabelled]))]
 
@@ -171,8 +171,8 @@ class Pairs:
     def one_by_one(self) -> None:
         """The scores alone, forward and back, an anchor at a time, so that its table stays in the cache."""
         for row in range(self.config.num_queries):
-            anchor = [tensor[row].detach().requires_grad_() for tensor in self.anchors]
-            torch.autograd.grad(mutual_likelihood(*anchor, *self.keys, self.config.reduce).sum(), anchor)
+            mean, variance = (tensor[row].detach().requires_grad_() for tensor in self.anchors)
+            torch.autograd.grad(mutual_likelihood(mean, variance, *self.keys, self.config.reduce).sum(), (mean, variance))
 
     def together(self) -> None:
         """The loss through the table of all pairs, which is computed a second time backward instead of being kept."""
@@ -190,6 +190,7 @@ def _stpp(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]
 
 
 _PASSES: dict[str, Callable[[Any, Tensor, Tensor], list[Prediction]]] = {
+    AugSeg.name: _fixmatch,
     CSS.name: _css,
     CCT.name: _cct,
     FixMatch.name: _fixmatch,

@@ -63,7 +63,7 @@ def separation(
     reach the anchors alone, and once: they are found with the value, a few anchors at a time, so that no table of Q x K x D
     numbers is kept or computed a second time.
     """
-    loss: Tensor = _Separation.apply(means, variances, keys, key_variances, reduce, temperature)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Separation.apply(means, variances, keys, key_variances, reduce, temperature)
     return loss
 
 
@@ -97,7 +97,7 @@ class _Separation(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         of_means, of_variances = ctx.saved_tensors
         return gradient * of_means, gradient * of_variances, None, None, None, None

@@ -69,16 +69,23 @@ def area_boxes(
 
 
 def beta_boxes(
-    num_images: int, height: int, width: int, device: torch.device, *, concentration: float, clipped: bool = False
+    num_images: int,
+    height: int,
+    width: int,
+    device: torch.device,
+    *,
+    concentration: float | tuple[float, float],
+    clipped: bool = False,
 ) -> Tensor:
-    """[B, H, W] bool: one box per image, of the image's shape, that covers 1 - λ of it, λ ~ Beta(a, a) (Yun et al., ICCV 2019).
+    """[B, H, W] bool: one box per image, of the image's shape, that covers 1 - λ of it, λ ~ Beta(a, b) (Yun et al., ICCV 2019).
 
-    It lies anywhere inside of the image; clipped: its centre is anywhere in the image, and what lies outside is cut off, as in
-    the code of CutMix.
+    concentration: a and b, or one number for both. The box lies anywhere inside of the image; clipped: its centre is anywhere
+    in the image, and what lies outside is cut off, as in the code of CutMix.
     """
-    shares = torch.full((num_images, 1), concentration, device=device)
+    both = concentration if isinstance(concentration, tuple) else (concentration, concentration)
+    a, b = (torch.full((num_images, 1), each, device=device) for each in both)
     # Its check of the concentrations would ask the host.
-    side = (1 - torch.distributions.Beta(shares, shares, validate_args=False).sample()).sqrt()
+    side = (1 - torch.distributions.Beta(a, b, validate_args=False).sample()).sqrt()
 
     def span(length: int) -> tuple[Tensor, Tensor]:
         """Where a box begins along a side of the image, and how long it is."""

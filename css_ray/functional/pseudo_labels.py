@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -41,6 +42,18 @@ def entropy(probabilities: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, H, W]: the entropy of each pixel's distribution, in nats."""
     terms: Tensor = torch.special.xlogy(probabilities, probabilities)
     return -terms.sum(dim=1)
+
+
+def image_confidence(probabilities: Tensor, valid: Tensor) -> Tensor:
+    """[B, C, H, W], [B, H, W] bool -> [B] in [0, 1]: how sure a network is of each image (AugSeg, Zhao et al., CVPR 2023).
+
+    The mean over the valid pixels of max p * (1 - H(p) / log C): 0 if all classes are as likely, 1 if one is certain, and 1 for
+    an image without a valid pixel.
+    """
+    scores = probabilities.amax(dim=1) * (1 - entropy(probabilities) / math.log(probabilities.shape[1]))
+    count = valid.sum(dim=(1, 2))
+    mean = torch.where(valid, scores, 0).sum(dim=(1, 2)) / count.clamp(min=1)
+    return torch.where(count > 0, mean, 1)
 
 
 def percentile(values: Tensor, percent: float, mask: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The plug-ins: one file per method, and one line here; or an entry point of another package."""
 
+from css_ray.methods.augseg import AugSeg
 from css_ray.methods.base import Method
 from css_ray.methods.cct import CCT
 from css_ray.methods.cps import CPS
@@ -17,7 +18,9 @@ from css_ray.methods.u2pl import U2PL
 from css_ray.methods.unimatch import UniMatch
 from css_ray.methods.unimatch_v2 import UniMatchV2
 
-METHODS = Methods((Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, PCR, STPP, UniMatchV2, CSS))
+METHODS = Methods(
+    (Supervised, MeanTeacher, CutMix, CCT, CPS, FixMatch, UniMatch, U2PL, PSMT, PRCL, PCR, STPP, UniMatchV2, AugSeg, CSS)
+)
 """Every method by its name in a study."""
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "PSMT",
     "STPP",
     "U2PL",
+    "AugSeg",
     "CutMix",
     "FixMatch",
     "MeanTeacher",

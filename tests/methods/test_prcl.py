@@ -132,7 +132,7 @@ def test_separation_of_the_surest_and_of_one_key() -> None:
     key_variances = torch.full((4, 8), LEAST_VARIANCE)
     key_variances[0] = 1e-12
     double = [tensor.detach().double() for tensor in (means, least, keys, key_variances)]
-    table = mutual_likelihood(double[0][:, None], double[1][:, None], *double[2:], "sum")
+    table = mutual_likelihood(double[0][:, None], double[1][:, None], double[2], double[3], "sum")
     found = separation(means, least, keys, key_variances, "sum", 1.0)
     assert found.item() == pytest.approx(F.cross_entropy(table, torch.zeros(3, dtype=torch.long)).item(), rel=1e-5)
     alone = separation(means, least, keys[:1], key_variances[:1], "sum", 1.0)

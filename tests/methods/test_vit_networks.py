@@ -27,6 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fixmatch": OPEN,
     "unimatch": OPEN,
     "unimatch_v2": OPEN,
+    "augseg": OPEN,
     "u2pl": CONTRAST | {"queue": 64, "num_new": 16, "low_rank": 1, "class_threshold": 0.0, "warm_up": 0.0},
     "psmt": OPEN | {"top_k": 2, "warm_up": 0.2},
     "pcr": OPEN | {"warm_up": 0.2},
