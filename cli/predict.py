@@ -119,18 +119,14 @@ def predict(
         echo("\ninterrupted; the same command continues where it stopped", err=True)
         sys.exit(130)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        from css_ray.training.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         raise click.ClickException(
             f"there is not enough memory for a batch on {where}; give --batch 1, or --device cpu; the same command continues"
         ) from None
     _show(done, trained, out)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _show(done: Done, model: TrainedModel, out: str) -> None:

@@ -32,12 +32,13 @@ from css_ray.study.rerun import run_of_study
 from css_ray.study.run import method_config, run_spec
 from css_ray.study.upkeep import matrices_reader
 from css_ray.training.best import BestError
+from css_ray.training.memory import is_out_of_memory
 
 _UNUSABLE = (BestError, SelectionError, MatricesError, ValueError)
 """Why a row cannot be shown."""
 
 _OF_A_METHOD = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError, MemoryError)
-"""What `both_spaces` of a method of another package may raise; and an image that cannot be decoded."""
+"""What a network or a method of another package may raise; and an image that cannot be decoded."""
 
 NAMES = ("pseudo-labels", "similarity-confidence", "confusing-regions", "qualitative")
 """Of all figures, in the order of the paper."""
@@ -131,6 +132,8 @@ def illustrate(
         drawings.append(figures.qualitative(candidates, prepared.dataset.val, images))
     except _UNUSABLE as error:
         remarks.append(f"Figure 6 (qualitative) is left out: {error}")
+    except _OF_A_METHOD as error:
+        remarks.append(f"Figure 6 (qualitative) is left out: {_in_words(error)}")
 
     order = [*(reversed(rows) if rows else ()), *map(str, ranked(table, chosen_column)), *cells]
     spaces = study.two_spaces({row: cells[row] for row in dict.fromkeys(order)}, remarks)
@@ -149,7 +152,7 @@ def illustrate(
         except figures.NoPixelError as error:
             remarks.append(f"Figure 4 (similarity-confidence) is left out: {error}")
         except _OF_A_METHOD as error:
-            remarks.append(_failed(spaces, error))
+            remarks.append(f"Figures 3 to 5 are not all drawn ({spaces.row}, method {spaces.method.name}): {_in_words(error)}")
     about = {
         "study": standing.study,
         **({} if table.column_name is None else {table.column_name: str(chosen_column)}),
@@ -160,12 +163,11 @@ def illustrate(
     return Illustration(tuple(sorted(drawings, key=lambda each: NAMES.index(each.name))), tuple(remarks), about)
 
 
-def _failed(spaces: TwoSpaces, error: Exception) -> str:
-    """That the method could not show its spaces, and what to do."""
-    reason = f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__} (no message)"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-        reason = "whole images need more memory than there is; use --device cpu, or a machine with more"
-    return f"Figures 3 to 5 are not all drawn ({spaces.row}, method {spaces.method.name}): {reason}"
+def _in_words(error: Exception) -> str:
+    """What a method raised, and what to do where memory was lacking."""
+    if is_out_of_memory(error):
+        return "whole images need more memory than there is; use --device cpu, or a machine with more"
+    return f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__} (no message)"
 
 
 def _column(table: Table, column: str | None) -> Any:

@@ -1,10 +1,12 @@
-"""How this process treats memory that it has freed."""
+"""Memory: how this process treats what it has freed, and whether an error says that there was too little."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 import sys
+
+import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the parameters of glibc's mallopt
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
@@ -21,3 +23,8 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     settings = {_MMAP_THRESHOLD: _LARGEST_MMAP_THRESHOLD, _TRIM_THRESHOLD: 2**31 - 1}
     return all([library.mallopt(parameter, value) == 1 for parameter, value in settings.items()])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error is a device's or this machine's lack of memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

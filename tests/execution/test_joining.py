@@ -104,6 +104,28 @@ def test_a_study_without_an_address_starts_its_own_ray(
     assert os.environ["TMPDIR"] == str(place_for_ray) and "RAY_TMPDIR" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("raised", "expected", "text"),
+    [
+        (
+            Exception("The current node timed out during startup."),
+            RuntimeError,
+            "Ray does not start on this machine: The current",
+        ),
+        (OSError(28, "No space left on device"), OSError, "No space left on device"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_an_error_in_words(
+    raised: Exception, expected: type[Exception], text: str, place_for_ray: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**settings: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(expected, match=text):
+        session.connect(STUDY, None)
+
+
 def test_auto_is_what_the_environment_names(
     started: list[dict[str, Any]], place_for_ray: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from css_ray import Study
 from css_ray.data.shards import open_dataset
+from css_ray.figures import paper
 from css_ray.figures.draw import coloured
 from css_ray.figures.paper import (
     Candidate,
@@ -294,6 +295,18 @@ def test_a_method_that_fails_to_show_its_spaces_leaves_the_rest(
     assert [each.name for each in of.drawings] == ["qualitative"]
     assert of.remarks[0].startswith("Figures 3 to 5 are not all drawn (CSS (mix), method css): ")
     assert ("--device cpu" in of.remarks[0]) == isinstance(error, torch.OutOfMemoryError)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_network_that_fails_to_predict_leaves_the_rest(here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(paper, "_predicted", fails)
+    of = illustrate()
+    assert {each.name for each in of.drawings} == set(NAMES) - {"qualitative"}
+    (remark,) = (remark for remark in of.remarks if remark.startswith("Figure 6 (qualitative) is left out: "))
+    assert ("--device cpu" in remark) == (not str(error).startswith("boom"))
 
 
 def examined(labels: list[int], confidence: list[float], cosine: list[float], every: int = 1) -> Examined:
