@@ -83,11 +83,6 @@ class AugSeg(Method):
     def preset_values(cls, preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {"cutmix_clipped": True, "cutmix_partner": "permute"} if preset == "published" else {}
 
-    def strong_colours(self, images: Tensor) -> Tensor:
-        if self.config.colours == "views":
-            return super().strong_colours(images)
-        return random_intensity(images, self.config.operations)
-
     def forward(self, batch: Batch, clock: Clock) -> Losses:
         config, valid = self.config, batch.unlabelled_valid
         size = (valid.shape[1], valid.shape[2])
@@ -97,7 +92,7 @@ class AugSeg(Method):
             confidence, labels = most_likely(probabilities)
             passed = (confidence >= config.unsup_threshold) & valid
             target = torch.where(valid, labels, IGNORE_INDEX)
-            mixed = self.strong_colours(batch.unlabelled_images), target, passed
+            mixed = self._changed(batch.unlabelled_images), target, passed
             logs: dict[str, Tensor | Rate] = {"unsup_pass_rate": Rate(passed.sum(), valid.sum())}
             donors = mixed
             if config.adaptive:
@@ -125,6 +120,11 @@ class AugSeg(Method):
     def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
         confidence, labels = most_likely(self.teacher.model.predict(images).softmax(dim=1))
         return {"logits": torch.where(confidence >= self.config.unsup_threshold, labels, IGNORE_INDEX)}
+
+    def _changed(self, images: Tensor) -> Tensor:
+        """Unlabelled images in strong colours. Labelled ones have those of `views` if any, as in all other methods."""
+        operations = self.config.colours == "operations"
+        return random_intensity(images, self.config.operations) if operations else self.strong_colours(images)
 
     def _aid(
         self, items: tuple[Tensor, Tensor, Tensor], aided: Tensor, images: Tensor, labels: Tensor

@@ -161,10 +161,15 @@ def test_colours_are_its_own_or_those_of_all(monkeypatch: pytest.MonkeyPatch) ->
         return images
 
     monkeypatch.setattr(augseg, "random_intensity", unchanged)
-    assert torch.equal(make(operations=(2, 4)).strong_colours(images), images) and calls == [(2, 4)]
-    torch.manual_seed(0)
-    changed = make_method(AugSeg, Views(jitter_probability=1.0), colours="views").strong_colours(images)
-    assert not torch.equal(changed, images) and calls == [(2, 4)]
+    assert torch.equal(make(operations=(2, 4))._changed(images), images) and calls == [(2, 4)]
+    other = make_method(AugSeg, Views(jitter_probability=1.0, labelled_colours="strong"), colours="views")
+    assert isinstance(other, AugSeg)
+    assert not torch.equal(other._changed(images), images) and calls == [(2, 4)]
+    # Labelled images look alike in all methods, if the study wants it so.
+    torch.manual_seed(1)
+    expected = other.strong_colours(images)
+    torch.manual_seed(1)
+    assert torch.equal(other.labelled_colours(images, strong=False), expected) and calls == [(2, 4)]
 
 
 @pytest.mark.parametrize(
