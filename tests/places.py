@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 SPEC: dict[str, Any] = {
     "study": "small",
@@ -67,6 +67,18 @@ class Place:
     def run(self, *sets: str) -> tuple[int, str]:
         return self.call("study", "run", str(self.file), *(part for pair in sets for part in ("--set", pair)))
 
+    def ask(self, *arguments: str) -> tuple[int, str]:
+        """As `call`, for a command that starts no study: in this process, which has imported all of it already."""
+        result = self._invoke(*arguments)
+        return result.exit_code, result.output
+
+    def _invoke(self, *arguments: str) -> Result:
+        from css_ray_cli.main import main
+
+        result = CliRunner().invoke(main, arguments, env={"CSS_RAY_STORAGE": self.environment["CSS_RAY_STORAGE"]})
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+        return result
+
     def events(self) -> list[dict[str, Any]]:
         path = self.folder / "runs" / "small" / "journal.jsonl"
         if not path.exists():
@@ -109,11 +121,7 @@ class Place:
 
     def table(self, source: str = "journal", *more: str) -> list[dict[str, str]]:
         """The table in full precision, without the ids of MLflow's runs, which the journal does not know."""
-        from css_ray_cli.main import main
-
-        # In this process, which has imported all of it: a process of its own takes seconds.
-        arguments = ["study", "table", "small", "--format", "csv", "--source", source, *more]
-        result = CliRunner().invoke(main, arguments, env={"CSS_RAY_STORAGE": self.environment["CSS_RAY_STORAGE"]})
+        result = self._invoke("study", "table", "small", "--format", "csv", "--source", source, *more)
         assert result.exit_code == 0, result.output
         output = result.stdout
         return [

@@ -40,9 +40,9 @@ def test_an_undisturbed_study_finishes_and_says_what_it_found(undisturbed: Place
 
 def test_a_finished_study_is_not_run_again(undisturbed: Place) -> None:
     before = undisturbed.events()
-    code, output = undisturbed.run()
+    code, output = undisturbed.ask("study", "run", str(undisturbed.file))
     assert code == 2 and "css-ray study resume small" in output
-    code, output = undisturbed.call("study", "resume", "small")
+    code, output = undisturbed.ask("study", "resume", "small")
     assert code == 0 and "Sup." in output
     assert undisturbed.events() == before
 
@@ -50,22 +50,22 @@ def test_a_finished_study_is_not_run_again(undisturbed: Place) -> None:
 def test_mlflow_is_rebuilt_from_the_journal(place: Place, undisturbed: Place) -> None:
     (place.folder / "runs").mkdir()
     shutil.copytree(undisturbed.folder / "runs" / "small", place.folder / "runs" / "small")
-    code, output = place.call("study", "table", "small", "--source", "mlflow")
+    code, output = place.ask("study", "table", "small", "--source", "mlflow")
     assert code == 1 and "css-ray study sync small" in output
-    code, output = place.call("study", "sync", "small")
+    code, output = place.ask("study", "sync", "small")
     assert code == 0 and "10 MLflow runs created" in output, output
     place.check_mlflow()
-    code, output = place.call("study", "sync", "small")
+    code, output = place.ask("study", "sync", "small")
     assert code == 0 and "0 MLflow runs created, 0 metric points sent" in output, output
 
 
 def test_a_finished_study_is_shown(undisturbed: Place) -> None:
-    code, output = undisturbed.call("study", "status", "small")
+    code, output = undisturbed.ask("study", "status", "small")
     assert code == 0 and "small: finished" in output and "trials 3/3" in output and "runs 6/6" in output
-    code, output = undisturbed.call("study", "list")
+    code, output = undisturbed.ask("study", "list")
     assert code == 0 and "small" in output and "trials 3/3" in output
     for format_, mark in (("md", "| Sup. |"), ("latex", r"\begin{tabular}"), ("html", "<table>"), ("text", "n=2 splits")):
-        code, output = undisturbed.call("study", "table", "small", "--format", format_)
+        code, output = undisturbed.ask("study", "table", "small", "--format", format_)
         assert code == 0 and mark in output, output
 
 
@@ -84,9 +84,9 @@ def test_the_best_weights_load_without_the_platform(undisturbed: Place) -> None:
 
 
 def test_rows_have_intervals(undisturbed: Place) -> None:
-    code, output = undisturbed.call("study", "compare", "small")
+    code, output = undisturbed.ask("study", "compare", "small")
     assert code == 0 and "95 % interval" in output and "P(rank 1)" in output, output
-    code, output = undisturbed.call("study", "table", "small", "--against", "Sup.", "--format", "latex")
+    code, output = undisturbed.ask("study", "table", "small", "--against", "Sup.", "--format", "latex")
     assert code == 0 and r"$\Delta$ to Sup." in output and " to " in output, output
 
 
@@ -167,7 +167,7 @@ def another_ray(place: Place) -> Iterator[None]:
         process.stdin.write("\n")
 
 
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "ImplicitFunc"])
+@pytest.mark.parametrize("victim", ["RayTrainWorker", pytest.param("ImplicitFunc", marks=pytest.mark.long)])
 def test_kill_processes_of_the_trials_and_the_study_goes_on(
     victim: str, place: Place, undisturbed: Place, another_ray: None
 ) -> None:
