@@ -9,6 +9,8 @@ from benchmarks import Row, UnavailableError, __main__
 from benchmarks.groups import gpu
 from benchmarks.simulations import coverage
 from benchmarks.workloads import contrast, pil_views
+from benchmarks.workloads.steps import Pairs
+from css_ray.methods import PRCL
 from css_ray.models import ModelConfig
 from css_ray.training.settings import TrainConfig
 from css_ray.views import Views
@@ -30,6 +32,14 @@ def test_the_gpu_table_and_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = gpu.launch_line(TINY, 32, 2, settings, torch.device("cpu")).split("|")
     assert cells[1:3] == [" bf16 ", " yes "] and cells[3].endswith(" ms ") and len(cells) == gpu.LAUNCH_HEAD[0].count("|") + 1
     assert list(gpu.rows_of(TINY, [None] * len(gpu.SETTINGS))) == []
+
+
+@pytest.mark.slow
+def test_the_rows_of_prcl() -> None:
+    torch.set_num_threads(1)
+    scores, step = gpu.pairs_rows(torch.device("cpu"), TINY, 32, 2)
+    assert scores.name.startswith("prcl's scores") and step.name.startswith("prcl step, tiny, 2 + 2 of 32 x 32")
+    Pairs(PRCL.Config(num_queries=3, num_negatives=4), channels=8).one_by_one()
 
 
 def test_both_sides_run() -> None:

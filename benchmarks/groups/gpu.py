@@ -12,7 +12,8 @@ import torch
 
 from benchmarks import Row, UnavailableError, compare
 from benchmarks.workloads import contrast
-from benchmarks.workloads.steps import Steps
+from benchmarks.workloads.steps import Pairs, Steps
+from css_ray.methods import PRCL
 from css_ray.models import ModelConfig
 from css_ray.training.settings import TrainConfig
 
@@ -36,6 +37,7 @@ def rows() -> Iterator[Row]:
     if not torch.cuda.is_available():
         raise UnavailableError("torch sees no CUDA device")
     yield from _contrast_rows(torch.device("cuda"))
+    yield from pairs_rows(torch.device("cuda"))
     print("\n".join(["", "tf_efficientnet_lite0, 8 + 8 of 320 x 320:", "", *LAUNCH_HEAD]), flush=True)
     small = ModelConfig(
         encoder="tf_efficientnet_lite0",
@@ -64,15 +66,34 @@ def _contrast_rows(device: torch.device) -> Iterator[Row]:
     name = f"contrast + prototypes on 16 x 128 x 128 cells, {given.queries} anchors x {given.negatives}"
 
     def waited(function: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
-            function()
-            _wait(device)
-
-        return run
+        return _waited(function, device)
 
     published = waited(lambda: contrast.published(given))
     yield compare(f"{name} per anchor, vs published", waited(lambda: contrast.ours(given, "per_anchor")), published, 1.0)
     yield compare(f"{name} shared, vs published", waited(lambda: contrast.ours(given, "shared")), published, 1.0)
+
+
+RESNET101 = ModelConfig(encoder="resnet101", output_stride=16, pretrained=False)
+
+
+def pairs_rows(device: torch.device, model: ModelConfig = RESNET101, size: int = 512, batch_size: int = 8) -> Iterator[Row]:
+    """PRCL scores pairs channel by channel, which no matrix product does."""
+    pairs = Pairs(PRCL.Config(), device=device)
+    ours, together = _waited(pairs.ours, device), _waited(pairs.together, device)
+    yield compare("prcl's scores of a class, vs autograd through all pairs", ours, together, 1.0)
+    steps = Steps(model, size, batch_size, TrainConfig(precision="bf16", channels_last=True), device, PRCL)
+    for _ in range(3):
+        steps.whole()
+    name = f"prcl step, {model.encoder}, {batch_size} + {batch_size} of {size} x {size}, bf16, vs passes without scores"
+    yield compare(name, _waited(steps.whole, device), _waited(steps.passes, device), 1.10)
+
+
+def _waited(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def run() -> None:
+        function()
+        _wait(device)
+
+    return run
 
 
 def measure(

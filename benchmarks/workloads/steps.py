@@ -154,12 +154,15 @@ def _prcl(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]
 class Pairs:
     """Gaussians of one class's anchors and of its keys, as PRCL scores them at its defaults."""
 
-    def __init__(self, config: PRCL.Config, channels: int = 256) -> None:
+    def __init__(self, config: PRCL.Config, channels: int = 256, device: torch.device | str = "cpu") -> None:
         self.config = config
-        self.anchors, self.keys = (
-            (F.normalize(torch.randn(count, channels), dim=1), torch.rand(count, channels).clamp(min=LEAST_VARIANCE))
-            for count in (config.num_queries, 1 + config.num_negatives)
-        )
+
+        def gaussians(count: int) -> tuple[Tensor, Tensor]:
+            shape = count, channels
+            means, variances = torch.randn(shape, device=device), torch.rand(shape, device=device)
+            return F.normalize(means, dim=1), variances.clamp(min=LEAST_VARIANCE)
+
+        self.anchors, self.keys = gaussians(config.num_queries), gaussians(1 + config.num_negatives)
         for tensor in self.anchors:
             tensor.requires_grad_()
 
@@ -181,7 +184,7 @@ class Pairs:
 
     def _plain(self, means: Tensor, variances: Tensor) -> Tensor:
         scores = mutual_likelihood(means[:, None], variances[:, None], *self.keys, self.config.reduce)
-        return F.cross_entropy(scores / self.config.temperature, torch.zeros(len(scores), dtype=torch.long))
+        return F.cross_entropy(scores / self.config.temperature, scores.new_zeros(len(scores), dtype=torch.long))
 
 
 def _stpp(method: Any, labelled: Tensor, unlabelled: Tensor) -> list[Prediction]:

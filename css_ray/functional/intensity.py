@@ -26,7 +26,7 @@ def _blur(image: Tensor, draw: float) -> Tensor:
     # Three sigmas to each side; a border is mirrored, so it has to be shorter than the image.
     height, width = (min(2 * round(3 * sigma) + 1, 2 * side - 1) for side in image.shape[-2:])
     blurred: Tensor = ops.gaussian_blur(image, [width, height], [sigma, sigma])
-    return blurred
+    return blurred.clamp(0, 1)  # weights add up to 1 but for their last bits
 
 
 def _solarize(image: Tensor, draw: float) -> Tensor:
