@@ -270,6 +270,18 @@ def test_help_loads_no_torch(arguments: list[str]) -> None:
     assert run_python(program) == "[]\n"
 
 
+@pytest.mark.parametrize("arguments", [["methods", "augseg"], ["study", "list"]])
+def test_what_shows_something_loads_no_torchvision(arguments: list[str], tmp_path: Path) -> None:
+    program = (
+        "import sys, click.testing\n"
+        "from css_ray_cli.main import main\n"
+        f"result = click.testing.CliRunner().invoke(main, {arguments}, env={{'CSS_RAY_STORAGE': {str(tmp_path)!r}}})\n"
+        "assert result.exit_code == 0, result.output\n"
+        "print([name for name in ('torchvision', 'torch._dynamo', 'timm', 'ray', 'mlflow') if name in sys.modules])"
+    )
+    assert run_python(program) == "[]\n"
+
+
 @pytest.mark.parametrize("word", ["utils", "common", "helper", "manager"])
 def test_banned_names(word: str) -> None:
     assert not [path for path in ROOT.glob("c*/**/*.py") if word in path.stem and ".venv" not in path.parts]

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as ops
 
 Operation = Callable[[Tensor, float], Tensor]
 """Images [1, 3, H, W] in [0, 1] and a draw in [0, 1) -> changed ones; the draw decides how much."""
+
+
+def _ops() -> Any:
+    """Imported where an image is changed: it takes as long as torch itself, and commands that show a study need none of it."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
 
 
 def _between(low: float, high: float, draw: float) -> float:
@@ -25,7 +32,7 @@ def _blur(image: Tensor, draw: float) -> Tensor:
     sigma = _between(0.1, 2.0, draw)
     # Three sigmas to each side; a border is mirrored, so it has to be shorter than the image.
     height, width = (min(2 * round(3 * sigma) + 1, 2 * side - 1) for side in image.shape[-2:])
-    blurred: Tensor = ops.gaussian_blur(image, [width, height], [sigma, sigma])
+    blurred: Tensor = _ops().gaussian_blur(image, [width, height], [sigma, sigma])
     return blurred.clamp(0, 1)  # weights add up to 1 but for their last bits
 
 
@@ -36,16 +43,16 @@ def _solarize(image: Tensor, draw: float) -> Tensor:
 
 POOL: dict[str, Operation] = {
     "identity": lambda image, draw: image,
-    "autocontrast": lambda image, draw: ops.autocontrast(image),
-    "equalize": lambda image, draw: ops.equalize(image),
+    "autocontrast": lambda image, draw: _ops().autocontrast(image),
+    "equalize": lambda image, draw: _ops().equalize(image),
     "blur": _blur,
-    "contrast": lambda image, draw: ops.adjust_contrast(image, _between(0.05, 0.95, draw)),
-    "brightness": lambda image, draw: ops.adjust_brightness(image, _between(0.05, 0.95, draw)),
-    "saturation": lambda image, draw: ops.adjust_saturation(image, _between(0.05, 0.95, draw)),
-    "sharpness": lambda image, draw: ops.adjust_sharpness(image, _between(0.05, 0.95, draw)),
-    "posterize": lambda image, draw: ops.posterize(image, _whole(4, 8, draw)),
+    "contrast": lambda image, draw: _ops().adjust_contrast(image, _between(0.05, 0.95, draw)),
+    "brightness": lambda image, draw: _ops().adjust_brightness(image, _between(0.05, 0.95, draw)),
+    "saturation": lambda image, draw: _ops().adjust_saturation(image, _between(0.05, 0.95, draw)),
+    "sharpness": lambda image, draw: _ops().adjust_sharpness(image, _between(0.05, 0.95, draw)),
+    "posterize": lambda image, draw: _ops().posterize(image, _whole(4, 8, draw)),
     "solarize": _solarize,
-    "hue": lambda image, draw: ops.adjust_hue(image, _between(0.0, 0.5, draw)),
+    "hue": lambda image, draw: _ops().adjust_hue(image, _between(0.0, 0.5, draw)),
 }
 """The operations of AugSeg with its ranges. Factors are below 1: contrast, brightness, saturation and sharpness get less."""
 
