@@ -32,7 +32,8 @@ def start_here(**settings: Any) -> None:
     """Start a Ray of our own on this machine, whatever else runs here. settings: of `ray.init`.
 
     Its folder, with its sockets and the code that its processes load, lies in one that other users cannot enter, and so do the
-    temporary files of its processes. Raises RuntimeError if Ray does not start.
+    temporary files of its processes. Raises RuntimeError if Ray does not start,
+    and OSError of the system as it is.
     """
     guard_token()
     private = private_folder(os.environ.get("RAY_TMPDIR"))
@@ -40,11 +41,12 @@ def start_here(**settings: Any) -> None:
     with _environment(RAY_TMPDIR=str(private), TMPDIR=str(temporary_folder())):
         try:
             context: Any = ray.init(address="local", **QUIET, **settings)
-        except OSError:  # such as a full disk, which its own words name best
-            raise
-        except Exception as error:  # Ray raises it where its processes are not up within 30 s
+        except Exception as error:  # as where Ray's processes are not up within 30 s
+            if isinstance(error, OSError) and error.errno is not None:  # such as a full disk, which its own words name best
+                raise
+            said = last_line(error, 300).removesuffix(".")
             raise RuntimeError(
-                f"Ray does not start on this machine: {last_line(error, 300)} If it is busy, end other work and try again"
+                f"Ray does not start on this machine: {said}. If it is busy, end other work and try again"
             ) from error
     hold(Path(context.address_info["session_dir"]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -74,7 +75,7 @@ def beta_boxes(
     width: int,
     device: torch.device,
     *,
-    concentration: float | tuple[float, float],
+    concentration: float | Sequence[float],
     clipped: bool = False,
 ) -> Tensor:
     """[B, H, W] bool: one box per image, of the image's shape, that covers 1 - λ of it, λ ~ Beta(a, b) (Yun et al., ICCV 2019).
@@ -82,8 +83,8 @@ def beta_boxes(
     concentration: a and b, or one number for both. The box lies anywhere inside of the image; clipped: its centre is anywhere
     in the image, and what lies outside is cut off, as in the code of CutMix.
     """
-    both = concentration if isinstance(concentration, tuple) else (concentration, concentration)
-    a, b = (torch.full((num_images, 1), each, device=device) for each in both)
+    both = (concentration, concentration) if isinstance(concentration, int | float) else concentration
+    a, b = (torch.full((num_images, 1), float(each), device=device) for each in both)
     # Its check of the concentrations would ask the host.
     side = (1 - torch.distributions.Beta(a, b, validate_args=False).sample()).sqrt()
 

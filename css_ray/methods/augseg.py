@@ -35,7 +35,8 @@ class AugSeg(Method):
     Departs from the published code: each image draws its own boxes, inside the image (`cutmix_clipped`), and padding is no
     pixel of L_u or of the confidence.
 
-    Presets: `published` has the boxes of the released code, cut off at the border and of any partner, the image itself too.
+    Presets: `published` has boxes that are cut off at the border, and of any partner, the image itself too. The released code
+    draws one size for the batch, and no centre in the first eighth.
     """
 
     name = "augseg"

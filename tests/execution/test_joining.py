@@ -112,6 +112,11 @@ def test_a_study_without_an_address_starts_its_own_ray(
             RuntimeError,
             "Ray does not start on this machine: The current",
         ),
+        (
+            ConnectionError("Could not read from GCS"),
+            RuntimeError,
+            "machine: Could not read from GCS. If it is busy, end other",
+        ),
         (OSError(28, "No space left on device"), OSError, "No space left on device"),
     ],
 )

@@ -25,7 +25,7 @@ OF_PILLOW: dict[str, tuple[Callable[[Image.Image], Image.Image], float]] = {
     "brightness": (lambda image: ImageEnhance.Brightness(image).enhance(FACTOR), 1.5),
     "saturation": (lambda image: ImageEnhance.Color(image).enhance(FACTOR), 1.5),
     "sharpness": (lambda image: ImageEnhance.Sharpness(image).enhance(FACTOR), 1.5),
-    "posterize": (lambda image: ImageOps.posterize(image, 6), 4.0),  # an even level for what Pillow cuts off
+    "posterize": (lambda image: ImageOps.posterize(image, 5), 8.0),  # an even level for what Pillow cuts off
     "solarize": (lambda image: ImageOps.solarize(image, 103), 0.0),
 }
 """By operation: Pillow's, and by how many of 255 steps a pixel may differ."""
@@ -56,11 +56,13 @@ def test_the_blur_is_a_gaussian_of_its_sigma() -> None:
         torch.testing.assert_close(POOL["blur"](image, draw)[0].double(), torch.from_numpy(expected), atol=1e-5, rtol=0)
 
 
-def test_the_hue_turns_and_no_brightness_changes() -> None:
-    """A turn of a third makes red green."""
+def test_the_hue_turns_either_way() -> None:
+    """A turn of a third makes red green, or blue; the largest of the three colours stays what it is."""
     red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    green = POOL["hue"](red, 2 / 3)
-    torch.testing.assert_close(green, red[:, [1, 0, 2]], atol=1e-6, rtol=0)
+    for draw, places in ((0.5 + 1 / 3, [1, 0, 2]), (0.5 - 1 / 3, [1, 2, 0]), (0.5, [0, 1, 2])):
+        torch.testing.assert_close(POOL["hue"](red, draw), red[:, places], atol=1e-6, rtol=0)
+    image = scene()
+    torch.testing.assert_close(POOL["hue"](image, 0.9).amax(dim=1), image.amax(dim=1))
 
 
 @pytest.mark.parametrize("name", POOL)
@@ -72,10 +74,18 @@ def test_every_operation_stays_in_its_range(name: str, draw: float) -> None:
         assert found.min() >= 0 and found.max() <= 1 and found.isfinite().all()
 
 
-def test_solarize_at_256_leaves_white_as_it_is() -> None:
-    white = torch.ones(1, 3, 2, 2)
-    assert torch.equal(POOL["solarize"](white, 1 - 2**-24), white)
-    assert not POOL["solarize"](white, 0.99).any()
+def test_how_many_bits_and_which_thresholds() -> None:
+    """8 - ceil(U(0, 4)) bits and a threshold of 256 - ceil(U(0, 255)), as the released code has them."""
+    ramp = (torch.arange(256) / 255).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    draws = torch.linspace(0, 1 - 2**-24, 999).tolist()
+    assert {POOL["posterize"](ramp, draw).unique().numel() for draw in draws} == {16, 32, 64, 128}
+    inverted = {int((POOL["solarize"](ramp, draw) != ramp).sum()) // 3 for draw in draws}
+    assert inverted == set(range(1, 256))  # of 256 values those that reach 255, 254, ..
+
+
+def test_what_is_too_small_to_soften_stays() -> None:
+    image = scene()[..., :2]
+    assert POOL["sharpness"](image, 0.0) is image
 
 
 def test_how_many_which_and_in_which_order(monkeypatch: pytest.MonkeyPatch) -> None:
