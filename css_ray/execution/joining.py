@@ -45,9 +45,8 @@ def start_here(**settings: Any) -> None:
             if isinstance(error, OSError) and error.errno is not None:  # such as a full disk, which its own words name best
                 raise
             said = last_line(error, 300).removesuffix(".")
-            raise RuntimeError(
-                f"Ray does not start on this machine: {said}. If it is busy, end other work and try again"
-            ) from error
+            remedy = "if it is busy, end other work and try again"
+            raise RuntimeError(f"Ray does not start on this machine: {said}; {remedy}") from error
     hold(Path(context.address_info["session_dir"]))
 
 

@@ -69,7 +69,7 @@ POOL: dict[str, Operation] = {
     "solarize": _solarize,
     "hue": lambda image, draw: _ops().adjust_hue(image, _between(-0.5, 0.5, draw)),
 }
-"""The operations of AugSeg's released code with its ranges. Factors are below 1: contrast, brightness, saturation and sharpness get less."""
+"""The operations of AugSeg's released code with its ranges: contrast, brightness, saturation and sharpness are only lowered."""
 
 
 def random_intensity(images: Tensor, how_many: tuple[int, int]) -> Tensor:

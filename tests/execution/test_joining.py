@@ -115,7 +115,7 @@ def test_a_study_without_an_address_starts_its_own_ray(
         (
             ConnectionError("Could not read from GCS"),
             RuntimeError,
-            "machine: Could not read from GCS. If it is busy, end other",
+            "machine: Could not read from GCS; if it is busy, end other",
         ),
         (OSError(28, "No space left on device"), OSError, "No space left on device"),
     ],
