@@ -6,12 +6,12 @@ Nothing here trusts the bytes: what is wrong with them is a ValueError, whatever
 from __future__ import annotations
 
 import io
-from typing import Literal
 
 import pyarrow as pa
 import torch
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
 
 from css_ray.data import png
 
@@ -25,18 +25,16 @@ _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 
 def decode_rgb(encoded: bytes | pa.Buffer) -> Tensor:
     """A JPEG, PNG or WebP that is whole, see `image_size`, as uint8 [3, H, W]. Raises ValueError for anything else."""
-    return _decode(encoded, "RGB")
+    return _decode(encoded, ImageReadMode.RGB)
 
 
 def decode_mask(encoded: bytes | pa.Buffer) -> Tensor:
     """A mask that is whole, see `mask_size`, as uint8 [H, W]."""
     # torchvision gives the indices as they are only in this mode.
-    return _decode(encoded, "UNCHANGED")[0]
+    return _decode(encoded, ImageReadMode.UNCHANGED)[0]
 
 
-def _decode(encoded: bytes | pa.Buffer, mode: Literal["RGB", "UNCHANGED"]) -> Tensor:
-    from torchvision.io import decode_image  # takes as long to import as torch, and the driver of a study decodes nothing
-
+def _decode(encoded: bytes | pa.Buffer, mode: ImageReadMode) -> Tensor:
     # torch wants writable memory, and a mapped file is not: copy the encoded bytes, which are few.
     writable = bytearray(encoded)
     if _kind(writable) is None:

@@ -51,8 +51,6 @@ def in_processes(count: int) -> ParallelMap:
 
 def make_pool(count: int, begin: Callable[..., None] | None = None, *arguments: Any) -> ProcessPoolExecutor:
     """A pool of `count` processes, each of which first calls `begin` with the arguments."""
-    import torchvision.io  # noqa: F401 - takes seconds, once here instead of once in each process
-
     # A forked process has torch imported already; a fresh one would take seconds for it.
     context = get_context("fork" if "fork" in get_all_start_methods() else None)
     return ProcessPoolExecutor(count, context, _begin, (os.getpid(), begin, arguments))
