@@ -164,7 +164,7 @@ def illustrate(
 
 
 def _in_words(error: Exception) -> str:
-    """What a method raised, and what to do where memory was lacking."""
+    """What a method raised, and what to do if memory was lacking."""
     if is_out_of_memory(error):
         return "whole images need more memory than there is; use --device cpu, or a machine with more"
     return f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__} (no message)"

@@ -32,8 +32,9 @@ def start_here(**settings: Any) -> None:
     """Start a Ray of our own on this machine, whatever else runs here. settings: of `ray.init`.
 
     Its folder, with its sockets and the code that its processes load, lies in one that other users cannot enter, and so do the
-    temporary files of its processes. Raises RuntimeError if Ray does not start,
-    and OSError of the system as it is.
+    temporary files of its processes.
+
+    Raises RuntimeError if Ray does not start, and what the system raises, such as OSError if the disk is full.
     """
     guard_token()
     private = private_folder(os.environ.get("RAY_TMPDIR"))
@@ -41,7 +42,7 @@ def start_here(**settings: Any) -> None:
     with _environment(RAY_TMPDIR=str(private), TMPDIR=str(temporary_folder())):
         try:
             context: Any = ray.init(address="local", **QUIET, **settings)
-        except Exception as error:  # as where Ray's processes are not up within 30 s
+        except Exception as error:  # such as when Ray's processes are not up within 30 s
             if isinstance(error, OSError) and error.errno is not None:  # such as a full disk, which its own words name best
                 raise
             said = last_line(error, 300).removesuffix(".")

@@ -104,7 +104,7 @@ class _Separation(torch.autograd.Function):
 
 
 def _sum_of_logs_(numbers: Tensor) -> Tensor:
-    """[..., D] -> [...], and `numbers` are overwritten. One logarithm for four of them: 1e-6 to the fourth is no denormal."""
+    """[..., D] -> [...], and `numbers` are overwritten. One logarithm for four of them: (1e-6)^4 is still a normal number."""
     width = numbers.shape[-1]
     for _ in range(2):
         if width % 2:

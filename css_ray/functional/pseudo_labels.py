@@ -31,6 +31,12 @@ def most_likely(probabilities: Tensor) -> tuple[Tensor, Tensor]:
     return value.squeeze(1), labels.clamp(max=num_classes - 1)  # NaN equals nothing; the loss then becomes NaN as well
 
 
+def sure_labels(logits: Tensor, threshold: float) -> Tensor:
+    """[B, C, H, W] -> [B, H, W]: the likeliest class of each pixel, IGNORE_INDEX if its confidence is below the threshold."""
+    confidence, labels = most_likely(logits.softmax(dim=1))
+    return torch.where(confidence >= threshold, labels, IGNORE_INDEX)
+
+
 def at_class(probabilities: Tensor, labels: Tensor) -> Tensor:
     """[B, C, H, W], [B, H, W] -> [B, H, W]: the entry of each pixel's own class; 0 where it has none."""
     labelled = labels != IGNORE_INDEX

@@ -1,4 +1,4 @@
-"""AugSeg: strong views by a few random operations, and boxes from labelled images where the teacher is unsure."""
+"""AugSeg: strong views by a few random operations, and boxes from labelled images if the teacher is unsure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from css_ray.functional.intensity import random_intensity
 from css_ray.functional.losses import unsupervised_cross_entropy
 from css_ray.functional.metrics import quantiles
 from css_ray.functional.mixing import Partners, beta_boxes, mix, partners
-from css_ray.functional.pseudo_labels import image_confidence, most_likely
+from css_ray.functional.pseudo_labels import image_confidence, most_likely, sure_labels
 from css_ray.functional.resizing import upsample
 from css_ray.methods.base import Method
 from css_ray.methods.teacher import Teacher
@@ -119,8 +119,7 @@ class AugSeg(Method):
         return self.teacher.model
 
     def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
-        confidence, labels = most_likely(self.teacher.model.predict(images).softmax(dim=1))
-        return {"logits": torch.where(confidence >= self.config.unsup_threshold, labels, IGNORE_INDEX)}
+        return {"logits": sure_labels(self.teacher.model.predict(images), self.config.unsup_threshold)}
 
     def _changed(self, images: Tensor) -> Tensor:
         """Unlabelled images in strong colours. Labelled ones have those of `views` if any, as in all other methods."""
@@ -130,7 +129,7 @@ class AugSeg(Method):
     def _aid(
         self, items: tuple[Tensor, Tensor, Tensor], aided: Tensor, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Copies of images, labels and which of these passed, with a box of a labelled image where `aided` [B]."""
+        """Copies of images, labels and which of these passed, with a box of a labelled image in those that are `aided` [B]."""
         boxes = self._boxes(items[1], self.config.donor_beta) & aided[:, None, None]
         chosen = (torch.rand(len(aided), device=aided.device) * len(images)).long()
         labels = labels[chosen]

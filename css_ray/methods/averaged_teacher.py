@@ -13,7 +13,7 @@ from css_ray.config import knob
 from css_ray.distributed import share_of_rank
 from css_ray.functional.losses import UnsupReduction, probability_consistency, unsupervised_cross_entropy
 from css_ray.functional.metrics import quantiles
-from css_ray.functional.pseudo_labels import most_likely
+from css_ray.functional.pseudo_labels import most_likely, sure_labels
 from css_ray.functional.resizing import upsample
 from css_ray.functional.schedules import exponential_ramp_up
 from css_ray.methods.base import Method
@@ -86,5 +86,4 @@ class AveragedTeacher(Method):
         return self.teacher.model
 
     def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
-        confidence, labels = most_likely(self.teacher.model.predict(images).softmax(dim=1))
-        return {"logits": torch.where(confidence >= self.config.unsup_threshold, labels, IGNORE_INDEX)}
+        return {"logits": sure_labels(self.teacher.model.predict(images), self.config.unsup_threshold)}

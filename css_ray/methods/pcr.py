@@ -13,7 +13,7 @@ from css_ray.config import knob
 from css_ray.distributed import share_of_total
 from css_ray.functional.losses import cross_entropy
 from css_ray.functional.mixing import half_area_boxes, mix
-from css_ray.functional.pseudo_labels import most_likely
+from css_ray.functional.pseudo_labels import most_likely, sure_labels
 from css_ray.functional.resizing import upsample, upsampled_at
 from css_ray.functional.sampling import grid_points
 from css_ray.functional.similarity import indicator_bound
@@ -138,8 +138,7 @@ class PCR(Method):
         return self.teacher.model
 
     def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
-        confidence, labels = most_likely(self.teacher.model.predict(images).softmax(dim=1))
-        return {"logits": torch.where(confidence >= self.config.unsup_threshold, labels, IGNORE_INDEX)}
+        return {"logits": sure_labels(self.teacher.model.predict(images), self.config.unsup_threshold)}
 
     @torch.no_grad()
     def _sampled(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

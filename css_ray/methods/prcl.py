@@ -16,7 +16,7 @@ from css_ray.functional.contrast import PixelsByClass, draw_classes
 from css_ray.functional.gaussians import Reduce, fuse, fusion_sums, mutual_likelihood, separation, variance_of
 from css_ray.functional.losses import UnsupReduction, unsupervised_cross_entropy
 from css_ray.functional.precision import at_least_float32
-from css_ray.functional.pseudo_labels import at_class, most_likely
+from css_ray.functional.pseudo_labels import at_class, most_likely, sure_labels
 from css_ray.functional.resizing import nearest, upsample
 from css_ray.functional.schedules import exponential_ramp_down
 from css_ray.methods.base import Method
@@ -139,8 +139,7 @@ class PRCL(Method):
         return self.teacher.model
 
     def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
-        confidence, labels = most_likely(self.teacher.model.predict(images).softmax(dim=1))
-        return {"logits": torch.where(confidence >= self.config.unsup_threshold, labels, IGNORE_INDEX)}
+        return {"logits": sure_labels(self.teacher.model.predict(images), self.config.unsup_threshold)}
 
     def _contrast(self, means: Tensor, variances: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
         """L_c of cells: means and variances [B, D, h, w], labels [B, h, w], the student's logits [B, C, h, w]."""

@@ -14,7 +14,7 @@ from css_ray.distributed import share_of_rank
 from css_ray.functional.losses import weighted_cross_entropy
 from css_ray.functional.mixing import Partners, beta_boxes, mix, partners
 from css_ray.functional.perturbations import adversarial, unresolved
-from css_ray.functional.pseudo_labels import most_likely, overwrite_unlikely
+from css_ray.functional.pseudo_labels import most_likely, overwrite_unlikely, sure_labels
 from css_ray.functional.resizing import upsample
 from css_ray.functional.schedules import cosine_ramp_up
 from css_ray.methods.base import Method
@@ -140,8 +140,7 @@ class PSMT(Method):
             follow(self._teacher(self._active(clock)), self.student, self.config.teacher_decay)
 
     def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
-        confidence, labels = most_likely(self.predictor().predict(images).softmax(dim=1))
-        return {"teachers": torch.where(confidence >= self.config.unsup_threshold, labels, IGNORE_INDEX)}
+        return {"teachers": sure_labels(self.predictor().predict(images), self.config.unsup_threshold)}
 
     def _teacher(self, number: int) -> Segmenter:
         teacher = self.teachers[number]

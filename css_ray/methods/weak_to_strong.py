@@ -13,7 +13,7 @@ from css_ray.config import Problem, knob
 from css_ray.distributed import share_of_rank
 from css_ray.functional.losses import unsupervised_cross_entropy
 from css_ray.functional.mixing import Partners, area_boxes, mix, partners
-from css_ray.functional.pseudo_labels import most_likely
+from css_ray.functional.pseudo_labels import most_likely, sure_labels
 from css_ray.functional.resizing import upsample
 from css_ray.methods.base import Method
 from css_ray.methods.teacher import Teacher, eval_mode
@@ -103,5 +103,4 @@ class WeakToStrong(Method):
         return self.student if self.teacher is None else self.teacher.model
 
     def pseudo_labels(self, images: Tensor) -> dict[str, Tensor]:
-        confidence, labels = most_likely(self.predictor().predict(images).softmax(dim=1))
-        return {"logits": torch.where(confidence >= self.config.unsup_threshold, labels, IGNORE_INDEX)}
+        return {"logits": sure_labels(self.predictor().predict(images), self.config.unsup_threshold)}
