@@ -32,8 +32,8 @@ class AugSeg(Method):
     copy of it gets a box of a random labelled image, whose labels are sure; then each image gets a box of another image's copy.
     What lies outside of this second box has no part of a labelled image.
 
-    Departs from the published code: each image draws its own boxes, inside the image (`cutmix_clipped`), and padding is no
-    pixel of L_u or of the confidence.
+    Departs from the published code: each image draws its own boxes, inside the image (`cutmix_clipped`), and padding
+    counts neither in L_u nor in the confidence.
 
     Presets: `published` has boxes that are cut off at the border, and of any partner, the image itself too. The released code
     draws one size for the batch, and no centre in the first eighth.

@@ -1,4 +1,4 @@
-"""Memory: how this process treats what it has freed, and whether an error says that there was too little."""
+"""Memory: how this process treats what it has freed, and whether an error reports that there was too little."""
 
 from __future__ import annotations
 
