@@ -79,10 +79,10 @@ def test_the_driver_never_waits_and_nothing_counts_as_sent(away: str, caplog: py
     for step in range(3000):
         tracker.record(logged(step))
     # The request that hangs does so for ten seconds.
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 8
     started = time.monotonic()
     assert tracker.close(timeout=0.5) == 3001
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 8
     assert len([message for message in caplog.messages if f"{away} is away" in message]) <= 1
 
 

@@ -16,8 +16,8 @@ from yaml.events import AliasEvent
 MAX_BYTES = 1_000_000
 """The size of a study file; one with 1000 listed trials has a tenth of it."""
 
-MAX_VALUES = 100_000
-"""Values and keys in a file, those behind its aliases counted each time."""
+MAX_VALUES = 50_000
+"""Values and keys in a file, those behind its aliases counted each time; 1000 listed trials may have 50 each."""
 
 MAX_DEPTH = 20
 """How deep values are nested; a study needs seven levels."""
