@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import importlib
 import logging
 import warnings
@@ -18,6 +20,10 @@ from css_ray.secrets import without_secrets
 
 from .errors import bad_input
 from .output import echo
+
+# At its very end Python looks through all objects for those that only point at each other: with torch, Ray and MLflow imported
+# that takes longer than most commands do.
+atexit.register(gc.freeze)
 
 COMMANDS = {
     "study": ("study", "Plan, run, resume and read studies."),

@@ -6,6 +6,7 @@ it is used, since the processes of a study import no more of Ray than they need.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,44 @@ def keep_from_trials(prefixes: Sequence[str]) -> None:
     from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
     ENV_VARS_TO_PROPAGATE.difference_update({name for name in ENV_VARS_TO_PROPAGATE if name.startswith(tuple(prefixes))})
+
+
+def start_coordinator() -> None:
+    """Start the process that Ray Train's controllers ask for resources, which the first of them would start and wait for."""
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+
+    get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
+
+
+def data_parallel_trainer() -> type[Any]:
+    """Ray Train's trainer for any framework: TorchTrainer's base class, which imports no torch."""
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    return DataParallelTrainer
+
+
+def free_address() -> tuple[str, int]:
+    """This node's address, and a port that nothing listens on."""
+    from ray.train._internal.utils import get_address_and_port
+
+    address, port = get_address_and_port()
+    return address, port
+
+
+def join_process_group(backend: str, rank: int, size: int, address: str, port: int) -> None:
+    """Have this worker join torch's process group that meets at `address` and `port`, as Ray's TorchConfig does."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
+
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+    _set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]
+    _setup_torch_process_group(backend, rank, size, "env://")
+
+
+def leave_process_group(*, grouped: bool) -> None:
+    """Have this worker leave torch's process group, if it is to, and give back what torch holds of its GPU."""
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=grouped)  # type: ignore[no-untyped-call]
 
 
 def without_data(trainer: Any) -> None:

@@ -12,7 +12,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import ray.tune
@@ -23,13 +23,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from css_ray.events import Event
 from css_ray.execution.handover import IDLE_SECONDS, LEAVE, Failure, Handover, Message, News
-from css_ray.execution.ray_internals import free_resources, without_data
+from css_ray.execution.process_group import ProcessGroup
+from css_ray.execution.ray_internals import data_parallel_trainer, free_resources, without_data
 from css_ray.messages import last_line
 from css_ray.study.job import Job
-
-if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
-
 
 STARTUP = "startup timed out"
 """Part of Ray Train's message if it waited in vain for the resources that workers need."""
@@ -197,13 +194,10 @@ class Slot:
             return []
         return [first, *self._queue.get_nowait_batch(self._queue.qsize())]
 
-    def _trainer(self, name: str, *, elastic: bool) -> TorchTrainer:
-        # Here, since the driver reads this file too, and importing torch takes seconds.
-        from ray.train.torch import TorchConfig, TorchTrainer
-
+    def _trainer(self, name: str, *, elastic: bool) -> Any:
         resources = self.resources
         gpus = resources.gpus_per_worker
-        trainer = TorchTrainer(
+        trainer = data_parallel_trainer()(
             _work,
             train_loop_config={
                 "slot": name,
@@ -212,7 +206,7 @@ class Slot:
                 "code": self.code,
             },
             scaling_config=ScalingConfig(num_workers=self._size, use_gpu=gpus > 0, resources_per_worker=self._per_worker),
-            torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
+            backend_config=ProcessGroup("nccl" if gpus >= 1 else "gloo"),
             run_config=RunConfig(
                 name=name,
                 storage_path=self.place,

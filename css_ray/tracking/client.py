@@ -42,10 +42,16 @@ def default_artifacts(storage: str | Path) -> str:
     return str(Path(storage).resolve() / ARTIFACTS)
 
 
-def connect(uri: str) -> MlflowClient:
+def load() -> None:
+    """Import MLflow with our settings, which takes seconds the first time."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     # Only now: telemetry starts with the import.
+    import mlflow  # noqa: F401
+
+
+def connect(uri: str) -> MlflowClient:
+    load()
     from mlflow import MlflowClient
 
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from css_ray.events import Event
 from css_ray.secrets import shown, without_secrets
-from css_ray.tracking.client import cause, sqlite_file
+from css_ray.tracking.client import cause, load, sqlite_file
 from css_ray.tracking.projection import Projection
 
 _log = logging.getLogger(__name__)
@@ -116,6 +117,8 @@ class Tracker:
         projection: Projection | None = None
         pause = 0.0
         one_by_one = 0
+        with contextlib.suppress(Exception):  # which the first event meets again
+            load()  # now, while the driver waits for Ray to start
         while batch := self._next_batch(1 if one_by_one else _EVENTS_A_BATCH):
             try:
                 projection = projection or Projection(self._uri, self._artifact_root)

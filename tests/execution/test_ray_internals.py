@@ -34,7 +34,7 @@ USED = [
     "ray._raylet:GlobalStateAccessor.get_placement_group_table",
     "ray.core.generated.gcs_pb2:PlacementGroupTableData.REMOVED",
     "ray.core.generated.gcs_pb2:JobTableData.FromString",
-    "ray.train.torch:TorchTrainer._create_default_callbacks",
+    "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer._create_default_callbacks",
     "ray.train.v2._internal.callbacks.datasets:DatasetsCallback",
     "ray.util.queue:_QueueActor.put_nowait",
 ]
@@ -193,12 +193,11 @@ def test_an_item_is_put_into_a_queue() -> None:
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.data.context")  # of its own settings
 def test_a_trainer_starts_no_process_for_data_sets() -> None:
     from ray.train import ScalingConfig
-    from ray.train.torch import TorchTrainer
 
-    def names(trainer: TorchTrainer) -> set[str]:
-        return {type(callback).__name__ for callback in trainer._create_default_callbacks()}  # type: ignore[attr-defined]
+    def names(trainer: Any) -> set[str]:
+        return {type(callback).__name__ for callback in trainer._create_default_callbacks()}
 
-    trainer = TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=1))
+    trainer = ray_internals.data_parallel_trainer()(lambda: None, scaling_config=ScalingConfig(num_workers=1))
     before = names(trainer)
     ray_internals.without_data(trainer)
     assert before - names(trainer) == {"DatasetsCallback"}
