@@ -51,6 +51,20 @@ def place(tmp_path: Path, data: Path) -> Iterator[Place]:
         os.kill(process, signal.SIGKILL)
 
 
+WITHOUT_RAY = ("cluster/", "methods/", "prediction/", "reports/", "training/", "test_benchmarks.py")
+"""Where slow tests start no Ray."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two processes one has the slow tests that start Ray, one after another: two at a time would wait for each other longer
+    than Ray waits for its own processes. The other process has the rest.
+    """
+    here = Path(__file__).parent
+    for item in items:
+        if item.get_closest_marker("slow") and not item.path.relative_to(here).as_posix().startswith(WITHOUT_RAY):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What became of the inputs of the fuzzers."""
     from tests.fuzz.mutate import FIGURES

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.workloads.reader import private_megabytes
+from benchmarks.workloads.memory import private_megabytes
 from css_ray.data.catalogue import ensure_dataset
 from css_ray.events import Event, RunEvaluated, RunFinished, RunStarted
 from css_ray.standing import Standing

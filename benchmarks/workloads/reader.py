@@ -13,10 +13,10 @@ import torch
 
 from benchmarks import UnavailableError
 from benchmarks.workloads import run_alone
+from benchmarks.workloads.memory import STATUS, private_megabytes
 from css_ray.data.shards import Shards
 from css_ray.training.memory import keep_freed_memory
 
-STATUS = Path("/proc/self/status")
 READS = 1000
 
 
@@ -29,12 +29,6 @@ def memory_of_reader(folder: Path, times: int = 1) -> float:
     if not STATUS.exists():
         raise UnavailableError("private memory is read from /proc/self/status, which only Linux has")
     return float(run_alone("reader", folder, times))
-
-
-def private_megabytes() -> float:
-    """Private memory of this process now, without the pages of mapped files. Linux only."""
-    found = [line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("RssAnon:")]
-    return int(found[0]) * 1024 / 1e6
 
 
 def main(folder: str, times: str) -> None:

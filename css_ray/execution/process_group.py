@@ -1,7 +1,7 @@
 """The process group of a slot's workers: what Ray's TorchConfig does, without torch in processes that do not train.
 
-With TorchConfig the process of a trial and its controller import torch too, one after the other, before the workers start: some
-seconds, and some hundred megabytes in each.
+With TorchConfig the process of a trial and its controller import torch too, one after the other, before the workers start, and
+keep it in memory (`make bench ONLY=study`).
 """
 
 from __future__ import annotations
