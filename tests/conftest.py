@@ -55,6 +55,7 @@ WITHOUT_RAY = ("cluster/", "methods/", "prediction/", "reports/", "training/", "
 """Where slow tests start no Ray."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of two processes one has the slow tests that start Ray, one after another: two at a time would wait for each other longer
     than Ray waits for its own processes. The other process has the rest.
