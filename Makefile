@@ -13,7 +13,7 @@ test: $(INSTALLED)  ## the tests, without the slow ones, in two processes
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-slow: $(INSTALLED)  ## whole studies under Ray, kills and resumes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not long"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "slow and not long"
 
 test-long: $(INSTALLED)  ## clusters that lose nodes, studies on S3, kills at random, hostile inputs; ONLY=tests/fuzz for one folder
 	$(BIN)/python -m pytest -m long -o faulthandler_timeout=3500 $(ONLY)

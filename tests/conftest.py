@@ -6,8 +6,10 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Before torch is imported: on some processors MKL computes logarithms and the like in float64 to half of their digits, so that
 # golden losses would differ from those of other processors.
@@ -51,19 +53,23 @@ def place(tmp_path: Path, data: Path) -> Iterator[Place]:
         os.kill(process, signal.SIGKILL)
 
 
-WITHOUT_RAY = ("cluster/", "methods/", "prediction/", "reports/", "training/", "test_benchmarks.py")
+WITHOUT_RAY = tuple(
+    f"tests/{place}" for place in ("cluster/", "methods/", "prediction/", "reports/", "training/", "test_benchmarks.py")
+)
 """Where slow tests start no Ray."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes one has the slow tests that start Ray, one after another: two at a time would wait for each other longer
-    than Ray waits for its own processes. The other process has the rest.
+class OneRay(LoadScopeScheduling):
+    """One process has all tests that may start Ray, one after another: two at a time would wait for each other longer than Ray
+    waits for its own processes. The others have the rest.
     """
-    here = Path(__file__).parent
-    for item in items:
-        if item.get_closest_marker("slow") and not item.path.relative_to(here).as_posix().startswith(WITHOUT_RAY):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if nodeid.startswith(WITHOUT_RAY) else "ray"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay | None:
+    return OneRay(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
