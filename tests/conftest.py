@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 # Before torch is imported: on some processors MKL computes logarithms and the like in float64 to half of their digits, so that
 # golden losses would differ from those of other processors.
@@ -59,17 +58,20 @@ WITHOUT_RAY = tuple(
 """Where slow tests start no Ray."""
 
 
-class OneRay(LoadScopeScheduling):
+@pytest.hookimpl(optionalhook=True)  # of xdist, without which the tests run as well
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """One process has all tests that may start Ray, one after another: two at a time would wait for each other longer than Ray
     waits for its own processes. The others have the rest.
     """
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
 
-    def _split_scope(self, nodeid: str) -> str:
-        return nodeid if nodeid.startswith(WITHOUT_RAY) else "ray"
+    class OneRay(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if nodeid.startswith(WITHOUT_RAY) else "ray"
 
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay | None:
-    return OneRay(config, log) if config.getoption("dist") == "loadscope" else None
+    return OneRay(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
