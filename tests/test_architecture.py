@@ -111,7 +111,7 @@ HOMES = {
     "pydantic": ["css_ray/study/definition/"],
     "yaml": ["css_ray/study/definition/", "css_ray/data/"],
     "pandas": ["css_ray/api.py", "css_ray/reports/frames.py"],
-    "altair": ["css_ray/reports/charts.py"],
+    "altair": ["css_ray/reports/charts.py", "css_ray/reports/search_charts.py"],
     "vl_convert": ["css_ray/reports/charts.py"],
     "matplotlib": ["css_ray/figures/draw.py"],
     "jinja2": ["css_ray/reports/page.py"],

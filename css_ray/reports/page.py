@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from css_ray.matrices import At, ImageMatrices, MatricesError
 from css_ray.messages import printable
 from css_ray.records import mean_std, score_text
-from css_ray.reports import charts, verdict
-from css_ray.reports.charts import Curve, Figure, Tried
+from css_ray.reports import charts, search_charts, verdict
+from css_ray.reports.charts import Curve, Figure
 from css_ray.reports.compare import Comparison, TableAgainst
 from css_ray.reports.picture import Picture
 from css_ray.reports.pseudo_labels import PseudoLabelTable, pseudo_label_table
+from css_ray.reports.search_charts import Tried
 from css_ray.reports.table import MISSING, Cell, Entry, Grid, Table, TrialTable, param_text, trial_table
 from css_ray.secrets import without_secrets
 from css_ray.standing import CURVE_METRIC, Standing, TrialStanding
@@ -214,15 +215,19 @@ class _Maker:
             tried = [Tried(trial.index, trial.status, trial.partial[0], trial.params) for trial in trials]
             metric, figures = self.table.metric, []
             if any(each.mean is not None for each in tried):
-                figures.append(self._drawn(charts.history(f"history{suffix}", metric, tried)))
-            if lines := charts.parallel(
+                figures.append(self._drawn(search_charts.history(f"history{suffix}", metric, tried)))
+            if lines := search_charts.parallel(
                 f"parallel{suffix}", metric, tried, subject.params, subject.labels, subject.logarithmic
             ):
                 figures.append(self._drawn(lines))
             if subject.importance:
-                bars = charts.importances(f"importance{suffix}", subject.importance, subject.labels, subject.importance_note)
+                bars = search_charts.importances(
+                    f"importance{suffix}", subject.importance, subject.labels, subject.importance_note
+                )
                 figures.append(self._drawn(bars))
-            if dots := charts.slices(f"slices{suffix}", metric, tried, subject.params, subject.labels, subject.logarithmic):
+            if dots := search_charts.slices(
+                f"slices{suffix}", metric, tried, subject.params, subject.labels, subject.logarithmic
+            ):
                 figures.append(self._drawn(dots))
             listed = self._trials(subject)
             yield {

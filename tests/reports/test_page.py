@@ -20,9 +20,10 @@ from css_ray import Study
 from css_ray.events import StudyFinished
 from css_ray.matrices import ImageMatrices, write_matrices
 from css_ray.reporting import Reported, report_html
-from css_ray.reports import charts
-from css_ray.reports.charts import COLOURS, Figure, Tried, confusion, confusions
+from css_ray.reports import search_charts
+from css_ray.reports.charts import COLOURS, Figure, confusion, confusions
 from css_ray.reports.picture import Picture
+from css_ray.reports.search_charts import Tried
 from css_ray.study.definition import read
 from tests.cli.made_up import SEARCH, SPEC, Journal, call, refused
 
@@ -319,7 +320,7 @@ def test_slices_of_several_searches() -> None:
 
 
 def slices(tried: list[Tried], *params: str) -> Figure | None:
-    return charts.slices("slices", "val/miou", tried, params, {})
+    return search_charts.slices("slices", "val/miou", tried, params, {})
 
 
 def test_slices_without_two_values_or_a_score() -> None:
