@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,6 +21,7 @@ from css_ray.models import ModelConfig
 from css_ray.testing import MODEL, clock_at, enter_stages, make_batch, make_method
 from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
+from tests.ranks import run_ranks
 
 NUM_CLASSES = 4
 
@@ -219,7 +219,7 @@ def on_rank(rank: int, world_size: int, directory: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     directory = tmp_path_factory.mktemp("ranks")
-    mp.spawn(on_rank, args=(2, str(directory)), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    run_ranks(on_rank, 2, str(directory))
     return [torch.load(directory / f"rank{rank}.pt") for rank in range(2)]
 
 

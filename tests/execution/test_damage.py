@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from css_ray.events import Event, RunEvaluated, RunEvent, RunFinished, RunRewound, StudyFinished
 from css_ray.execution import rank_reporter
@@ -37,6 +36,7 @@ from css_ray.training.checkpoint import (
 )
 from tests.journals import Telling
 from tests.places import Place, check_same, evaluations
+from tests.ranks import run_ranks
 from tests.trials import job_of, one_thread, state_at, told, write
 
 # --------------------------------------------------------------------------------------------------------------- one file
@@ -194,7 +194,7 @@ def on_rank(rank: int, directory: str, data: str) -> None:
 
 
 def test_all_ranks_take_the_same_checkpoint(data: Path, tmp_path: Path) -> None:
-    mp.spawn(on_rank, args=(str(tmp_path), str(data)), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    run_ranks(on_rank, str(tmp_path), str(data))
     first, second = (json.loads((tmp_path / f"found{rank}.json").read_text()) for rank in range(2))
     assert first["step"] == second["step"] == 10
     assert first["reasons"] == ["another rank cannot read its part"]

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from css_ray import room
 from css_ray.api import Study
@@ -34,6 +33,7 @@ from css_ray.training.checkpoint import STATE_FILE, check_checkpoint, read_tenso
 from css_ray.training.reporter import FolderReporter
 from tests.disks import PAGE, SmallDisk, small_disk
 from tests.drivers import new_driver, small
+from tests.ranks import run_ranks
 from tests.rayless import Listening, Rayless
 
 LEVELS = range(0, 80 * PAGE, PAGE)
@@ -182,7 +182,7 @@ def on_rank(rank: int, directory: str, disk_path: str, levels: list[int]) -> Non
 
 def test_all_ranks_wait_while_one_has_no_room(disk: SmallDisk, tmp_path: Path) -> None:
     levels = [0, PAGE, 20 * PAGE, 56 * PAGE, 58 * PAGE, 60 * PAGE, 62 * PAGE]
-    mp.spawn(on_rank, args=(str(tmp_path), str(disk.path), levels), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    run_ranks(on_rank, str(tmp_path), str(disk.path), levels)
     waits = [int((tmp_path / f"waits{rank}").read_text()) for rank in range(2)]
     assert waits[0] == waits[1] >= 12
 

@@ -19,6 +19,7 @@ from css_ray.methods.stages import Border
 from css_ray.testing import NUM_CLASSES, MethodContract, clock_at, enter_stages, make_batch, make_method, train
 from css_ray.types import IGNORE_INDEX, Batch
 from css_ray.views import Views
+from tests.ranks import run_ranks
 
 STILL = Views(jitter_probability=0, blur_probability=0)
 
@@ -348,7 +349,7 @@ def on_rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(on_rank, (str(folder),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    run_ranks(on_rank, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

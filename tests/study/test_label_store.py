@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from css_ray.study.label_store import LabelStore, check_labels, file_name
+from tests.ranks import run_ranks
 
 IDS = tuple(f"image {number}" for number in range(7))
 
@@ -91,7 +92,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_write_the_file_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    run_ranks(_rank, str(tmp_path))
     alone = store(tmp_path / "alone", tmp_path / "scratch")
     label(alone, IDS)
     assert {(tmp_path / f"digest{rank}").read_text() for rank in range(2)} == {alone.digest}

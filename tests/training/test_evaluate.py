@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torchmetrics.functional import classification
 
 from css_ray.data.loaders import make_val_loader
@@ -22,6 +22,7 @@ from css_ray.data.writing import Row, rows_source, write_dataset
 from css_ray.methods import Method
 from css_ray.training.evaluate import evaluate, evaluation_metrics, pseudo_label_quality
 from css_ray.types import IGNORE_INDEX, Batch, Clock, Evaluation, Losses
+from tests.ranks import run_ranks
 
 V = IGNORE_INDEX
 NAMES = ("sky", "road", "tree")
@@ -187,7 +188,7 @@ def test_each_image_counts_once_however_many_ranks_there_are(tmp_path: Path) -> 
         assert found["num_images"] == NUM_IMAGES
         assert found["pixel_accuracy"] == pytest.approx(100 * matrix.diagonal().sum() / matrix.sum())
         assert found["cells"] == by_image(shards)
-    multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=3)  # type: ignore[attr-defined, no-untyped-call]
+    run_ranks(_rank, str(tmp_path), ranks=3)
     for rank in range(3):
         result = torch.load(tmp_path / f"result{rank}.pt", weights_only=True)
         assert result[3] == alone  # to the last digit: counts are added, not scores

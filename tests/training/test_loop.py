@@ -25,6 +25,7 @@ from css_ray.training.reporter import FolderReporter, SilentReporter
 from css_ray.training.settings import TrainConfig
 from css_ray.types import IGNORE_INDEX, Batch, Clock, Losses, Rate
 from css_ray.views import Views
+from tests.ranks import run_ranks
 
 torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
 
@@ -485,7 +486,7 @@ def _uneven_rank(rank: int, folder: str, world_size: int) -> None:
 
 def test_ranks_agree_on_what_only_one_of_them_sees() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_uneven_rank, (folder, 2), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+        run_ranks(_uneven_rank, folder, 2)
         first, second = (torch.load(Path(folder) / f"result{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["steps"] == second["steps"] == [2.25, 4.25]  # the mean of step and step + 1/2
     assert first["scored"] == second["scored"] and first["scored"]["pseudo/kept/all"] == 100
@@ -507,7 +508,7 @@ def _rank(rank: int, folder: str, world_size: int) -> None:
 
 def test_two_ranks_end_with_the_same_network_prototypes_and_scores() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (folder, 2), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+        run_ranks(_rank, folder, 2)
         first, second = (torch.load(Path(folder) / f"result{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["last"] == second["last"]
     assert first["logs"] == second["logs"]  # curves are means over the ranks

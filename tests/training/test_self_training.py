@@ -22,6 +22,7 @@ from css_ray.study.run import execute
 from css_ray.training.checkpoint import DamagedError
 from css_ray.training.reporter import FolderReporter, SilentReporter
 from css_ray.types import IGNORE_INDEX, Batch, Clock
+from tests.ranks import run_ranks
 from tests.training.awkward import CLASSES, PALETTE, SIZES, prepared
 from tests.training.test_stages import DyingReporter, Interrupted
 
@@ -210,7 +211,7 @@ def _rank(rank: int, folder: str) -> None:
 
 def test_two_ranks_label_their_shares_and_learn_from_all(tmp_path: Path) -> None:
     write(tmp_path / "lines", len(LABELLED))
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    run_ranks(_rank, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["logs"] == second["logs"] and len(first["logs"]) == ITERATIONS
     assert all(torch.equal(value, second["state"][name]) for name, value in first["state"].items())

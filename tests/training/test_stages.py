@@ -16,6 +16,7 @@ from css_ray.training.loop import fit
 from css_ray.training.reporter import FolderReporter, SilentReporter
 from css_ray.training.settings import TrainConfig
 from css_ray.types import Batch, Clock, Losses
+from tests.ranks import run_ranks
 from tests.training.test_loop import NAMES, batch, make_method, val_batches
 
 CONFIG = TrainConfig(iterations=10, lr=0.05, min_lr=0.0001, evaluate_every=3, log_every=1)
@@ -243,7 +244,7 @@ IMAGES = ("labelled_images", "labels", "unlabelled_images", "unlabelled_valid")
 @pytest.mark.parametrize("name", STAGED)
 def test_two_ranks_pass_the_border_together(name: str, tmp_path: Path) -> None:
     """DDP is made again for what the next stage trains; gradients of both stages are those of both ranks."""
-    torch.multiprocessing.spawn(_rank, (str(tmp_path), name), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    run_ranks(_rank, str(tmp_path), name)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["stages"] == second["stages"] == [(0, "warm_up"), (4, "main")]
     assert first["logs"] == second["logs"] and len(first["logs"]) == 10

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -28,6 +27,7 @@ from css_ray.training.settings import TrainConfig
 from css_ray.training.step import train_step
 from css_ray.types import Batch
 from css_ray.views import Views
+from tests.ranks import run_ranks
 from tests.training.test_loop import NAMES, InterruptAfter, Interrupted
 
 torch.set_num_threads(1)
@@ -112,7 +112,7 @@ def on_rank(rank: int, world_size: int, directory: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_train_the_same_network(tmp_path: Path) -> None:
-    mp.spawn(on_rank, args=(2, str(tmp_path)), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    run_ranks(on_rank, 2, str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     for name in SMALL:
         start = dict(make_method(name, classes=4).named_parameters())
