@@ -1,8 +1,7 @@
 """What a process costs that starts ranks and does not train: `python -m benchmarks.workloads.beside TRAINER`.
 
-TRAINER: `css-ray` to make a trainer as a slot does, `torch-trainer` to make Ray's TorchTrainer. The process also unpacks
-what its controller is sent of it. Prints the processor time in seconds, and the private memory in megabytes, that this took
-and holds, beside Python itself.
+TRAINER: `css-ray` to make a trainer as a slot does, `torch-trainer` to make Ray's TorchTrainer; and the backend that its
+controller is sent. Prints the processor time in seconds that this took, and the private memory of the process in megabytes.
 """
 
 from __future__ import annotations
