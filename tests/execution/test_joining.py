@@ -86,6 +86,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, A
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
     monkeypatch.setattr(session, "check_code", lambda: None)
+    monkeypatch.setattr(session, "start_coordinator", lambda: None)
     return calls
 
 
