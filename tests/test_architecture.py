@@ -282,6 +282,23 @@ def test_what_shows_something_loads_no_torchvision(arguments: list[str], tmp_pat
     assert run_python(program) == "[]\n"
 
 
+def test_a_command_ends_without_a_last_look_at_all_objects() -> None:
+    program = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); import css_ray_cli.main"
+    assert run_python(program) == "True\n"
+
+
+def test_a_tracker_loads_mlflow_before_the_first_event_and_writes_nothing(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from css_ray.tracking import Tracker\n"
+        "assert 'mlflow' not in sys.modules\n"
+        f"tracker, limit = Tracker('sqlite:///{tmp_path}/runs/mlflow.db'), time.monotonic() + 120\n"
+        "while 'mlflow' not in sys.modules and time.monotonic() < limit: time.sleep(0.05)\n"
+        "print('mlflow' in sys.modules, tracker.close(60))"
+    )
+    assert run_python(program) == "True 0\n" and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("word", ["utils", "common", "helper", "manager"])
 def test_banned_names(word: str) -> None:
     assert not [path for path in ROOT.glob("c*/**/*.py") if word in path.stem and ".venv" not in path.parts]

@@ -26,6 +26,9 @@ NO_AGENT = "No available agent"
 TITLES = {"worker": "ray::RayTrainWorker", "trial": "ray::ImplicitFunc"}
 """How the titles of the processes begin that a study starts under Ray, by which `benchmarks/chaos.py` finds them."""
 
+NO_IDLE_WORKERS = {"_system_config": {"prestart_worker_first_driver": False}}
+"""For `ray.init`: no workers are started in advance, which would lack a study's runtime environment and so be of no use."""
+
 CLUSTER_TITLES = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor")
 """The same of Ray's own processes, which stay when a study has ended."""
 

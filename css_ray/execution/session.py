@@ -16,7 +16,7 @@ import torch
 
 from css_ray.execution.joining import join, joined, start_here
 from css_ray.execution.nodes import check_code
-from css_ray.execution.ray_internals import keep_from_trials, machine_cpus, start_coordinator
+from css_ray.execution.ray_internals import NO_IDLE_WORKERS, keep_from_trials, machine_cpus, start_coordinator
 from css_ray.execution.reclaim import driver_config
 from css_ray.execution.start_up import set_up_process
 from css_ray.study.capacity import ENLARGE, Capacity
@@ -59,8 +59,7 @@ def connect(study: StudyDefinition, address: str | None) -> int:
     }
     if address is None:
         # The dashboard is needed: Ray Train frees the cores of a killed trial through it. It listens on loopback.
-        # Idle workers from the start would be of no use: those of a study have its runtime environment.
-        start_here(include_dashboard=True, _system_config={"prestart_worker_first_driver": False}, **own)
+        start_here(include_dashboard=True, **NO_IDLE_WORKERS, **own)
         start_coordinator()
     else:
         join(address, **own)

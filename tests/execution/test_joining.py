@@ -86,7 +86,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, A
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
     monkeypatch.setattr(session, "check_code", lambda: None)
-    monkeypatch.setattr(session, "start_coordinator", lambda: None)
+    monkeypatch.setattr(session, "start_coordinator", lambda: calls[-1].update(coordinator=True))
     return calls
 
 
@@ -97,7 +97,7 @@ def test_a_study_without_an_address_starts_its_own_ray(
     note_address(place_for_ray, "10.0.0.2:6379")
     session.connect(STUDY, None)
     (call,) = started
-    assert call["address"] == "local"
+    assert call["address"] == "local" and call["coordinator"]
     private = place_for_ray / f"css-ray-{os.getuid()}"
     assert call["environment"]["RAY_TMPDIR"] == str(private)
     assert Path(call["environment"]["TMPDIR"]).parent == private

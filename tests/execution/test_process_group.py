@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.exceptions import GetTimeoutError
 
-from css_ray.execution.process_group import ProcessGroup
+from css_ray.execution.process_group import LEAVING_SECONDS, ProcessGroup
 
 # What the process of a trial does to start workers, up to what it sends the controller; and what the controller unpacks.
 TRIAL = """
@@ -47,9 +47,17 @@ def test_neither_the_process_of_a_trial_nor_its_controller_imports_torch(tmp_pat
         assert ended.stdout == "False\n", ended.stdout + ended.stderr
 
 
-def test_ranks_of_a_node_see_each_others_gpus() -> None:
+def test_ranks_of_a_node_see_each_others_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or NCCL could not have them exchange gradients directly; Ray Train asks the backend."""
-    assert ProcessGroup("nccl").backend_cls.share_cuda_visible_devices
+    from ray.train import ScalingConfig
+    from ray.train.v2._internal.callbacks import accelerators
+
+    shared: list[Any] = []
+    monkeypatch.setattr(accelerators, "_share_cuda_visible_devices", shared.append)
+    scaling: Any = ScalingConfig(num_workers=2, use_gpu=True)
+    workers: Any = ["worker"]
+    accelerators.AcceleratorSetupCallback(ProcessGroup("nccl"), scaling).before_init_train_context(workers)
+    assert shared == [workers]
 
 
 class Stuck:
@@ -67,7 +75,8 @@ def test_workers_that_do_not_leave_are_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def get(futures: Any, *, timeout: float) -> None:
-        raise GetTimeoutError(f"{timeout:g}")
+        assert timeout == LEAVING_SECONDS
+        raise GetTimeoutError
 
     monkeypatch.setattr(ray, "get", get)
     group = ProcessGroup("gloo")

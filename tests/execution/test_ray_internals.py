@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,6 +202,28 @@ def test_a_trainer_starts_no_process_for_data_sets() -> None:
     before = names(trainer)
     ray_internals.without_data(trainer)
     assert before - names(trainer) == {"DatasetsCallback"}
+
+
+def test_the_trainer_is_what_torch_trainer_is_made_of() -> None:
+    from ray.train.torch import TorchTrainer
+
+    assert issubclass(TorchTrainer, ray_internals.data_parallel_trainer())
+
+
+@with_ray
+def test_the_coordinator_is_the_one_that_controllers_look_for() -> None:
+    from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import TrainAutoscalingCoordinatorClient
+
+    ray_internals.start_coordinator()
+    started = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+    assert TrainAutoscalingCoordinatorClient("test")._autoscaling_coordinator == started
+
+
+@with_ray
+def test_an_address_where_ranks_can_meet() -> None:
+    address, port = ray_internals.free_address()
+    assert address == ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    socket.create_server((address, port)).close()
 
 
 def test_tune_passes_on_no_key_of_a_store() -> None:
